@@ -1,0 +1,57 @@
+"""Errors of the gossip room.
+
+`CollectiveAborted` and `Indeterminate` are the two honest ends of a collective that did not
+succeed: the first says that nobody on this side can hold a certificate for it, the second that
+this node signed a result and could not learn whether everybody else did.
+"""
+
+from __future__ import annotations
+
+
+class GossipError(Exception):
+    """Root of everything this room raises; `hint` says what to do next (may be empty)."""
+
+    hint: str = ""
+
+    def __init__(self, message: str = "", *, hint: str = "") -> None:
+        super().__init__(message or (self.__doc__ or "").strip().splitlines()[0])
+        if hint:
+            self.hint = hint
+
+
+class UnknownProtocol(GossipError):
+    """No protocol of that name is installed."""
+
+
+class InvalidSettings(GossipError):
+    """The protocol's settings are wrong; the message names the key."""
+
+
+class CollectiveAborted(GossipError):
+    """The collective did not complete; inputs are untouched and it may be tried again."""
+
+    hint = "the survivors form the next epoch and try again by themselves"
+
+
+class DescriptorMismatch(CollectiveAborted):
+    """Members called the same operation with different type, length, kind or state."""
+
+    hint = "every member has to run the same task, protocol settings and model"
+
+
+class Indeterminate(GossipError):
+    """This node signed a result but could not learn by the deadline whether all others did."""
+
+    hint = "local state is untouched; the next epoch tells which result counts"
+
+
+class StateUnavailable(GossipError):
+    """No reachable member could hand over the state that this node lacks."""
+
+    hint = "it is tried again with the next epoch"
+
+
+class NonFiniteContribution(GossipError):
+    """A contribution holds NaN or infinity and was refused before it reached anybody."""
+
+    hint = "look at this node's loss: a smaller learning rate or gradient clipping usually helps"
