@@ -78,7 +78,7 @@ def worker_environment(base: Mapping[str, str], options: WorkerOptions) -> dict[
     """The environment of a supervised trainer: the parent's, with threads limited before import."""
     threads = str(options.threads)
     return {
-        **{key: value for key, value in base.items() if key not in {"PYTHONSTARTUP"}},
+        **base,
         # OpenMP and MKL read these once, when torch is loaded: torch.set_num_threads comes later
         # and leaves their pools spinning beside the other trainers of the machine.
         "OMP_NUM_THREADS": threads,
