@@ -1,0 +1,250 @@
+"""The knobs of a node: every configuration key with its type, default, bounds and meaning.
+
+Problem: a configuration file, its documentation, `noded config explain` and the code that reads it
+drift apart when each is written by hand.
+
+Idea: this is the one place. The types below are frozen msgspec Structs whose annotations carry the
+bounds and the text; `node.config` validates against them, `node.config_text` renders the commented
+default file and the explanations from them. A text says what a knob does and what turning it up buys
+and costs, with the unit.
+
+The table `[limits]` is the transport's own struct, documented where its budgets are argued.
+
+Invariants: every key has a default or the whole table is optional; every key has a text (a test looks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from node.paths import NodePaths, node_paths
+from transport.limits import Limits
+
+__all__ = [
+    "DEFAULT_PORT",
+    "PRESETS",
+    "Config",
+    "LogSection",
+    "NetworkSection",
+    "NodeSection",
+    "RunSection",
+    "TrainerSection",
+]
+
+DEFAULT_PORT: Final = 7447
+
+Text: TypeAlias = Annotated[str, Meta(max_length=4096)]
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+LogFormat: TypeAlias = Literal["auto", "human", "json", "journal"]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file."""
+
+
+class NodeSection(_Section, frozen=True):
+    """Who this node is and where it keeps its files."""
+
+    name: Annotated[
+        str,
+        Meta(
+            max_length=64,
+            description="What people call this node in tables. A label, never an identity. "
+            "Empty: the machine's host name.",
+        ),
+    ] = ""
+    data_dir: Annotated[
+        str,
+        Meta(
+            max_length=4096,
+            description="Folder for keys, sockets and runs; 0700. A relative path starts at this "
+            "file. Empty: this file's own folder.",
+        ),
+    ] = ""
+
+
+class NetworkSection(_Section, frozen=True):
+    """How other nodes reach this one, and whom it asks first."""
+
+    listen: Annotated[
+        tuple[Text, ...],
+        Meta(
+            max_length=16,
+            description="Addresses to accept peers on, as host:port; port 0 takes any free one. "
+            'This is the whole network surface of a node. For IPv6 as well, add "[::]:7447". '
+            "Empty: accept nobody, dial only.",
+        ),
+    ] = (f"0.0.0.0:{DEFAULT_PORT}",)
+    bootstrap: Annotated[
+        tuple[Text, ...],
+        Meta(
+            max_length=64,
+            description="Addresses of nodes of the same swarm to ask first. One that answers is "
+            "enough, the others are found through it; none answering is retried for ever. "
+            "Empty: wait until somebody dials this node.",
+        ),
+    ] = ()
+    advertise: Annotated[
+        tuple[Text, ...],
+        Meta(
+            max_length=16,
+            description="Addresses to tell others, when they are not the ones listened on: a "
+            "forwarded port, a public address. Empty: found from the listen addresses.",
+        ),
+    ] = ()
+
+
+class RunSection(_Section, frozen=True):
+    """The training run this node takes part in; leave the table out for a node that only helps."""
+
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=64,
+            description="The run's name in the swarm: letters, digits, '.', '_', '-'.",
+        ),
+    ]
+    create: Annotated[
+        bool,
+        Meta(
+            description="true: start the run if it does not exist; exactly one node should say so. "
+            "false: find it by its name, and take task, protocol and all numbers from it.",
+        ),
+    ] = False
+    task: Annotated[
+        str,
+        Meta(min_length=1, max_length=256, description="What to train: a registered task's name."),
+    ] = "byte-gpt"
+    protocol: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=64,
+            description="How the members combine their work: a registered protocol's name.",
+        ),
+    ] = "diloco"
+    every: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Local steps in a round. Doubling it halves the traffic, and lets the "
+            "members drift further apart between rounds.",
+        ),
+    ] = 32
+    steps: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000_000,
+            description="Local steps of each member in the whole run; 0 trains until stopped.",
+        ),
+    ] = 0
+    seed: Annotated[
+        int,
+        Meta(ge=0, le=2**63 - 1, description="Seed of the first weights and of each data order."),
+    ] = 0
+    data: Annotated[
+        str,
+        Meta(
+            max_length=4096,
+            description="A file or folder to train on; a relative path starts at this file. "
+            "Empty: what the task takes by itself (byte-gpt: Python's own source files).",
+        ),
+    ] = ""
+    task_settings: Annotated[
+        dict[str, Any],
+        Meta(max_length=64, description="Settings of the task; each task documents its own."),
+    ] = msgspec.field(default_factory=dict)
+    protocol_settings: Annotated[
+        dict[str, Any],
+        Meta(max_length=64, description="Settings of the protocol; each documents its own."),
+    ] = msgspec.field(default_factory=dict)
+
+
+class TrainerSection(_Section, frozen=True):
+    """The training process beside the daemon."""
+
+    auto: Annotated[
+        bool,
+        Meta(
+            description="true: the daemon starts the run's task itself, and restarts it if it dies. "
+            "false: wait for a script of yours to attach.",
+        ),
+    ] = True
+    threads: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1024,
+            description="Threads that torch computes with. One fewer than the cores keeps "
+            "the daemon prompt.",
+        ),
+    ] = 1
+    device: Annotated[
+        str,
+        Meta(min_length=1, max_length=32, description='Where torch computes: "cpu", "cuda:0", ...'),
+    ] = "cpu"
+    checkpoint_every: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Rounds between two checkpoints. A crash of every member loses at most "
+            "this many; each one costs a write of the whole model.",
+        ),
+    ] = 5
+    keep_checkpoints: Annotated[
+        int, Meta(ge=1, le=1000, description="How many checkpoints stay on disk; older ones go.")
+    ] = 3
+
+
+class LogSection(_Section, frozen=True):
+    """What the daemon says on its standard error."""
+
+    level: Annotated[LogLevel, Meta(description="The least important messages to show.")] = "info"
+    format: Annotated[
+        LogFormat,
+        Meta(
+            description="human: lines for a terminal. json: one object a line. journal: a priority "
+            "instead of a time, for systemd. auto: journal under systemd, else human.",
+        ),
+    ] = "auto"
+
+
+class Config(_Section, frozen=True):
+    """A whole configuration. As `node.config.load_config` returns it, its paths are absolute."""
+
+    node: NodeSection = msgspec.field(default_factory=NodeSection)
+    network: NetworkSection = msgspec.field(default_factory=NetworkSection)
+    limits: Limits = msgspec.field(default_factory=Limits)
+    run: RunSection | None = None
+    trainer: TrainerSection = msgspec.field(default_factory=TrainerSection)
+    log: LogSection = msgspec.field(default_factory=LogSection)
+
+    @property
+    def data_dir(self) -> Path:
+        """The node's data directory, absolute."""
+        return Path(self.node.data_dir)
+
+    @property
+    def paths(self) -> NodePaths:
+        """The node's files."""
+        return node_paths(self.data_dir)
+
+
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    # On one machine nobody else should get in, and silence means a dead process.
+    "local": {"network.listen": (f"127.0.0.1:{DEFAULT_PORT}",)},
+    # The defaults are made for this one.
+    "lan": {},
+    # Home links stall for seconds without being dead; fewer heartbeats spare metered ones.
+    "wan": {"limits.heartbeat_s": 3.0, "limits.silence_s": 15.0},
+}
+"""What `noded init --preset` writes; the presets differ only where they must."""
