@@ -1,0 +1,137 @@
+"""The seam between the transport and the world: raw byte streams, listeners, networks.
+
+Everything above this file (handshake driver, peers, endpoints, the DHT, the collectives) sees
+only these three abstract classes, so the same code runs over kernel TCP (`transport.tcp`) and
+over the seeded in-memory network (`transport.memory`) under a virtual clock.
+
+A raw stream is *not* a `trio.abc.Stream`: it receives into the caller's buffer (no allocation
+per read, which is what makes 256 KiB records cheap), and it may skip trio's "always a
+checkpoint" rule as long as it never runs for more than about a millisecond without one.
+
+Contract of every implementation:
+
+* `send_all` and `receive_into` may run at the same time, each in one task at a time.
+* A cancelled `send_all` leaves an unknown prefix on the wire: the stream is then useless for
+  framed data and the caller must `abort()` it. That is why one writer task owns each stream.
+* A cancelled `receive_into` consumes nothing.
+* `abort()` and `aclose()` wake every task blocked on the stream with
+  `trio.ClosedResourceError`; calling either again does nothing.
+* A broken connection is `trio.BrokenResourceError`, whose text says why ("connection reset").
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from transport.address import Address
+from transport.buffer import Buffer
+from transport.errors import TransportError
+
+
+class AcceptOverloaded(TransportError):  # noqa: N818 (as in transport.errors)
+    """Accepting failed for want of a system resource (descriptors, buffers); it may pass.
+
+    Attributes:
+        reason: the symbolic errno, for example "EMFILE".
+        shed: True if one waiting connection was turned away, so that it does not hang.
+    """
+
+    def __init__(self, reason: str, *, shed: bool) -> None:
+        super().__init__(
+            f"cannot accept connections: {reason}",
+            hint="raise the limit of open files (ulimit -n), or lower the connection limits",
+        )
+        self.reason = reason
+        self.shed = shed
+
+
+class RawStream(ABC):
+    """An ordered, reliable, unauthenticated byte stream; see the module for its contract."""
+
+    local: Address
+    """Our end of the connection."""
+
+    remote: Address
+    """The other end of the connection, as the network reports it."""
+
+    @abstractmethod
+    async def send_all(self, data: Buffer) -> None:
+        """Send all of `data`; it is not referenced any more when this returns.
+
+        Raises:
+            trio.BrokenResourceError: the connection is broken.
+            trio.ClosedResourceError: it was closed here.
+            trio.BusyResourceError: another task is sending.
+        """
+
+    @abstractmethod
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Wait for bytes and put them at the start of `buffer` (which must not be empty).
+
+        Returns:
+            How many bytes came, or 0 at the end of the stream.
+
+        Raises:
+            trio.BrokenResourceError: the connection is broken.
+            trio.ClosedResourceError: it was closed here.
+            trio.BusyResourceError: another task is receiving.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close in order: bytes already accepted by the network still travel. Never blocks."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Close hard, without waiting: the peer sees a reset. Needs a running trio loop."""
+
+
+class RawListener(ABC):
+    """A bound address that accepts raw streams."""
+
+    address: Address
+    """The address really bound (port 0 is replaced by the chosen one)."""
+
+    @abstractmethod
+    async def accept(self) -> RawStream:
+        """Wait for the next connection. Cancelling loses none.
+
+        Raises:
+            AcceptOverloaded: out of descriptors or memory; call again after a pause.
+            trio.ClosedResourceError: the listener was closed.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Stop listening and wake a waiting `accept`. Never blocks."""
+
+
+class Network(ABC):
+    """A way to reach other machines."""
+
+    @abstractmethod
+    async def connect(self, address: Address) -> RawStream:
+        """Open a stream to `address`; the deadline is the caller's cancel scope.
+
+        Raises:
+            ConnectFailed: refused, unreachable, or timed out below us; its text is the reason
+                alone, since the caller knows the address.
+        """
+
+    @abstractmethod
+    async def listen(self, address: Address) -> RawListener:
+        """Bind `address` (port 0 chooses one) and start listening.
+
+        Raises:
+            AddressInUse: somebody else listens there.
+            ListenFailed: any other reason.
+        """
+
+    async def resolve(self, address: Address) -> Sequence[Address]:
+        """Turn a host name into numeric addresses, in order of preference.
+
+        The default is for networks without names.
+
+        Raises:
+            ConnectFailed: the name is unknown.
+        """
+        return (address,)
