@@ -47,6 +47,12 @@ def normalise_host(host_untrusted: str) -> str:
     return str(ip)
 
 
+def _check_host(_address: object, _attribute: object, value: str) -> None:
+    # msgspec fills attrs classes without running converters, so what comes from the wire is checked here again.
+    if normalise_host(value) != value:
+        raise InvalidAddress("the host is not in canonical form")
+
+
 def _check_port(_address: object, _attribute: object, value: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
         raise InvalidAddress("the port is not a number from 0 to 65535")
@@ -56,7 +62,7 @@ def _check_port(_address: object, _attribute: object, value: int) -> None:
 class Address:
     """A TCP address; `str()` gives `host:port` or `[v6]:port`."""
 
-    host: str = attrs.field(converter=normalise_host)
+    host: str = attrs.field(converter=normalise_host, validator=_check_host)
     """IP literal or name, canonical."""
     port: int = attrs.field(validator=_check_port)
     """0 to 65535; 0 only for listening."""

@@ -15,7 +15,6 @@ from typing import Any, NoReturn, TypeVar
 import msgpack
 import msgspec
 
-from transport.address import Address
 from transport.buffer import Buffer
 from transport.errors import MalformedMessage, MessageTooLarge, TransportError
 from transport.identity import NodeId
@@ -33,21 +32,17 @@ MAX_DEPTH = 16
 def _encode_known(value: object) -> object:
     if isinstance(value, bytes):  # NodeId and its like
         return bytes(value)
-    if isinstance(value, Address):
-        return str(value)
     raise NotImplementedError(f"cannot encode {type(value).__name__}")
 
 
 def _decode_known(type_: type[Any], value: Any) -> Any:
-    if type_ is Address and isinstance(value, str):
-        return Address.parse(value)
     if isinstance(type_, type) and issubclass(type_, NodeId) and isinstance(value, bytes):
         return type_(value)
     raise NotImplementedError(f"cannot decode {type_.__name__}")
 
 
 def pack(obj: object, *, limit: int = MAX_MESSAGE_BYTES) -> bytes:
-    """Encode builtins, msgspec Structs, attrs values, NodeId and Address.
+    """Encode builtins, msgspec Structs, attrs values and NodeId.
 
     Raises:
         MessageTooLarge: the result exceeds `limit` bytes, so the other side would refuse it.

@@ -1,0 +1,397 @@
+"""From a raw connection to an authenticated peer: hello, Noise XX, identities.
+
+Problem: before a byte of the application flows, both sides must know that they speak the same protocol version, belong to the same
+swarm, and which node is at the other end; a stranger must learn nothing and cost next to nothing. Idea: a fixed hello in clear,
+both hellos and the swarm key in the Noise prologue (so an edit of any bit breaks the handshake), and an Ed25519 signature over
+the Noise static key inside the encrypted messages.
+
+    initiator                                    responder
+      hello (28) | e (32) | proof (16)    ->
+                                          <-     hello (28) | length (2) | message 2
+      length (2) | message 3              ->
+
+    hello:      magic 93 6e 6f 64 65 64 0d 0a (8), version (1), role (1: 1 initiator, 2 responder), flags (2), tie-break (8), swarm tag (8)
+    proof:      HMAC-SHA256(swarm key, "noded member v1" 00 | initiator hello | e), first 16 bytes; it is the payload of Noise message 1
+    prologue:   "noded handshake v1" 00 | initiator hello | responder hello | swarm key
+    payload of messages 2 and 3: Ed25519 public key (32) | signature (64) | intro, a msgpack map
+    signed:     "noded identity v1" 00 | swarm id | role (1) | Noise static public key
+
+The initiator's first flight goes out before the responder's hello is known. That is sound: Noise message 1 of XX carries no
+encryption, so its bytes do not depend on the prologue, and the prologue is mixed in before message 2 is made or read.
+
+The responder answers nothing until the proof shows that the initiator holds the swarm key; the exceptions are another version or
+another swarm tag, answered with the bare hello (28 bytes) so that both sides can say what is wrong. The initiator compares the
+responder's id with the expected one before it sends its own identity. Nothing but the handshake is taken or given before
+message 3 is verified (no 0-RTT), and the two together read at most 4 KiB each.
+
+Invariants: any split of the input gives the same result; every failure is a HandshakeFailed and final; bytes after the last
+message are kept in `result.leftover`, in order. After a failure `outgoing()` may still hold the bare hello: send it, then close.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from collections.abc import Callable
+from typing import Literal
+
+import attrs
+import msgspec
+
+from transport.address import Address
+from transport.buffer import Buffer
+from transport.codec import decode_untrusted, pack
+from transport.errors import (
+    HandshakeFailed,
+    InvalidPublicKey,
+    NotNoded,
+    SelfDialed,
+    TransportError,
+    UsageError,
+    VersionMismatch,
+    WrongPeer,
+    WrongSwarm,
+)
+from transport.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, NodeId, verify
+from transport.noise import DH_BYTES, KeyPair, NoiseXX, Role
+from transport.record import Opener, Sealer
+from transport.swarm import Swarm
+
+MAGIC = b"\x93noded\r\n"
+"""Not ASCII at first, so that text protocols differ at once; CR LF shows a line-ending translation."""
+VERSION = 1
+MAX_HANDSHAKE_BYTES = 4096
+"""Bytes either side reads before it gives up."""
+MAX_INTRO_BYTES = 3072
+MAX_NAME_CHARS = 64
+MAX_LISTEN = 16
+MAX_LABEL_BYTES = 64
+PROOF_BYTES = 16
+
+_HELLO = struct.Struct(">8sBBHQ8s")
+HELLO_BYTES = _HELLO.size
+_FIRST_FLIGHT_BYTES = HELLO_BYTES + DH_BYTES + PROOF_BYTES
+_LENGTH = struct.Struct(">H")
+_ROLE_BYTE: dict[Role, int] = {"initiator": 1, "responder": 2}
+_PROLOGUE_DOMAIN = b"noded handshake v1\x00"
+_PROOF_DOMAIN = b"noded member v1"
+_IDENTITY_DOMAIN = b"noded identity v1\x00"
+
+
+def _check_name(_intro: object, _attribute: object, value: str) -> None:
+    if not isinstance(value, str) or len(value) > MAX_NAME_CHARS or not value.isprintable():
+        raise UsageError(f"a node's name has at most {MAX_NAME_CHARS} printable characters")
+
+
+def _check_listen(_intro: object, _attribute: object, value: tuple[Address, ...]) -> None:
+    if len(value) > MAX_LISTEN or not all(isinstance(address, Address) for address in value):
+        raise UsageError(f"a node advertises at most {MAX_LISTEN} addresses")
+
+
+def _check_label(_intro: object, _attribute: object, value: bytes) -> None:
+    if not isinstance(value, bytes) or len(value) > MAX_LABEL_BYTES:
+        raise UsageError(f"a bulk label has at most {MAX_LABEL_BYTES} bytes")
+
+
+@attrs.frozen
+class Intro:
+    """What each side says about itself and about the connection, encrypted in the handshake."""
+
+    kind: Literal["control", "bulk"] = attrs.field(
+        default="control", validator=attrs.validators.in_(("control", "bulk"))
+    )
+    """The initiator's decides what the connection is for."""
+    name: str = attrs.field(default="", validator=_check_name)
+    """The node's name for people; not unique, not verified."""
+    listen: tuple[Address, ...] = attrs.field(default=(), converter=tuple, validator=_check_listen)
+    """Where the node says it can be dialed."""
+    label: bytes = attrs.field(default=b"", validator=_check_label)
+    """Which `accept_bulk` a bulk connection is for."""
+
+
+class _IntroMessage(msgspec.Struct, frozen=True):
+    kind: Literal["control", "bulk"]
+    name: str = ""
+    listen: tuple[str, ...] = ()
+    label: bytes = b""
+
+
+def _encode_intro(intro: Intro) -> bytes:
+    listen = tuple(str(address) for address in intro.listen)
+    data = pack(_IntroMessage(intro.kind, intro.name, listen, intro.label))
+    if len(data) > MAX_INTRO_BYTES:
+        raise UsageError(
+            f"the intro has {len(data)} bytes, limit {MAX_INTRO_BYTES}: shorten the addresses"
+        )
+    return data
+
+
+def _decode_intro(data_untrusted: bytes) -> Intro:
+    try:
+        message = decode_untrusted(data_untrusted, _IntroMessage, limit=MAX_INTRO_BYTES)
+        listen = tuple(Address.parse(text) for text in message.listen[: MAX_LISTEN + 1])
+        return Intro(message.kind, message.name, listen, message.label)
+    except TransportError as error:
+        raise HandshakeFailed(f"the other side's introduction is malformed: {error}") from None
+
+
+@attrs.frozen(eq=False)
+class HandshakeResult:
+    """An authenticated connection, from one side."""
+
+    node_id: NodeId
+    """Who the other side is."""
+    public_key: bytes
+    """Its Ed25519 key."""
+    intro: Intro
+    """What it says about itself."""
+    sealer: Sealer = attrs.field(repr=False)
+    """For what we send."""
+    opener: Opener = attrs.field(repr=False)
+    """For what we receive."""
+    session_id: bytes = attrs.field(repr=False)
+    """32 bytes, the same on both sides, different for every handshake; may be public."""
+    leftover: bytes = attrs.field(repr=False)
+    """Received after the last message of the handshake: the start of the first record."""
+    role: Role
+    """Ours."""
+    tie_break: int
+    """Our random 64 bits of the hello."""
+    remote_tie_break: int
+    """Theirs."""
+
+
+class Handshake:
+    """One side of one handshake; sans-IO.
+
+    Args:
+        role: "initiator" if this side opened the connection (or won the tie-break of a simultaneous open).
+        identity: our key.
+        swarm: our swarm.
+        intro: what we say about ourselves.
+        random_bytes: source of the fresh keys and the tie-break; os.urandom outside simulations.
+        expected: the only acceptable node id, if one is known.
+
+    Raises:
+        UsageError: the intro is too large to send.
+    """
+
+    def __init__(
+        self,
+        *,
+        role: Role,
+        identity: Identity,
+        swarm: Swarm,
+        intro: Intro,
+        random_bytes: Callable[[int], bytes],
+        expected: NodeId | None = None,
+    ) -> None:
+        self._role: Role = role
+        self._identity = identity
+        self._swarm = swarm
+        self._intro = _encode_intro(intro)
+        self._expected = expected
+        self._ephemeral = KeyPair.from_private(random_bytes(DH_BYTES))
+        self._static = KeyPair.from_private(random_bytes(DH_BYTES))
+        self._tie_break = int.from_bytes(random_bytes(8), "big")
+        self._remote_tie_break = 0
+        self._hello = _HELLO.pack(MAGIC, VERSION, _ROLE_BYTE[role], 0, self._tie_break, swarm.tag)
+        self._remote_hello = b""
+        self._noise: NoiseXX | None = None
+        self._received = bytearray()
+        self._consumed = 0
+        self._out = bytearray()
+        self._error: HandshakeFailed | None = None
+        self._result: HandshakeResult | None = None
+        if role == "initiator":
+            self._out += (
+                self._hello
+                + self._ephemeral.public
+                + self._proof(self._hello, self._ephemeral.public)
+            )
+
+    @property
+    def result(self) -> HandshakeResult | None:
+        """Set once the other side is authenticated. The initiator still has to send `outgoing()`."""
+        return self._result
+
+    def outgoing(self) -> bytes:
+        """Bytes to send now; b"" if none. Also to be sent (best effort) after `receive` raised."""
+        data = bytes(self._out)
+        self._out.clear()
+        return data
+
+    def receive(self, data_untrusted: Buffer) -> None:
+        """Take received bytes, any split.
+
+        Raises:
+            HandshakeFailed: or a subclass; the handshake is over and every further call raises it again.
+            UsageError: the handshake already has its result (further bytes belong to the records).
+        """
+        if self._error is not None:
+            raise self._error
+        if self._result is not None:
+            raise UsageError("the handshake is finished")
+        self._received += data_untrusted
+        try:
+            while self._step():
+                pass
+        except HandshakeFailed as error:
+            self._error = error
+            self._received.clear()
+            raise
+
+    def receive_eof(self) -> None:
+        """The connection ended; always raises, with the most likely cause.
+
+        Raises:
+            HandshakeFailed: this one, or the one that already happened.
+        """
+        if self._error is None:
+            if self._remote_hello or self._consumed:
+                self._error = HandshakeFailed(
+                    "the other side closed the connection during the handshake"
+                )
+            elif self._role == "initiator":
+                self._error = HandshakeFailed(
+                    "the other side closed the connection without an answer",
+                    hint="it may not be a noded node, it may have another swarm key, or it may be refusing connections",
+                )
+            else:
+                self._error = HandshakeFailed(
+                    "the other side closed the connection without saying hello"
+                )
+        raise self._error
+
+    def _proof(self, hello: bytes, ephemeral: bytes) -> bytes:
+        return self._swarm.proof(_PROOF_DOMAIN, hello + ephemeral)[:PROOF_BYTES]
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._received[:size])
+        del self._received[:size]
+        self._consumed += size
+        return data
+
+    def _step(self) -> bool:
+        """Consume the next unit of input; False when more bytes (or none) are needed."""
+        if self._result is not None:
+            return False
+        if not self._remote_hello:
+            return self._receive_hello()
+        if self._noise is None:  # responder only
+            return self._receive_first_message()
+        return self._receive_long_message(self._noise)
+
+    def _receive_hello(self) -> bool:
+        head = bytes(self._received[:HELLO_BYTES])
+        magic = head[: len(MAGIC)]
+        if magic != MAGIC[: len(magic)]:
+            raise NotNoded("the other side does not speak the noded protocol")
+        if len(head) > len(MAGIC) and head[len(MAGIC)] != VERSION:
+            self._answer_hello()
+            raise VersionMismatch(
+                f"the other side speaks version {head[len(MAGIC)]} of the protocol, this node version {VERSION}"
+            )
+        if len(head) < HELLO_BYTES:
+            return False
+        _, _, role, _flags, self._remote_tie_break, tag = _HELLO.unpack(head)
+        other: Role = "responder" if self._role == "initiator" else "initiator"
+        if role != _ROLE_BYTE[other]:
+            raise HandshakeFailed("the other side plays our own role: the connection is reflected")
+        if tag != self._swarm.tag:
+            self._answer_hello()
+            raise WrongSwarm("the other side belongs to another swarm")
+        self._remote_hello = self._take(HELLO_BYTES)
+        if self._role == "initiator":
+            self._noise = self._make_noise(self._hello, self._remote_hello)
+            # The same bytes that went out with the hello; the state takes them into the transcript now.
+            self._noise.write_message(self._proof(self._hello, self._ephemeral.public))
+        return True
+
+    def _answer_hello(self) -> None:
+        if self._role == "responder":
+            self._out += self._hello
+
+    def _make_noise(self, initiator_hello: bytes, responder_hello: bytes) -> NoiseXX:
+        prologue = _PROLOGUE_DOMAIN + initiator_hello + responder_hello + self._swarm.key
+        return NoiseXX(
+            self._role, static=self._static, ephemeral=self._ephemeral, prologue=prologue
+        )
+
+    def _receive_first_message(self) -> bool:
+        if len(self._received) < DH_BYTES + PROOF_BYTES:
+            return False
+        message = self._take(DH_BYTES + PROOF_BYTES)
+        proof = self._proof(self._remote_hello, message[:DH_BYTES])
+        if not hmac.compare_digest(message[DH_BYTES:], proof):
+            raise WrongSwarm("the other side names our swarm but does not hold its key")
+        self._noise = self._make_noise(self._remote_hello, self._hello)
+        self._noise.read_message(message)
+        self._out += self._hello
+        self._send_identity(self._noise)
+        return True
+
+    def _receive_long_message(self, noise: NoiseXX) -> bool:
+        if len(self._received) < _LENGTH.size:
+            return False
+        (length,) = _LENGTH.unpack_from(self._received)
+        if self._consumed + _LENGTH.size + length > MAX_HANDSHAKE_BYTES:
+            raise HandshakeFailed("the handshake exceeds 4 KiB")
+        if len(self._received) < _LENGTH.size + length:
+            return False
+        payload = noise.read_message(self._take(_LENGTH.size + length)[_LENGTH.size :])
+        node_id, public_key, intro = self._check_identity(payload, noise.remote_static)
+        if self._role == "initiator":
+            self._send_identity(noise)
+        self._finish(noise, node_id, public_key, intro)
+        return False
+
+    def _signed(self, role: Role, static_public: bytes) -> bytes:
+        return _IDENTITY_DOMAIN + self._swarm.id + bytes([_ROLE_BYTE[role]]) + static_public
+
+    def _send_identity(self, noise: NoiseXX) -> None:
+        signature = self._identity.sign(self._signed(self._role, self._static.public))
+        message = noise.write_message(self._identity.public_key + signature + self._intro)
+        self._out += _LENGTH.pack(len(message)) + message
+
+    def _check_identity(
+        self, payload_untrusted: bytes, static_public: bytes
+    ) -> tuple[NodeId, bytes, Intro]:
+        end_of_signature = PUBLIC_KEY_BYTES + SIGNATURE_BYTES
+        if len(payload_untrusted) < end_of_signature:
+            raise HandshakeFailed("the other side gave no identity")
+        public_key = payload_untrusted[:PUBLIC_KEY_BYTES]
+        signature = payload_untrusted[PUBLIC_KEY_BYTES:end_of_signature]
+        try:
+            node_id = NodeId.of_public_key(public_key)
+        except InvalidPublicKey:
+            raise HandshakeFailed("the other side's public key is not acceptable") from None
+        other: Role = "responder" if self._role == "initiator" else "initiator"
+        if not verify(public_key, signature, self._signed(other, static_public)):
+            raise HandshakeFailed("the other side's identity is forged")
+        if node_id == self._identity.node_id:
+            raise SelfDialed("the other side has our own identity")
+        if self._expected is not None and node_id != self._expected:
+            raise WrongPeer(f"expected {self._expected.short}, found {node_id.short}")
+        return node_id, public_key, _decode_intro(payload_untrusted[end_of_signature:])
+
+    def _finish(self, noise: NoiseXX, node_id: NodeId, public_key: bytes, intro: Intro) -> None:
+        to_responder, to_initiator = noise.split()
+        sends, receives = (
+            (to_responder, to_initiator)
+            if self._role == "initiator"
+            else (to_initiator, to_responder)
+        )
+        self._result = HandshakeResult(
+            node_id=node_id,
+            public_key=public_key,
+            intro=intro,
+            sealer=Sealer(sends),
+            opener=Opener(receives),
+            session_id=noise.handshake_hash,
+            leftover=bytes(self._received),
+            role=self._role,
+            tie_break=self._tie_break,
+            remote_tie_break=self._remote_tie_break,
+        )
+        self._received.clear()
