@@ -132,8 +132,8 @@ def decode_untrusted(data: Buffer, type_: type[T], *, limit: int = MAX_MESSAGE_B
             value, type_, strict=True, builtin_types=(bytes,), dec_hook=_decode_known
         )
     except (msgspec.MsgspecError, TransportError, ValueError, TypeError, OverflowError) as error:
-        raise MalformedMessage(
-            f"not a {getattr(type_, '__name__', 'value')}: {error}"[:200]
-        ) from None
+        # The text may quote values of the peer: one printable line of bounded length.
+        text = "".join(c if c.isprintable() else "?" for c in str(error)[:200])
+        raise MalformedMessage(f"not a {getattr(type_, '__name__', 'value')}: {text}") from None
     except RecursionError:
         raise MalformedMessage("nested too deeply") from None

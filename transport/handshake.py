@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import hmac
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import attrs
@@ -83,6 +83,10 @@ def _check_name(_intro: object, _attribute: object, value: str) -> None:
         raise UsageError(f"a node's name has at most {MAX_NAME_CHARS} printable characters")
 
 
+def _as_tuple(addresses: Iterable[Address]) -> tuple[Address, ...]:
+    return tuple(addresses)
+
+
 def _check_listen(_intro: object, _attribute: object, value: tuple[Address, ...]) -> None:
     if len(value) > MAX_LISTEN or not all(isinstance(address, Address) for address in value):
         raise UsageError(f"a node advertises at most {MAX_LISTEN} addresses")
@@ -103,7 +107,9 @@ class Intro:
     """The initiator's decides what the connection is for."""
     name: str = attrs.field(default="", validator=_check_name)
     """The node's name for people; not unique, not verified."""
-    listen: tuple[Address, ...] = attrs.field(default=(), converter=tuple, validator=_check_listen)
+    listen: tuple[Address, ...] = attrs.field(
+        default=(), converter=_as_tuple, validator=_check_listen
+    )
     """Where the node says it can be dialed."""
     label: bytes = attrs.field(default=b"", validator=_check_label)
     """Which `accept_bulk` a bulk connection is for."""

@@ -201,9 +201,10 @@ class NoiseXX:
         self._alive = False  # until the message is through
         return tokens
 
-    def _mix_dh(self, token: str) -> None:
+    def _mix_dh(self, step: str) -> None:
         # First letter: the initiator's key, second letter: the responder's.
-        mine, theirs = token if self._role == "initiator" else token[::-1]
+        first, second = step[0], step[1]
+        mine, theirs = (first, second) if self._role == "initiator" else (second, first)
         pair = self._ephemeral if mine == "e" else self._static
         self._symmetric.mix_key(
             pair.exchange(self._remote_ephemeral if theirs == "e" else self.remote_static)
@@ -213,14 +214,14 @@ class NoiseXX:
         """The next message, carrying `payload` (encrypted from message 2 on)."""
         symmetric = self._symmetric
         message = b""
-        for token in self._begin(writing=True):
-            if token == "e":
+        for step in self._begin(writing=True):
+            if step == "e":
                 symmetric.mix_hash(self._ephemeral.public)
                 message += self._ephemeral.public
-            elif token == "s":
+            elif step == "s":
                 message += symmetric.encrypt_and_hash(self._static.public)
             else:
-                self._mix_dh(token)
+                self._mix_dh(step)
         message += symmetric.encrypt_and_hash(payload)
         if len(message) > MAX_MESSAGE_BYTES:
             raise UsageError(f"a Noise message has at most {MAX_MESSAGE_BYTES} bytes")
@@ -235,15 +236,15 @@ class NoiseXX:
         """
         symmetric = self._symmetric
         rest = message_untrusted
-        for token in self._begin(writing=False):
-            if token == "e":
+        for step in self._begin(writing=False):
+            if step == "e":
                 self._remote_ephemeral, rest = _take(rest, DH_BYTES)
                 symmetric.mix_hash(self._remote_ephemeral)
-            elif token == "s":
+            elif step == "s":
                 encrypted, rest = _take(rest, DH_BYTES + (TAG_BYTES if symmetric.has_key else 0))
                 self.remote_static = symmetric.decrypt_and_hash(encrypted)
             else:
-                self._mix_dh(token)
+                self._mix_dh(step)
         payload = symmetric.decrypt_and_hash(rest)
         self._alive = True
         return payload
