@@ -1,0 +1,382 @@
+"""The local control API: HTTP/1.1 over a Unix socket that only this node's owner can use.
+
+Problem: the command line, health checks and scripts ask the daemon things and tell it to stop. Nobody
+else may, and no asker, slow, broken or malicious, may disturb training.
+
+Idea: h11 speaks HTTP and does no I/O; this module is its trio driver plus the guards. The handlers are
+given by the daemon as a table, `(method, path) -> async function`, and deal in JSON values only. One
+request for each connection: local connections cost nothing, and it keeps the state machine trivial.
+
+The socket is made 0600 *when it is created*, whatever the umask is: Linux takes the mode of a bound
+socket from the socket's own inode, so fchmod(2) before bind(2) leaves no window. Beside that the
+directory is 0700 and the caller's user id (SO_PEERCRED) must be ours or root's. A request that carries
+an `Origin` comes from a web page by way of some proxy, and is refused.
+
+Invariants:
+- Bounded: connections, header bytes, body bytes, and time for each request; the slot is taken before
+  accepting, so a flood waits in the kernel's queue.
+- One guard for each connection: nothing a client does ends the server.
+- A socket file left by a killed daemon is replaced; one that somebody answers on is not.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import socket
+import stat
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import h11
+import trio
+
+from node.errors import ExitCode, NodedError, Refused, exit_code_of, first_error, hint_of
+from node.paths import MAX_SOCKET_PATH_BYTES, ensure_private_dir
+
+__all__ = ["ControlServer", "Handler", "Handlers", "open_control"]
+
+Handler: TypeAlias = Callable[[dict[str, Any] | None], Awaitable[tuple[int, dict[str, Any]]]]
+"""Gets the request's JSON object (None without a body), gives the HTTP status and the answer."""
+Handlers: TypeAlias = Mapping[tuple[str, str], Handler]
+
+MAX_CONNECTIONS: Final = 32
+"""Requests at once; the command line makes one at a time, a health check one every few seconds."""
+MAX_HEADER_BYTES: Final = 16 * 1024
+MAX_BODY_BYTES: Final = 64 * 1024
+REQUEST_TIMEOUT_S: Final = 10.0
+"""From accept to the whole request, and again for writing the answer."""
+HANDLER_TIMEOUT_S: Final = 300.0
+"""The longest a handler may take: `noded ping -c 100` against a peer that is slow to answer."""
+
+_PEERCRED: Final = struct.Struct("3i")  # unix(7): pid, uid, gid
+_HTTP_STATUS: Final[Mapping[ExitCode, int]] = {
+    ExitCode.USAGE: 400,
+    ExitCode.NOT_READY: 503,
+    ExitCode.TIMED_OUT: 504,
+    ExitCode.PEER_UNREACHABLE: 404,
+    ExitCode.BAD_CONFIG: 400,
+    ExitCode.REFUSED: 403,
+}
+
+_log = logging.getLogger(__name__)
+
+
+class ControlServer:
+    """The running server.
+
+    Attributes:
+        path: the socket's path.
+        counters: requests by outcome: "ok", "client-error", "server-error", "refused-uid",
+            "bad-request", "timeout", "broken".
+        active: connections being served now.
+    """
+
+    def __init__(self, path: Path, handlers: Handlers) -> None:
+        self.path = path
+        self.counters: Counter[str] = Counter()
+        self._handlers = dict(handlers)
+        self.active = 0
+        self._slots = trio.Semaphore(MAX_CONNECTIONS)
+        self._idle = trio.Event()
+        self._idle.set()
+
+    async def _accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+        while True:
+            await self._slots.acquire()
+            try:
+                connection, _ = await listener.accept()
+            except OSError as error:
+                self._slots.release()
+                if error.errno == errno.EBADF:
+                    raise  # the listener itself is gone: a bug, not a client
+                # Out of file descriptors or memory: wait for some to come back, and say so once.
+                _log.warning("cannot accept on the control socket: %s", error.strerror)
+                await trio.sleep(1)
+                continue
+            except BaseException:
+                self._slots.release()
+                raise
+            if self.active == 0:
+                self._idle = trio.Event()
+            self.active += 1
+            nursery.start_soon(self._guard, connection)
+
+    async def _drain(self) -> None:
+        """Wait until nobody is being served."""
+        await self._idle.wait()
+
+    async def _guard(self, connection: trio.socket.SocketType) -> None:
+        """Serve one connection; whatever goes wrong stays in here."""
+        try:
+            with connection:
+                if not _is_owner(connection):
+                    self.counters["refused-uid"] += 1
+                    _log.warning("refused a control connection of another user")
+                    return
+                await self._serve(connection)
+        except Exception as error:  # noqa: BLE001 (the guard: a client must not end the server)
+            self.counters["broken"] += 1
+            if not isinstance(error, OSError):
+                _log.error("a control connection failed", exc_info=error)
+        finally:
+            self._slots.release()
+            self.active -= 1
+            if self.active == 0:
+                self._idle.set()
+
+    async def _serve(self, connection: trio.socket.SocketType) -> None:
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER_BYTES)
+        status, answer = 408, _error_body("the request did not come in time", ExitCode.TIMED_OUT)
+        handler: Handler | None = None
+        body: dict[str, Any] | None = None
+        try:
+            with trio.move_on_after(REQUEST_TIMEOUT_S):
+                request, data = await _read_request(http, connection)
+                handler = self._route(request)
+                body = _parse_body(data)
+        except (h11.RemoteProtocolError, _BadRequest) as error:
+            status = error.status if isinstance(error, _BadRequest) else error.error_status_hint
+            hint = error.hint if isinstance(error, _BadRequest) else ""
+            answer = _error_body(str(error), ExitCode.USAGE, hint)
+            self.counters["bad-request"] += 1
+            handler = None
+        except _Disconnected:
+            return
+        else:
+            if handler is None:
+                self.counters["timeout"] += 1
+        if handler is not None:
+            status, answer = await _call(handler, body)
+            outcome = "ok" if status < 400 else "client-error" if status < 500 else "server-error"
+            self.counters[outcome] += 1
+        with trio.move_on_after(REQUEST_TIMEOUT_S):
+            await _respond(http, connection, status, answer)
+
+    def _route(self, request: h11.Request) -> Handler:
+        if any(name == b"origin" for name, _ in request.headers):
+            raise _BadRequest(403, "requests from web pages are refused")
+        method = request.method.decode("ascii", "replace")
+        path = request.target.decode("ascii", "replace").partition("?")[0]
+        handler = self._handlers.get((method, path))
+        if handler is not None:
+            return handler
+        others = sorted(known for known, route in self._handlers if route == path)
+        if others:
+            raise _BadRequest(405, f"{path} answers to {', '.join(others)}")
+        raise _BadRequest(
+            404, f"there is no {path[:80]!r}", "the daemon may be older than this command"
+        )
+
+
+@asynccontextmanager
+async def open_control(path: Path, handlers: Handlers) -> AsyncIterator[ControlServer]:
+    """Serve the control API on the Unix socket `path` while the block runs.
+
+    Requests can be made as soon as the block begins. Leaving it stops accepting, cancels the requests
+    under way, and removes the socket file.
+
+    Args:
+        path: where the socket goes; its directory is made 0700 if need be.
+        handlers: what answers which method and path. A handler that raises `NodedError` (or another
+            room's error) is answered with that error's text, hint and exit code.
+
+    Raises:
+        Refused: another daemon answers on this socket, or the directory is not ours.
+        NodedError: the socket cannot be made.
+    """
+    ensure_private_dir(path.parent)
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+        raise NodedError(
+            f"the path of the socket is too long to bind ({path})",
+            hint="choose a shorter data directory",
+        )
+    listener, inode = _bind(path)
+    server = ControlServer(path, handlers)
+    try:
+        with trio.socket.from_stdlib_socket(listener) as sock:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server._accept, sock, nursery)  # noqa: SLF001 (same module)
+                try:
+                    yield server
+                finally:
+                    # The reply to `noded stop` is still on its way when the daemon winds down.
+                    with trio.move_on_after(0.5, shield=True):
+                        await server._drain()  # noqa: SLF001
+                    nursery.cancel_scope.cancel()
+    finally:
+        _remove(path, inode)
+
+
+def _bind(path: Path) -> tuple[socket.socket, tuple[int, int]]:
+    _clear_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        os.fchmod(sock.fileno(), 0o600)  # the inode's mode becomes the file's (see above)
+        sock.bind(str(path))
+        status = os.lstat(path)
+        if stat.S_IMODE(status.st_mode) != 0o600:  # not Linux: the directory has guarded it so far
+            path.chmod(0o600)
+        sock.setblocking(False)
+        sock.listen(MAX_CONNECTIONS)
+    except OSError as error:
+        sock.close()
+        raise NodedError(
+            f"cannot make the control socket {path}: {error.strerror or error}",
+            hint="check the permissions and the free space of its directory",
+        ) from error
+    return sock, (status.st_dev, status.st_ino)
+
+
+def _clear_stale(path: Path) -> None:
+    """Remove the socket that a killed daemon left; refuse if somebody answers on it."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise Refused(f"{path} is in the way: it is not a socket", hint="move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            with suppress(FileNotFoundError):
+                path.unlink()
+            return
+        except OSError:
+            pass  # a full queue: somebody is there, and busy
+    raise Refused(
+        f"another daemon is running on {path}",
+        hint="stop it first:  noded stop      or give this one a data directory of its own",
+    )
+
+
+def _remove(path: Path, inode: tuple[int, int]) -> None:
+    """Remove our socket file, and not a successor's."""
+    with suppress(OSError):
+        status = os.lstat(path)
+        if (status.st_dev, status.st_ino) == inode:
+            path.unlink()
+
+
+def _is_owner(connection: trio.socket.SocketType) -> bool:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    _, uid, _ = _PEERCRED.unpack(credentials)
+    return uid in {os.geteuid(), 0}  # root could read our memory anyway
+
+
+class _BadRequest(Exception):  # noqa: N818 (named for the HTTP status)
+    def __init__(self, status: int, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.hint = hint
+
+
+class _Disconnected(Exception):  # noqa: N818
+    """The client went away before it had asked anything."""
+
+
+async def _read_request(
+    http: h11.Connection, connection: trio.socket.SocketType
+) -> tuple[h11.Request, bytes]:
+    request: h11.Request | None = None
+    body = bytearray()
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            if http.they_are_waiting_for_100_continue:
+                continue_ = h11.InformationalResponse(status_code=100, headers=[])
+                await _send_all(connection, http.send(continue_))
+            data = await connection.recv(16 * 1024)
+            if not data and request is None:
+                raise _Disconnected
+            http.receive_data(data)
+        elif isinstance(event, h11.Request):
+            request = event
+        elif isinstance(event, h11.Data):
+            body += event.data
+            if len(body) > MAX_BODY_BYTES:
+                raise _BadRequest(413, f"a request holds at most {MAX_BODY_BYTES} bytes")
+        elif isinstance(event, h11.EndOfMessage):
+            assert request is not None
+            return request, bytes(body)
+        else:
+            raise _Disconnected
+
+
+def _parse_body(data: bytes) -> dict[str, Any] | None:
+    if not data:
+        return None
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise _BadRequest(400, "the request's body is not JSON") from None
+    if not isinstance(value, dict):
+        raise _BadRequest(400, "the request's body is not a JSON object")
+    return value
+
+
+async def _call(handler: Handler, body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+    try:
+        with trio.fail_after(HANDLER_TIMEOUT_S):
+            return await handler(body)
+    except Exception as error:  # noqa: BLE001 (one place turns errors into answers)
+        leaf = first_error(error)
+        code = exit_code_of(error)
+        if code is ExitCode.FAILED and not hasattr(leaf, "hint"):
+            _log.error("a control request failed", exc_info=error)
+            return 500, _error_body("internal error in the daemon", code, "see the daemon's log")
+        text = str(leaf) or type(leaf).__name__
+        return _HTTP_STATUS.get(code, 500), _error_body(text, code, hint_of(error))
+
+
+async def _respond(
+    http: h11.Connection, connection: trio.socket.SocketType, status: int, answer: dict[str, Any]
+) -> None:
+    try:
+        data = json.dumps(answer, allow_nan=False).encode("ascii")
+    except ValueError:  # a loss of NaN or infinity: null is what JSON has for "no number"
+        data = json.dumps(_without_nan(answer), allow_nan=False).encode("ascii")
+    head = h11.Response(
+        status_code=status,
+        headers=[
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(data)).encode("ascii")),
+            (b"cache-control", b"no-store"),
+            (b"connection", b"close"),
+        ],
+    )
+    if http.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+        return  # the client broke the protocol beyond an answer
+    # A HEAD request gets no body; h11 drops it for us.
+    message = http.send(head) + http.send(h11.Data(data=data)) + http.send(h11.EndOfMessage())
+    await _send_all(connection, message)
+
+
+async def _send_all(connection: trio.socket.SocketType, data: bytes) -> None:
+    # This task is the connection's only writer, and it closes the connection if it is cancelled.
+    with memoryview(data) as view:
+        sent = 0
+        while sent < len(view):
+            sent += await connection.send(view[sent:])
+
+
+def _error_body(message: str, code: ExitCode, hint: str = "") -> dict[str, Any]:
+    return {"schema": "noded.error/1", "error": message, "hint": hint, "exit_code": int(code)}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value

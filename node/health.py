@@ -1,0 +1,323 @@
+"""What is wrong with this node, if anything, in words and with what to do next.
+
+Problem: a status full of numbers leaves the judging to the reader, at three in the morning. Scripts on
+the other hand grep English when there is no code to look at.
+
+Idea: a pure function from the facts of one moment to a list of warnings. Each has a stable `code` (for
+scripts and metrics), a severity, a text with the numbers in it, and a hint. The worst severity is the
+verdict that the status leads with.
+
+Invariants: sans-IO; codes never change their meaning; a fact that is unknown raises no warning; one
+cause gives one warning (a warning that only follows from another is left out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Final
+
+import attrs
+
+__all__ = ["CODES", "Facts", "HealthWarning", "Severity", "assess", "verdict"]
+
+
+class Severity(StrEnum):
+    """How bad; the text is what status JSON carries."""
+
+    INFO = "info"
+    WARNING = "warning"
+    FAILING = "failing"
+
+
+@attrs.frozen
+class HealthWarning:
+    """One thing that is wrong."""
+
+    code: str
+    """Stable name, one of `CODES`."""
+    severity: Severity
+    text: str
+    """What is the matter, with its numbers."""
+    hint: str
+    """What to do next."""
+
+    def to_json(self) -> dict[str, str]:
+        """As status JSON's `health` list carries it."""
+        return {
+            "code": self.code,
+            "severity": self.severity.value,
+            "text": self.text,
+            "hint": self.hint,
+        }
+
+
+@attrs.frozen(kw_only=True)
+class Facts:
+    """What there is to know at one moment; None or the default is "unknown" or "does not apply"."""
+
+    uptime_s: float = 0.0
+    """Seconds since the daemon was ready."""
+    bootstrap_configured: int = 0
+    """Addresses in `network.bootstrap`."""
+    bootstrap_reached: int | None = None
+    """How many of them ever answered."""
+    peers_connected: int = 0
+    peers_lost: Sequence[tuple[str, str]] = ()
+    """Peers that were members and are gone: (name, reason)."""
+    refused_wrong_swarm: int = 0
+    """Handshakes refused because the other side has another swarm key."""
+    run: str | None = None
+    """The run's name, None without one."""
+    run_joined: bool = True
+    """Whether the run has been found."""
+    trainer: str = "none"
+    """The trainer's state, as in status JSON."""
+    trainer_restarts: int = 0
+    """Restarts in the last ten minutes."""
+    loss: float | None = None
+    round_age_s: float | None = None
+    """Seconds since the last round ended, while training."""
+    round_usual_s: float | None = None
+    """How long rounds took so far, in seconds."""
+    rounds_alone: int = 0
+    """Rounds in a row that nobody else took part in."""
+    checkpoint_error: str = ""
+    """Why the last checkpoint could not be written; empty if it was."""
+    disk_free_bytes: int | None = None
+    checkpoint_bytes: int | None = None
+    """Size of one checkpoint."""
+    fds: int | None = None
+    """Open file descriptors."""
+    fd_limit: int | None = None
+    loop_lag_max_ms: float | None = None
+    """Longest stall of the event loop in the last minute, in milliseconds."""
+    clock_skew_s: Mapping[str, float] = attrs.field(factory=dict)
+    """Peers whose wall clocks differ from ours, by name, in seconds (positive: ahead of us)."""
+    address_warning: str = ""
+    """A listen address that could not be had, and why."""
+
+
+START_GRACE_S: Final = 30.0
+"""A node that started just now has not had the time to find anybody: no warning about that yet."""
+CLOCK_SKEW_S: Final = 2.0
+"""Timestamps are for display and ties only; beyond this they start to mislead readers."""
+LOOP_LAG_MS: Final = 250.0
+"""The promise is 250 ms; a loop that stalls for longer delays heartbeats."""
+FD_SHARE: Final = 0.8
+
+CODES: Final[Mapping[str, str]] = {
+    "bootstrap-silent": "none of the bootstrap addresses answers",
+    "no-peers": "no other node is connected",
+    "peer-lost": "members of the run are gone",
+    "wrong-swarm": "nodes with another swarm key keep knocking",
+    "run-not-found": "the run is not known in the swarm",
+    "trainer-gone": "the training process is not running",
+    "trainer-restarting": "the training process keeps dying",
+    "loss-not-finite": "the loss is not a number any more",
+    "round-stalled": "no round has ended for much longer than usual",
+    "training-alone": "rounds end with this node alone",
+    "checkpoint-failed": "checkpoints cannot be written",
+    "disk-low": "there is no room for the next checkpoints",
+    "fds-low": "file descriptors are running out",
+    "loop-lag": "the event loop stalls",
+    "clock-skew": "a peer's clock differs from ours",
+    "listen-failed": "a listen address cannot be had",
+}
+"""Every code with its meaning."""
+
+
+def assess(facts: Facts) -> list[HealthWarning]:
+    """The warnings that `facts` give, the worst first, otherwise in a fixed order."""
+    found = [*_network(facts), *_run(facts), *_machine(facts)]
+    order = [Severity.FAILING, Severity.WARNING, Severity.INFO]
+    return sorted(found, key=lambda warning: order.index(warning.severity))
+
+
+def verdict(warnings: Sequence[HealthWarning]) -> str:
+    """ "ok", "warning" or "failing": the worst of `warnings`; informational ones do not count."""
+    severities = {warning.severity for warning in warnings}
+    if Severity.FAILING in severities:
+        return "failing"
+    return "warning" if Severity.WARNING in severities else "ok"
+
+
+def _network(facts: Facts) -> list[HealthWarning]:
+    found = []
+    settled = facts.uptime_s >= START_GRACE_S
+    if facts.address_warning:
+        found.append(
+            HealthWarning(
+                "listen-failed",
+                Severity.WARNING,
+                facts.address_warning,
+                "free the port, or change network.listen",
+            )
+        )
+    if facts.refused_wrong_swarm:
+        found.append(
+            HealthWarning(
+                "wrong-swarm",
+                Severity.WARNING,
+                f"{facts.refused_wrong_swarm} connections came with another swarm key",
+                "if they are yours, give them this swarm's key; otherwise ignore them",
+            )
+        )
+    if settled and facts.peers_connected == 0:
+        if facts.bootstrap_configured and facts.bootstrap_reached == 0:
+            found.append(
+                HealthWarning(
+                    "bootstrap-silent",
+                    Severity.WARNING,
+                    f"none of {facts.bootstrap_configured} bootstrap addresses answers",
+                    "check the addresses, that a node runs there, and the firewalls between",
+                )
+            )
+        else:
+            found.append(
+                HealthWarning(
+                    "no-peers",
+                    Severity.INFO,
+                    "no other node is connected",
+                    "on another machine run the join line that noded init printed",
+                )
+            )
+    if facts.peers_lost:
+        shown = ", ".join(f"{name} ({reason})" for name, reason in facts.peers_lost[:3])
+        more = len(facts.peers_lost) - 3
+        found.append(
+            HealthWarning(
+                "peer-lost",
+                Severity.WARNING,
+                f"lost {shown}" + (f" and {more} more" if more > 0 else ""),
+                "the run goes on without them; look at their logs if they do not come back",
+            )
+        )
+    for name, skew_s in sorted(facts.clock_skew_s.items()):
+        if abs(skew_s) >= CLOCK_SKEW_S:
+            direction = "ahead of us" if skew_s > 0 else "behind us"
+            found.append(
+                HealthWarning(
+                    "clock-skew",
+                    Severity.WARNING,
+                    f"peer {name} is {abs(skew_s):.1f} s {direction}",
+                    "check the time service (NTP) on both machines",
+                )
+            )
+    return found
+
+
+def _run(facts: Facts) -> list[HealthWarning]:
+    if facts.run is None:
+        return []
+    if not facts.run_joined:
+        if facts.uptime_s < START_GRACE_S:
+            return []
+        return [
+            HealthWarning(
+                "run-not-found",
+                Severity.WARNING,
+                f"nobody in the swarm knows a run named {facts.run}",
+                "check run.name; one node has to start it with run.create = true",
+            )
+        ]
+    found = []
+    trainer_down = facts.trainer in {"exited", "restarting"}
+    if facts.trainer == "exited":
+        found.append(
+            HealthWarning(
+                "trainer-gone",
+                Severity.FAILING,
+                "the training process has ended, and is not being restarted",
+                "its last words are in the daemon's log; restart the daemon when it is fixed",
+            )
+        )
+    elif facts.trainer_restarts >= 3 or facts.trainer == "restarting":
+        found.append(
+            HealthWarning(
+                "trainer-restarting",
+                Severity.FAILING if facts.trainer_restarts >= 3 else Severity.WARNING,
+                f"the training process died {facts.trainer_restarts} times in ten minutes",
+                "its last words are in the daemon's log",
+            )
+        )
+    if facts.loss is not None and facts.loss - facts.loss != 0:  # NaN or infinity
+        found.append(
+            HealthWarning(
+                "loss-not-finite",
+                Severity.FAILING,
+                f"the loss is {facts.loss}",
+                "lower the learning rate, and start again from an earlier checkpoint",
+            )
+        )
+    stalled = (
+        facts.round_age_s is not None
+        and facts.round_usual_s is not None
+        and facts.round_age_s > max(60.0, 5 * facts.round_usual_s)
+    )
+    if stalled and not trainer_down:
+        found.append(
+            HealthWarning(
+                "round-stalled",
+                Severity.WARNING,
+                f"no round has ended for {facts.round_age_s:.0f} s "
+                f"(usually {facts.round_usual_s:.0f} s)",
+                "noded peers shows who is behind",
+            )
+        )
+    if facts.rounds_alone >= 3 and facts.peers_connected > 0:
+        found.append(
+            HealthWarning(
+                "training-alone",
+                Severity.WARNING,
+                f"the last {facts.rounds_alone} rounds ended with this node alone",
+                "noded peers shows what the others are doing",
+            )
+        )
+    return found
+
+
+def _machine(facts: Facts) -> list[HealthWarning]:
+    found = []
+    if facts.checkpoint_error:
+        found.append(
+            HealthWarning(
+                "checkpoint-failed",
+                Severity.FAILING,
+                f"the last checkpoint could not be written: {facts.checkpoint_error}",
+                "make room or mend the disk; the previous checkpoint is kept and training goes on",
+            )
+        )
+    elif (
+        facts.disk_free_bytes is not None
+        and facts.checkpoint_bytes is not None
+        and facts.disk_free_bytes < 2 * facts.checkpoint_bytes
+    ):
+        found.append(
+            HealthWarning(
+                "disk-low",
+                Severity.WARNING,
+                f"{facts.disk_free_bytes >> 20} MiB are free, "
+                f"and a checkpoint takes {facts.checkpoint_bytes >> 20} MiB",
+                "make room, or lower trainer.keep_checkpoints",
+            )
+        )
+    if facts.fds is not None and facts.fd_limit and facts.fds >= FD_SHARE * facts.fd_limit:
+        found.append(
+            HealthWarning(
+                "fds-low",
+                Severity.WARNING,
+                f"{facts.fds} of {facts.fd_limit} file descriptors are in use",
+                "raise the limit (ulimit -n, LimitNOFILE=), or lower limits.max_peers",
+            )
+        )
+    if facts.loop_lag_max_ms is not None and facts.loop_lag_max_ms >= LOOP_LAG_MS:
+        found.append(
+            HealthWarning(
+                "loop-lag",
+                Severity.WARNING,
+                f"the event loop stalled for {facts.loop_lag_max_ms:.0f} ms",
+                "leave the daemon a core: lower trainer.threads, or stop what else computes here",
+            )
+        )
+    return found
