@@ -1,0 +1,558 @@
+"""One DHT node without input or output: answers queries, runs searches, looks after its table and records.
+
+A driver feeds it and carries out what it asks for. The contract:
+* `answer(query, ...)` for each query of an authenticated peer; its return value goes back.
+* `outgoing(limit)` gives calls; each ends in exactly one `receive` (with the contact as authenticated by the
+  connection) or `fail`, within the driver's query deadline.
+* `tick` at `next_deadline`; `next_event` until it is None, after every call into this class.
+
+Who enters the table: only a node that has just sent us an authenticated message, says that it serves, and
+has an address others could use. What peers tell about third nodes goes into searches, never into the table.
+
+Who may store: only the signer, over its own connection. Other designs let anybody carry records, and need
+write tokens against floods of invented signers; here every signer costs an authenticated identity, and the
+writer replicates (see `publish`).
+
+Known limits, on purpose for now: one path per search (no disjoint paths), no limit per address group, and a
+node that accepts our dial is taken to be reachable by all.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import random
+from collections import Counter, deque
+
+import attrs
+
+from dht.bucket import Seen
+from dht.contact import Contact, on_loopback
+from dht.errors import DhtBusy, InvalidRecord
+from dht.key import check_key
+from dht.lookup import Lookup
+from dht.messages import (
+    MAX_RECORDS,
+    VERSION,
+    Answer,
+    AnswerBody,
+    FindNode,
+    FindRecords,
+    Nodes,
+    Ping,
+    Pong,
+    Query,
+    QueryBody,
+    Records,
+    Refused,
+    Store,
+    Stored,
+    fits,
+    from_hints,
+    to_hint,
+)
+from dht.publish import Publisher
+from dht.record import Sign, SignedRecord, Verify, check
+from dht.settings import DhtSettings
+from dht.store import Kept, RecordStore
+from dht.table import Table
+
+# Searches at once, background included.
+MAX_OPERATIONS = 64
+# Calls waiting for the driver beyond those of searches (which are bounded by alpha each).
+MAX_QUEUE = 512
+# Signers collected by one search: k holders of `records_per_key` each could send more.
+MAX_SIGNERS = 256
+# Failing contacts asked again at one tick.
+_RETRIES_PER_TICK = 8
+_EXPIRE_EVERY_S = 60.0
+
+
+@attrs.frozen
+class Credentials:
+    """Who this node is, and the two operations it needs from the identity's owner."""
+
+    node_id: bytes
+    public_key: bytes
+    swarm_id: bytes
+    sign: Sign
+    verify: Verify
+
+
+@attrs.frozen
+class Call:
+    """A query for the driver to carry to `contact`; `number` names it in `receive` and `fail`."""
+
+    number: int
+    contact: Contact
+    query: Query
+
+
+@attrs.frozen
+class Found:
+    """A search has ended: the nodes closest to its target that answered, and the verified records."""
+
+    operation: int
+    contacts: tuple[Contact, ...]
+    records: tuple[SignedRecord, ...]
+
+
+@attrs.frozen
+class Published:
+    """A put has ended: how many other nodes say they hold the record."""
+
+    operation: int
+    holders: int
+
+
+Event = Found | Published
+
+
+class _Purpose(enum.Enum):
+    FIND = "find"
+    GET = "get"
+    PUT = "put"
+    JOIN = "join"
+    REFRESH = "refresh"
+    REPUBLISH = "republish"
+
+
+_PUBLISHES = (_Purpose.PUT, _Purpose.REPUBLISH)
+_BACKGROUND = (_Purpose.REFRESH, _Purpose.REPUBLISH)
+
+
+@attrs.define
+class _Operation:
+    number: int
+    purpose: _Purpose
+    lookup: Lookup
+    query: QueryBody
+    records: dict[bytes, SignedRecord] = attrs.field(factory=dict)  # signer -> newest
+    stores: int = 0  # store calls not yet ended
+    holders: int = 0
+    storing: bool = False
+
+
+@attrs.frozen
+class _Pending:
+    contact: Contact
+    query: QueryBody
+    operation: int | None
+
+
+class DhtNode:
+    """A node's part in the DHT. `now` is monotonic seconds, `wall` seconds since 1970."""
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        rng: random.Random,
+        now: float,
+        settings: DhtSettings | None = None,
+    ) -> None:
+        self._me = credentials
+        self._settings = settings or DhtSettings()
+        self._rng = rng
+        self._k = self._settings.lookup.k
+        self.table = Table(credentials.node_id, k=self._k)
+        self.store = RecordStore(
+            credentials.node_id,
+            credentials.swarm_id,
+            credentials.verify,
+            per_signer=self._settings.records_per_signer,
+            per_key=self._settings.records_per_key,
+            total=self._settings.records_total,
+        )
+        self.publisher = Publisher(
+            swarm_id=credentials.swarm_id,
+            public_key=credentials.public_key,
+            sign=credentials.sign,
+            rng=rng,
+            k=self._k,
+            republish_s=self._settings.republish_s,
+            limit=self._settings.records_per_signer,
+        )
+        self.counters: Counter[str] = Counter()
+        self._numbers = 0
+        self._operations: dict[int, _Operation] = {}
+        self._pending: dict[int, _Pending] = {}
+        self._queue: deque[Call] = deque()
+        self._events: deque[Event] = deque()
+        self._pinging: set[bytes] = set()  # membership only, never iterated
+        self._background: int | None = None
+        self._refresh_targets: deque[bytes] = deque()
+        self._refresh_at = now + self._settings.refresh_s
+        self._expire_at = now + _EXPIRE_EVERY_S
+
+    # Queries of others
+
+    def answer(
+        self, query: Query, sender: Contact, public_key: bytes, now: float, wall: float
+    ) -> Answer:
+        """Answer a peer's query.
+
+        Args:
+            query: decoded and validated.
+            sender: the peer as authenticated by its connection.
+            public_key: the peer's, from the same handshake.
+            now: monotonic seconds.
+            wall: seconds since 1970.
+        """
+        self.counters["queries_in"] += 1
+        if query.version != VERSION:
+            return self._say(Refused("version"))
+        body = query.body
+        if query.server:
+            self._admit(sender, now)
+        if isinstance(body, Ping):
+            return self._say(Pong())
+        if not self._settings.server:
+            return self._say(Refused("client"))
+        if isinstance(body, FindNode):
+            return self._say(Nodes([to_hint(c) for c in self._closest(body.target, sender)]))
+        if isinstance(body, FindRecords):
+            hints = [to_hint(contact) for contact in self._closest(body.key, sender)]
+            return self._say(Records(hints, self._local(body.key, wall)))
+        if body.record.public_key != public_key:
+            self.counters["stores_refused"] += 1
+            return self._say(Refused("not the signer"))
+        kept = self.store.offer(body.record, wall)
+        if kept is Kept.STORED:
+            return self._say(Stored())
+        self.counters["stores_refused"] += 1
+        return self._say(Refused(kept.value))
+
+    # What this node wants
+
+    def find(self, target: bytes, now: float) -> int:
+        """Search the nodes closest to `target`; ends in a `Found` of the returned number.
+
+        Raises:
+            InvalidKey, DhtBusy.
+        """
+        return self._start(_Purpose.FIND, FindNode(check_key(target)), target, now, 0.0)
+
+    def get(self, key: bytes, now: float, wall: float) -> int:
+        """Search records; ends in a `Found` with the newest verified record of each signer."""
+        return self._start(_Purpose.GET, FindRecords(check_key(key)), key, now, wall)
+
+    def put(self, key: bytes, value: bytes, ttl_s: float, now: float, wall: float) -> int:
+        """Publish a record until withdrawn; ends in a `Published` once its first round is over.
+
+        Raises:
+            InvalidKey, InvalidRecord, TooManyRecords, DhtBusy, DhtError: nothing has been published.
+        """
+        check_key(key)
+        self._check_busy()
+        self.publisher.put(key, value, ttl_s, now, wall)
+        self.publisher.started(key, now)
+        return self._start(_Purpose.PUT, FindRecords(key), key, now, wall)
+
+    def withdraw(self, key: bytes) -> bool:
+        """Stop publishing `key`."""
+        return self.publisher.withdraw(key)
+
+    def join(self, now: float) -> int:
+        """Search our own id, so that neighbours learn of us; ends in a `Found`. All ranges follow."""
+        self._refresh_at = now + self._next_refresh()
+        me = self._me.node_id
+        return self._start(_Purpose.JOIN, FindNode(me), me, now, 0.0)
+
+    def greet(self, contact: Contact, now: float) -> None:
+        """Ask a node we are connected to whether it takes part, unless it is known to."""
+        last = self.table.last_seen(contact.node_id)
+        if last is None or now - last > self._settings.fresh_s:
+            self._ping(contact)
+
+    def abandon(self, operation: int) -> None:
+        """Forget an operation nobody waits for any more; its open calls still teach the table."""
+        self._operations.pop(operation, None)
+        if self._background == operation:
+            self._background = None
+
+    # The driver's side
+
+    def outgoing(self, limit: int) -> list[Call]:
+        """Return up to `limit` calls to carry out now."""
+        count = min(limit, len(self._queue))
+        return [self._queue.popleft() for _ in range(count)]
+
+    def next_event(self) -> Event | None:
+        """Return the next ended operation, or None."""
+        return self._events.popleft() if self._events else None
+
+    def next_deadline(self) -> float | None:
+        """Return when `tick` has something to do (monotonic seconds)."""
+        times = [self._expire_at, self.table.next_retry()]
+        if self._background is None and len(self._operations) < MAX_OPERATIONS:
+            soon = -math.inf if self._refresh_targets else self._refresh_at
+            times += [soon, self.publisher.next_due()]
+        times += [operation.lookup.next_deadline() for operation in self._operations.values()]
+        return min(time for time in times if time is not None)
+
+    def receive(
+        self, number: int, sender: Contact, answer: Answer, now: float, wall: float
+    ) -> None:
+        """Take the answer to call `number` from `sender`, as authenticated by its connection."""
+        pending = self._pending.pop(number, None)
+        if pending is None:
+            return
+        self._pinging.discard(pending.contact.node_id)
+        if sender.node_id != pending.contact.node_id:
+            self._lied(pending, "wrong_node", now, wall)
+            return
+        body = answer.body
+        refused = isinstance(body, Refused)
+        if answer.version != VERSION or not (refused or fits(pending.query, body)):
+            self._lied(pending, "bad_answers", now, wall)
+            return
+        records: list[SignedRecord] = []
+        if isinstance(body, Records) and isinstance(pending.query, FindRecords):
+            verified = self._verified(pending, body.records, wall)
+            if verified is None:
+                self._lied(pending, "forged_records", now, wall)
+                return
+            records = verified
+        if answer.server:
+            self._admit(sender, now)
+        hints: list[Contact] = []
+        if isinstance(body, Nodes | Records):
+            hints = from_hints(body.contacts, own_id=self._me.node_id, loopback=on_loopback(sender))
+        if isinstance(pending.query, Store) and isinstance(body, Stored):
+            self.publisher.stored(pending.query.record.key, sender.node_id)
+        operation = self._operation_of(pending)
+        if operation is None:
+            return
+        if isinstance(pending.query, Store):
+            operation.holders += isinstance(body, Stored)
+            operation.stores -= 1
+        elif refused:
+            operation.lookup.failed(sender.node_id, now)
+        else:
+            _keep_newest(operation.records, records)
+            operation.lookup.answered(sender, hints, now)
+        self._advance(operation, now, wall)
+
+    def fail(self, number: int, now: float, wall: float) -> None:
+        """Take note that call `number` got no answer in time, or none that could be read."""
+        pending = self._pending.pop(number, None)
+        if pending is None:
+            return
+        self._pinging.discard(pending.contact.node_id)
+        self._lied(pending, "unanswered", now, wall)
+
+    def tick(self, now: float, wall: float) -> None:
+        """Do what time asks for: patience, retries, refresh, republication, expiry."""
+        for operation in list(self._operations.values()):
+            operation.lookup.tick(now)
+            self._advance(operation, now, wall)
+        for contact in self.table.due_retries(now, _RETRIES_PER_TICK):
+            self._ping(contact)
+        if now >= self._expire_at:
+            self._expire_at = now + _EXPIRE_EVERY_S
+            self.store.expire(wall)
+        self._work_in_background(now, wall)
+
+    def stats(self) -> dict[str, int]:
+        """Return counters and sizes, all of them bounded sets of names."""
+        return {
+            "contacts": len(self.table),
+            "contacts_failing": self.table.failing(),
+            "records_held": len(self.store),
+            "records_own": len(self.publisher),
+            "operations": len(self._operations),
+            "calls_open": len(self._pending),
+            **{name: self.counters[name] for name in sorted(self.counters)},
+        }
+
+    # Inside
+
+    def _say(self, body: AnswerBody) -> Answer:
+        return Answer(server=self._settings.server, body=body)
+
+    def _closest(self, target: bytes, sender: Contact) -> list[Contact]:
+        near = self.table.closest(target, self._k + 1)
+        return [contact for contact in near if contact.node_id != sender.node_id][: self._k]
+
+    def _local(self, key: bytes, wall: float) -> list[SignedRecord]:
+        own = self.publisher.get(key)
+        mine = [] if own is None or own.expired(wall) else [own]
+        return (mine + self.store.get(key, wall))[:MAX_RECORDS]
+
+    def _admit(self, contact: Contact, now: float) -> None:
+        if not contact.addresses or contact.node_id == self._me.node_id:
+            return
+        first = len(self.table) == 0
+        seen, oldest = self.table.seen(contact, now)
+        if seen is Seen.ADDED:
+            for record in self.publisher.wanted_by(contact):
+                self._call(contact, Store(record), None)
+            if first:
+                self._refresh_at = min(self._refresh_at, now)
+        elif oldest is not None:
+            self.greet(oldest, now)
+
+    def _ping(self, contact: Contact) -> None:
+        node_id = contact.node_id
+        if node_id == self._me.node_id or node_id in self._pinging:
+            return
+        if self._call(contact, Ping(), None):
+            self._pinging.add(node_id)
+
+    def _call(self, contact: Contact, body: QueryBody, operation: int | None) -> bool:
+        if operation is None and len(self._queue) >= MAX_QUEUE:
+            self.counters["calls_dropped"] += 1
+            return False
+        self._numbers += 1
+        query = Query(server=self._settings.server, body=body)
+        self._pending[self._numbers] = _Pending(contact, body, operation)
+        self._queue.append(Call(self._numbers, contact, query))
+        self.counters["queries_out"] += 1
+        return True
+
+    def _check_busy(self) -> None:
+        if len(self._operations) >= MAX_OPERATIONS:
+            raise DhtBusy(f"{MAX_OPERATIONS} searches are running", hint="wait for some to end")
+
+    def _start(
+        self, purpose: _Purpose, query: QueryBody, target: bytes, now: float, wall: float
+    ) -> int:
+        self._check_busy()
+        self._numbers += 1
+        self.table.touch(target, now)
+        lookup = Lookup(
+            target,
+            self.table.closest(target, self._k, retry_at=now),
+            own_id=self._me.node_id,
+            now=now,
+            settings=self._settings.lookup,
+        )
+        operation = _Operation(self._numbers, purpose, lookup, query)
+        if isinstance(query, FindRecords):
+            _keep_newest(operation.records, self._local(query.key, wall))
+        self._operations[operation.number] = operation
+        if purpose in _BACKGROUND:
+            self._background = operation.number
+        self.counters["lookups"] += 1
+        self._advance(operation, now, wall)
+        return operation.number
+
+    def _operation_of(self, pending: _Pending) -> _Operation | None:
+        return None if pending.operation is None else self._operations.get(pending.operation)
+
+    def _lied(self, pending: _Pending, reason: str, now: float, wall: float) -> None:
+        """Treat silence, nonsense and forgery alike: no use, and not to be recommended."""
+        self.counters[reason] += 1
+        node_id = pending.contact.node_id
+        self.table.failed(node_id, now)
+        operation = self._operation_of(pending)
+        if operation is None:
+            return
+        if isinstance(pending.query, Store):
+            operation.stores -= 1
+        else:
+            operation.lookup.failed(node_id, now)
+        self._advance(operation, now, wall)
+
+    def _verified(
+        self, pending: _Pending, records: list[SignedRecord], wall: float
+    ) -> list[SignedRecord] | None:
+        """Return the records worth keeping, or None if one is forged: then nothing of it is believed."""
+        assert isinstance(pending.query, FindRecords)
+        operation = self._operation_of(pending)
+        held = {} if operation is None else operation.records
+        worth: list[SignedRecord] = []
+        for record in records:
+            known = held.get(record.public_key)
+            if known is not None and record.sequence <= known.sequence:
+                continue  # nothing new, so its signature does not matter
+            if known is None and len(held) + len(worth) >= MAX_SIGNERS:
+                continue
+            try:
+                check(
+                    record,
+                    swarm_id=self._me.swarm_id,
+                    key=pending.query.key,
+                    wall=wall,
+                    verify=self._me.verify,
+                )
+            except InvalidRecord as error:
+                if error.reason == "expired":
+                    continue
+                return None
+            worth.append(record)
+        return worth
+
+    def _advance(self, operation: _Operation, now: float, wall: float) -> None:
+        if operation.number not in self._operations:
+            return
+        if not operation.storing:
+            for contact in operation.lookup.outgoing(now):
+                self._call(contact, operation.query, operation.number)
+            if not operation.lookup.finished:
+                return
+            if operation.purpose in _PUBLISHES:
+                self._store_at_closest(operation, wall)
+        if operation.stores == 0:
+            self._end(operation, now)
+
+    def _store_at_closest(self, operation: _Operation, wall: float) -> None:
+        operation.storing = True
+        key = operation.lookup.target
+        record = self.publisher.get(key)
+        if record is None:
+            return  # withdrawn meanwhile
+        seen = operation.records.get(self._me.public_key)
+        if seen is not None and seen.sequence >= record.sequence and seen != record:
+            record = self.publisher.renew(key, wall, above=seen.sequence) or record
+        for contact in operation.lookup.closest():
+            operation.stores += self._call(contact, Store(record), operation.number)
+
+    def _end(self, operation: _Operation, now: float) -> None:
+        del self._operations[operation.number]
+        contacts = tuple(operation.lookup.closest())
+        if self._background == operation.number:
+            self._background = None
+        if operation.purpose in _PUBLISHES:
+            self.publisher.ended(operation.lookup.target, now)
+        own_range = operation.lookup.target == self._me.node_id
+        if operation.purpose is _Purpose.JOIN or (
+            operation.purpose is _Purpose.REFRESH and own_range
+        ):
+            before = now - self._settings.refresh_s / 2
+            joining = operation.purpose is _Purpose.JOIN
+            stale = self.table.stale_targets(now if joining else before, self._rng)
+            self._refresh_targets = deque(stale)
+        if operation.purpose is _Purpose.PUT:
+            self._events.append(Published(operation.number, operation.holders))
+        elif operation.purpose not in _BACKGROUND:
+            records = tuple(operation.records[signer] for signer in sorted(operation.records))
+            self._events.append(Found(operation.number, contacts, records))
+
+    def _work_in_background(self, now: float, wall: float) -> None:
+        """Start the next search that nobody waits for; one at a time is enough and bounds the load."""
+        if self._background is not None or len(self._operations) >= MAX_OPERATIONS:
+            return
+        key = self.publisher.due(now)
+        if key is not None:
+            self.publisher.renew(key, wall)
+            self.publisher.started(key, now)
+            self._start(_Purpose.REPUBLISH, FindRecords(key), key, now, wall)
+        elif self._refresh_targets:
+            target = self._refresh_targets.popleft()
+            self._start(_Purpose.REFRESH, FindNode(target), target, now, wall)
+        elif now >= self._refresh_at:
+            self._refresh_at = now + self._next_refresh()
+            me = self._me.node_id
+            self._start(_Purpose.REFRESH, FindNode(me), me, now, wall)
+
+    def _next_refresh(self) -> float:
+        return self._settings.refresh_s * self._rng.uniform(0.8, 1.2)
+
+
+def _keep_newest(held: dict[bytes, SignedRecord], records: list[SignedRecord]) -> None:
+    for record in records:
+        known = held.get(record.public_key)
+        if known is None or record.sequence > known.sequence:
+            held[record.public_key] = record
