@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 ROOMS := node transport gossip dht crdt
 CODE := $(ROOMS) tests benchmarks examples
 
+# A stamp means nothing once the folder was moved or the system's Python went away: then the set-up runs again.
+$(shell { [ "$$(cat $(VENV)/.made-in)" = "$(CURDIR)" ] && $(BIN)/python -c ''; } 2>/dev/null || rm -f $(VENV)/.stamp-*)
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test coverage lint format bench constraints clean distclean
 

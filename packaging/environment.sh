@@ -20,11 +20,15 @@ recent_enough() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
-# An environment whose interpreter or pip no longer starts (system upgrade, moved folder) is made again, not repaired.
-if [ -e "$venv" ] && ! "$venv/bin/pip" --version >/dev/null 2>&1; then
+rmdir -- "$venv" 2>/dev/null || true # an empty folder is in nobody's way
+
+# One whose Python is gone (system upgrade) or that was made elsewhere (moved or copied folder: its scripts and the link to
+# this project name the old place) is made again, not repaired.
+here=$(pwd -P)
+if [ -e "$venv" ] && ! { "$venv/bin/pip" --version && [ "$(cat "$venv/.made-in")" = "$here" ]; } >/dev/null 2>&1; then
     [ -e "$venv/pyvenv.cfg" ] || fail "$venv exists and is not a virtual environment; nothing was changed" \
         "move it away, or choose another place:  make VENV=path ..."
-    echo "noded: the environment in $venv does not work any more; making it again"
+    echo "noded: the environment in $venv does not fit here any more; making it again"
     rm -rf -- "$venv"
 fi
 
@@ -52,6 +56,7 @@ if [ ! -e "$venv" ]; then
     }
     echo "noded: making the environment in $venv (the first time fetches torch and its friends: several hundred MB)"
     "$python" -m venv "$venv"
+    echo "$here" >"$venv/.made-in"
 fi
 
 # Through the environment, so that the pins hold inside the isolated build of this project as well. A path relative to
@@ -59,7 +64,13 @@ fi
 export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
 quiet=--quiet
 [ -t 1 ] && quiet=
-# shellcheck disable=SC2086  # an empty $quiet must vanish
+# Another index for torch alone (CPU builds, for a machine with no GPU): only that package may come from there.
+if [ -n "${TORCH_INDEX:-}" ]; then
+    # shellcheck disable=SC2086  # an empty $quiet must vanish
+    "$venv/bin/python" -m pip install $quiet --no-deps --index-url "$TORCH_INDEX" torch ||
+        fail "torch could not be installed from TORCH_INDEX=$TORCH_INDEX; pip's message above says why"
+fi
+# shellcheck disable=SC2086
 "$venv/bin/python" -m pip install $quiet -e ".[$extra]" ||
     fail "the set-up did not finish; pip's message above says why" \
         "it goes on where it stopped: run the same command again (behind a mirror: set PIP_INDEX_URL)"
