@@ -26,6 +26,8 @@ from transport.address import Address
 from transport.buffer import Buffer
 from transport.errors import TransportError
 
+__all__ = ["AcceptOverloaded", "Buffer", "Network", "RawListener", "RawStream"]
+
 
 class AcceptOverloaded(TransportError):  # noqa: N818 (as in transport.errors)
     """Accepting failed for want of a system resource (descriptors, buffers); it may pass.

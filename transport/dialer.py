@@ -1,0 +1,129 @@
+"""Reach one peer through several candidate addresses: the first that answers rightly wins.
+
+Problem: a node is known under several addresses (LAN, public, stale) and most of them hang
+instead of failing. Idea (Happy Eyeballs, RFC 8305): start one attempt after another, a quarter of
+a second apart or as soon as one fails, let them run side by side, and cancel the rest when one
+has completed its whole handshake.
+
+An attempt asks `commit` before it sends the message that completes the handshake, so exactly one
+attempt at a time can become real at the other side.
+
+Invariants: when `dial` returns or raises, no attempt is running and every stream but the winner's
+is closed; the reason of each attempt is kept, in the order of the candidates.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, TypeVar
+
+import trio
+
+from transport.address import Address
+from transport.errors import ConnectFailed, PeerUnreachable, TransportError
+from transport.network import Network, RawStream
+
+STAGGER_S: Final = 0.25
+"""RFC 8305, section 5: the recommended delay between attempts."""
+
+CONNECT_TIMEOUT_S: Final = 10.0
+"""For the connection alone; the kernel would try for two minutes and explain nothing."""
+
+MAX_CANDIDATES: Final = 16
+"""Addresses tried per dial, names resolved: peers advertise what they like."""
+
+T = TypeVar("T")
+Commit = Callable[[], bool]
+Establish = Callable[[RawStream, Address, Commit], Awaitable[T]]
+"""Turns a raw stream into the result; closes the stream itself when it fails."""
+
+
+async def dial(
+    network: Network,
+    candidates: Sequence[Address],
+    establish: Establish[T],
+    discard: Callable[[T], None],
+) -> T:
+    """Connect to the candidates, staggered, and return what the first `establish` returns.
+
+    Cancelling ends all attempts and closes their streams.
+
+    Args:
+        network: where to connect.
+        candidates: addresses or names, the most promising first.
+        establish: makes a result of a stream, or closes the stream and raises.
+        discard: closes a result that nobody can take any more (a late cancellation).
+
+    Raises:
+        PeerUnreachable: every attempt failed; its `attempts` say how.
+    """
+    race: _Race[T] = _Race(network, establish)
+    addresses = await race.resolve(candidates)
+    try:
+        async with trio.open_nursery() as nursery:
+            for index, address in enumerate(addresses):
+                failed = trio.Event()
+                nursery.start_soon(race.attempt, index, address, failed, nursery.cancel_scope)
+                if index < len(addresses) - 1:
+                    with trio.move_on_after(STAGGER_S):
+                        await failed.wait()
+    except BaseException:
+        for result in race.winner:
+            discard(result)
+        raise
+    if race.winner:
+        return race.winner[0]
+    reasons = [*race.unresolved, *(race.reasons[index] for index in sorted(race.reasons))]
+    raise PeerUnreachable(attempts=reasons, hint=race.hint)
+
+
+class _Race(Generic[T]):
+    """One dial: who runs, who has won, and why the others lost."""
+
+    def __init__(self, network: Network, establish: Establish[T]) -> None:
+        self.network = network
+        self.establish = establish
+        self.winner: list[T] = []
+        self.reasons: dict[int, tuple[str, str]] = {}  # at most MAX_CANDIDATES
+        self.unresolved: list[tuple[str, str]] = []
+        self.hint: str | None = None
+        self._committed: int | None = None
+
+    async def resolve(self, candidates: Sequence[Address]) -> list[Address]:
+        """Replace names by addresses, without doubles, keeping the order."""
+        found: dict[Address, None] = {}
+        for candidate in dict.fromkeys(candidates):
+            try:
+                for address in await self.network.resolve(candidate):
+                    found[address] = None
+            except ConnectFailed as error:
+                self.unresolved.append((str(candidate), str(error)))
+                self.hint = self.hint or error.hint
+        return list(found)[:MAX_CANDIDATES]
+
+    async def attempt(
+        self, index: int, address: Address, failed: trio.Event, scope: trio.CancelScope
+    ) -> None:
+        def commit() -> bool:
+            if self._committed is None:
+                self._committed = index
+            return self._committed == index
+
+        try:
+            with trio.move_on_after(CONNECT_TIMEOUT_S) as connecting:
+                raw = await self.network.connect(address)
+            if connecting.cancelled_caught:
+                raise ConnectFailed("connection timed out")
+            try:
+                result = await self.establish(raw, address, commit)
+            except BaseException:
+                raw.abort()
+                raise
+        except TransportError as error:
+            self.reasons[index] = (str(address), str(error))
+            self.hint = self.hint or error.hint
+            if self._committed == index:
+                self._committed = None  # its last message never left: the next one may
+        else:
+            self.winner.append(result)
+            scope.cancel()
+        finally:
+            failed.set()

@@ -1,0 +1,211 @@
+"""From a raw stream to a secure link: the handshake under one deadline, then sealed records.
+
+Problem: the handshake core and the record ciphers know nothing of sockets; something must feed
+them, bound the time and the bytes a stranger may use, and make sure that a half-written record
+never leads to a reused or skipped counter. Idea: `shake_hands` drives a `Handshake` under one
+absolute deadline; `SecureLink` owns the stream afterwards and moves whole records.
+
+Invariants:
+
+* A handshake that does not end in a result leaves the raw stream closed.
+* The initiator sends its last message only when `commit` agrees. Several attempts may thus run
+  side by side and the responder never sees a completed handshake that nobody wants.
+* A record is sealed immediately before it is written. After an error or a cancellation in
+  `send` the link is dead: the counter has moved on and an unknown part of the record is out.
+* The receive buffer grows with bytes received, never with a length announced.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from transport.buffer import Buffer
+from transport.errors import ConnectionBroken, HandshakeFailed, HandshakeTimeout
+from transport.handshake import Handshake, HandshakeResult
+from transport.network import RawStream
+from transport.record import HEADER_BYTES, OVERHEAD_BYTES, RecordKind
+
+HANDSHAKE_READ_BYTES: Final = 4096
+"""The most read at once before the peer is authenticated; the handshake core bounds the sum."""
+
+RECEIVE_BYTES: Final = 32 << 10
+"""Receive buffer at rest: several control records, and small beside what a connection costs."""
+
+GOODBYE_S: Final = 0.5
+"""How long the last words of a failed handshake or of a closing link may take."""
+
+
+async def shake_hands(
+    raw: RawStream,
+    handshake: Handshake,
+    *,
+    deadline: float,
+    commit: Callable[[], bool] = lambda: True,
+) -> HandshakeResult:
+    """Run `handshake` over `raw` until it has a result.
+
+    Cancelling aborts the stream.
+
+    Args:
+        raw: a fresh connection; closed here unless a result is returned.
+        handshake: the core, in its initial state.
+        deadline: trio time by which everything must be done, whatever trickles in.
+        commit: asked once there is a result and before our last message leaves; on False the
+            stream is aborted and `HandshakeFailed` raised.
+
+    Raises:
+        HandshakeFailed: (or a subclass) what went wrong; `HandshakeTimeout` for the deadline.
+        ConnectionBroken: the connection ended or was reset meanwhile.
+    """
+    done = False
+    try:
+        with trio.CancelScope(deadline=deadline) as scope:
+            result = await _drive(raw, handshake, commit)
+            done = True
+            return result
+        assert scope.cancelled_caught
+        raise HandshakeTimeout("the handshake did not finish in time")
+    except trio.BrokenResourceError as error:
+        raise ConnectionBroken(f"{error} during the handshake") from error
+    except trio.ClosedResourceError as error:
+        raise ConnectionBroken("closed here during the handshake") from error
+    finally:
+        if not done:
+            raw.abort()
+
+
+async def _drive(
+    raw: RawStream, handshake: Handshake, commit: Callable[[], bool]
+) -> HandshakeResult:
+    buffer = memoryview(bytearray(HANDSHAKE_READ_BYTES))
+    while True:
+        outgoing = handshake.outgoing()
+        result = handshake.result
+        if result is not None and not commit():
+            raise HandshakeFailed("another attempt was faster")
+        if outgoing:
+            await raw.send_all(outgoing)
+        if result is not None:
+            return result
+        count = await raw.receive_into(buffer)
+        if count == 0:
+            handshake.receive_eof()
+            raise AssertionError("receive_eof always raises")
+        try:
+            handshake.receive(bytes(buffer[:count]))
+        except HandshakeFailed:
+            await _last_words(raw, handshake)
+            raise
+
+
+async def _last_words(raw: RawStream, handshake: Handshake) -> None:
+    """Send what a failed handshake still wants to say, so that the other side can tell why."""
+    outgoing = handshake.outgoing()
+    if outgoing:
+        with trio.move_on_after(GOODBYE_S):
+            await raw.send_all(outgoing)
+            await raw.aclose()
+
+
+class SecureLink:
+    """Whole sealed records over a raw stream, after a handshake.
+
+    One task may send and one may receive at a time.
+
+    Attributes:
+        raw: the stream; owned by the link.
+        result: who is at the other end, and the keys.
+        bytes_sent: on the wire since the handshake.
+        bytes_received: likewise.
+        received_at: trio time of the last byte from the peer.
+    """
+
+    def __init__(self, raw: RawStream, result: HandshakeResult) -> None:
+        self.raw = raw
+        self.result = result
+        self.bytes_sent = 0
+        self.bytes_received = len(result.leftover)
+        self.received_at = trio.current_time()
+        self._seal = result.sealer.seal_into
+        self._opener = result.opener
+        self._out = memoryview(bytearray(OVERHEAD_BYTES))
+        self._buffer = memoryview(bytearray(max(RECEIVE_BYTES, len(result.leftover))))
+        self._start, self._end = 0, len(result.leftover)
+        self._buffer[: self._end] = result.leftover
+
+    async def send(self, kind: RecordKind, payload: Buffer) -> None:
+        """Seal `payload` as one record and write it.
+
+        Cancelling kills the link: call it only from the connection's writer task.
+
+        Raises:
+            ConnectionBroken: the connection is broken, or was closed here.
+        """
+        size = len(payload) + OVERHEAD_BYTES
+        if len(self._out) < size:
+            self._out = memoryview(bytearray(max(size, 2 * len(self._out))))
+        end = self._seal(kind, payload, self._out)
+        try:
+            await self.raw.send_all(self._out[:end])
+        except trio.BrokenResourceError as error:
+            raise ConnectionBroken(str(error)) from error
+        except trio.ClosedResourceError as error:
+            raise ConnectionBroken("the connection was closed here") from error
+        except BaseException:
+            self.raw.abort()
+            raise
+        self.bytes_sent += end
+
+    async def receive(self) -> tuple[int, memoryview]:
+        """Wait for one record; return its kind and plaintext.
+
+        The plaintext is valid until the next call. Cancelling loses nothing.
+
+        Raises:
+            ConnectionBroken: the connection ended without a goodbye, is broken, or was closed.
+            RecordError: the bytes are not the peer's records. Fatal.
+        """
+        while True:
+            start, available = self._start, self._end - self._start
+            if available >= HEADER_BYTES:
+                header = self._buffer[start : start + HEADER_BYTES]
+                kind, length = self._opener.parse_header(header)
+                whole = length + OVERHEAD_BYTES
+                if available >= whole:
+                    body = self._buffer[start + HEADER_BYTES : start + whole]
+                    self._opener.open_into(header, body, body[:length])
+                    self._start = start + whole
+                    return kind, body[:length]
+            self._make_room()
+            try:
+                count = await self.raw.receive_into(self._buffer[self._end :])
+            except trio.BrokenResourceError as error:
+                raise ConnectionBroken(str(error)) from error
+            except trio.ClosedResourceError as error:
+                raise ConnectionBroken("the connection was closed here") from error
+            if count == 0:
+                raise ConnectionBroken("the connection was cut")
+            self._end += count
+            self.bytes_received += count
+            self.received_at = trio.current_time()
+
+    def _make_room(self) -> None:
+        """Have free space behind the buffered bytes: move them, or double a full buffer."""
+        kept = self._end - self._start
+        if kept == 0:
+            if len(self._buffer) > RECEIVE_BYTES:  # a burst is over: give the memory back
+                self._buffer = memoryview(bytearray(RECEIVE_BYTES))
+        elif self._end < len(self._buffer):
+            return
+        elif self._start > 0:
+            self._buffer[:kept] = bytes(self._buffer[self._start : self._end])
+        else:
+            larger = memoryview(bytearray(2 * len(self._buffer)))
+            larger[:kept] = self._buffer[:kept]
+            self._buffer = larger
+        self._start, self._end = 0, kept
+
+    def abort(self) -> None:
+        """Close hard and wake whoever uses the link."""
+        self.raw.abort()
