@@ -43,13 +43,16 @@ DRIVERS = {
     "transport/deterministic.py",
     "transport/dialer.py",
     "transport/endpoint.py",
+    "transport/link.py",
     "transport/listener.py",
     "transport/memory.py",
     "transport/peer.py",
     "transport/stream.py",
     "transport/tcp.py",
     "dht/service.py",
+    "gossip/group.py",
     "gossip/replication.py",
+    "gossip/ring.py",
     "gossip/service.py",
 }
 
@@ -84,7 +87,13 @@ SOCKET = {
 }
 
 # The trainer's side: code that never runs in the daemon's process.
-TORCH = {"node/session.py", "node/worker.py", "node/tasks/*", "node/integrations/*"}
+TORCH = {
+    "node/integrations/*",
+    "node/session.py",
+    "node/task.py",  # the interface of a task: torch in its signatures only, see test_import_without_torch.py
+    "node/tasks/*",
+    "node/worker.py",
+}
 TORCH_PACKAGES = {"torch", "safetensors"}
 
 # A core gets time, chance and bytes as arguments, so it has no use for these.
