@@ -1,0 +1,108 @@
+"""What the multiplexed connection remembers: per stream, per priority class, per record.
+
+Problem: the rules of `transport.mux` are easier to check when the numbers they move lie apart from them. Idea: plain mutable
+records with no rules except "could it send something". Invariants (kept by `Mux`): `window + unconsumed + to_grant` is constant in each
+class, and in each stream whose other side has not finished; a class's `queued` is the sum of its streams' `queued`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from transport.frames import CLASS_WINDOW_BYTES, WINDOW_BYTES, Priority, priority_of
+
+
+class Arrival:
+    """DataReceived in the making: one per stream and record, so that tiny frames do not become many objects."""
+
+    __slots__ = ("pieces", "stream_id")
+
+    def __init__(self, stream_id: int) -> None:
+        self.stream_id = stream_id
+        self.pieces: list[bytes | memoryview] = []
+
+
+class StreamState:
+    """One stream, both directions."""
+
+    __slots__ = (
+        "credit",
+        "fin_received",
+        "fin_sent",
+        "finishing",
+        "id",
+        "in_ring",
+        "open_sent",
+        "priority",
+        "protocol",
+        "queue",
+        "queued",
+        "remote",
+        "silenced",
+        "to_grant",
+        "unconsumed",
+        "unseen",
+        "window",
+    )
+
+    def __init__(self, id_: int, protocol: str, *, remote: bool) -> None:
+        self.id = id_
+        self.priority = priority_of(id_)
+        self.protocol = protocol
+        self.remote = remote
+        self.open_sent = remote
+        self.unseen = remote  # its Opened event has not been taken yet
+        self.silenced = False  # its queued events are void
+        self.queue: deque[memoryview] = deque()
+        self.queued = 0
+        self.credit = WINDOW_BYTES
+        self.finishing = False
+        self.fin_sent = False
+        self.in_ring = False
+        self.window = WINDOW_BYTES
+        self.unconsumed = 0
+        self.to_grant = 0
+        self.fin_received = False
+
+    def sendable(self) -> bool:
+        """Whether it has a frame to send, class credit aside."""
+        if not self.open_sent:
+            return True
+        if self.queued:
+            return self.credit > 0
+        return self.finishing and not self.fin_sent
+
+
+class ClassState:
+    """Both directions of one priority class."""
+
+    __slots__ = (
+        "blocked",
+        "credit",
+        "grant_at",
+        "priority",
+        "queued",
+        "ring",
+        "to_grant",
+        "unconsumed",
+        "window",
+    )
+
+    def __init__(self, priority: Priority) -> None:
+        self.priority = priority
+        self.ring: deque[StreamState] = (
+            deque()
+        )  # streams with `sendable()`, whose turn is next at the left
+        self.credit = CLASS_WINDOW_BYTES[priority]
+        self.queued = 0
+        self.blocked: dict[int, StreamState] = {}  # owe a Writable, oldest first
+        self.window = CLASS_WINDOW_BYTES[priority]
+        self.unconsumed = 0
+        self.to_grant = 0
+        self.grant_at = CLASS_WINDOW_BYTES[priority] // 4
+
+    def wants_write(self) -> bool:
+        """Whether a frame of the class could leave now."""
+        if not self.ring:
+            return False
+        return self.credit > 0 or any(not s.open_sent or not s.queued for s in self.ring)
