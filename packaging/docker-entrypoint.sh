@@ -3,8 +3,8 @@
 #
 # The key comes from NODED_SWARM_KEY (its printed form), else from the file NODED_SWARM_KEY_FILE: a secret, or a volume that
 # the nodes of one compose file share. With neither, a node that has nobody to ask makes a new swarm and leaves the key in
-# that file for the others; one that has a bootstrap address waits for it. Everything here happens once: later starts find
-# the configuration and go straight on.
+# that file for the others; one that has a bootstrap address waits for it. Later starts find the configuration and go
+# straight on.
 set -eu
 umask 077
 
@@ -33,15 +33,15 @@ first_start() {
     fi
     # Its report holds the swarm's key, which has no place in a container's log.
     noded init >/dev/null
-    # Whole or not at all: a peer may be reading already.
+}
+
+if [ "${1:-}" = noded ] && [ "${2:-}" = run ]; then
+    [ -e "$data/noded.toml" ] || first_start
+    # At every start, so that a first one that was cut short is made good. Whole or not at all: a peer may be reading.
     if [ ! -e "$shared" ] && [ -w "$(dirname "$shared")" ]; then
         cp "$data/swarm.key" "$shared.new"
         mv "$shared.new" "$shared"
     fi
-}
-
-if [ "${1:-}" = noded ] && [ "${2:-}" = run ] && [ ! -e "$data/noded.toml" ]; then
-    first_start
 fi
 unset NODED_SWARM_KEY # the node has it in a file; no child needs it in its environment
 exec "$@"
