@@ -62,6 +62,10 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True):
     """Local optimizer steps per round."""
     steps: int = 0
     """Total local optimizer steps per node; 0 means no end."""
+    min_members: int = 1
+    """Ready members that the first round waits for; later rounds follow the quorum."""
+    quorum: str = "majority"
+    """"majority": a minority part of a partition pauses; "any": every part goes on."""
     seed: int = 0
     """Initial parameters and the base of every node's data order."""
     created_by: str = ""
@@ -75,6 +79,13 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True):
         _require(_NAME.fullmatch(self.protocol), f"protocol {self.protocol[:80]!r} is no name")
         _require(1 <= self.every <= 1_000_000, f"every must be 1 to 1,000,000, not {self.every}")
         _require(0 <= self.steps < 2**53, f"steps must be 0 (no end) or more, not {self.steps}")
+        _require(
+            1 <= self.min_members <= 256, f"min_members must be 1 to 256, not {self.min_members}"
+        )
+        _require(
+            self.quorum in {"majority", "any"},
+            f'quorum must be "majority" or "any", not {self.quorum[:80]!r}',
+        )
         _require(0 <= self.seed < 2**53, f"seed must be 0 to 2^53, not {self.seed}")
         _require(len(self.created_by) <= 128, "created_by is longer than 128 characters")
         _require(0 <= self.created_at < 2**53, "created_at is not a time")

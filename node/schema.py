@@ -146,9 +146,25 @@ class RunSection(_Section, frozen=True):
             description="Local steps of each member in the whole run; 0 trains until stopped.",
         ),
     ] = 0
+    min_members: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=256,
+            description="Ready members that the first round waits for. Later rounds go on with "
+            "whoever is there, within the quorum.",
+        ),
+    ] = 1
+    quorum: Annotated[
+        Literal["majority", "any"],
+        Meta(
+            description="majority: when the members lose sight of each other, only the larger part "
+            "goes on. any: every part goes on, and the one with most progress wins afterwards.",
+        ),
+    ] = "majority"
     seed: Annotated[
         int,
-        Meta(ge=0, le=2**63 - 1, description="Seed of the first weights and of each data order."),
+        Meta(ge=0, le=2**53 - 1, description="Seed of the first weights and of each data order."),
     ] = 0
     data: Annotated[
         str,
@@ -191,6 +207,23 @@ class TrainerSection(_Section, frozen=True):
         str,
         Meta(min_length=1, max_length=32, description='Where torch computes: "cpu", "cuda:0", ...'),
     ] = "cpu"
+    user_path: Annotated[
+        str,
+        Meta(
+            max_length=4096,
+            description="Folder with task code of your own, which run.task may then name as "
+            "module:Class; a relative path starts at this file. Empty: installed tasks only.",
+        ),
+    ] = ""
+    evaluate_every: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Rounds between two evaluations on the held-out data; 0 evaluates at the "
+            "start and the end only. Each one costs some seconds of training.",
+        ),
+    ] = 5
     checkpoint_every: Annotated[
         int,
         Meta(
