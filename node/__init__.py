@@ -1,1 +1,51 @@
-"""The node room."""
+"""The node: the daemon, its command line, and the training API.
+
+What it is for: everything that a person or a training script touches. The only room that may import
+all the others.
+
+Two processes make a node. The *daemon* (`node.daemon`, trio, never torch) holds the connections and the
+run's state; the *trainer* (`node.worker`, or a script of yours with `node.join`) computes. The command
+line (`node.cli`) is a third, short-lived one that imports neither.
+
+Cores: `health`, `manifest`, `trainer_messages`, `errors`. Drivers: `daemon`, `control`, `trainer`,
+`systemd`. Errors: `node.errors.NodedError` and the frozen exit codes.
+
+Importing this package imports nothing but the standard library's `importlib`: the names below are loaded
+when they are first used, so `import node` is instant and pulls in neither trio nor torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from node.config import Config, load_config
+    from node.errors import ExitCode, NodedError
+    from node.session import join
+
+__all__ = ["Config", "ExitCode", "NodedError", "__version__", "join", "load_config"]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Config": "node.config",
+    "load_config": "node.config",
+    "ExitCode": "node.errors",
+    "NodedError": "node.errors",
+    "join": "node.session",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from the module it lives in (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'node' has no attribute {name!r}")
+    import importlib
+
+    value: object = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

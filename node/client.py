@@ -24,7 +24,7 @@ from typing import Any, Final
 from node.errors import DaemonNotRunning, ExitCode, NodedError, Refused, TimedOut
 from node.paths import CONFIG_NAME, SYSTEM_SOCKET, default_data_dir, node_paths
 
-__all__ = ["Client", "find_socket"]
+__all__ = ["Client", "data_dir_of", "find_socket", "own_host"]
 
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 
@@ -141,28 +141,49 @@ def find_socket(
     environ = os.environ if environ is None else environ
     if socket_flag is not None:
         return socket_flag
-    if named := environ.get("NODED_SOCKET"):
-        return Path(named)
-    config = config_flag or (Path(environ["NODED_CONFIG"]) if environ.get("NODED_CONFIG") else None)
-    if data_dir := environ.get("NODED_NODE_DATA_DIR"):
-        return node_paths(Path(data_dir), environ).control_socket
-    if config is not None:
-        return node_paths(_data_dir_of(config), environ).control_socket
-    path = node_paths(_data_dir_of(default_data_dir(environ) / CONFIG_NAME), environ).control_socket
-    if not os.path.lexists(path) and os.path.lexists(SYSTEM_SOCKET):
+    if environ.get("NODED_SOCKET"):
+        return Path(environ["NODED_SOCKET"])
+    path = node_paths(data_dir_of(config_flag, environ), environ).control_socket
+    named = config_flag or environ.get("NODED_CONFIG") or environ.get("NODED_NODE_DATA_DIR")
+    if not named and not os.path.lexists(path) and os.path.lexists(SYSTEM_SOCKET):
         return SYSTEM_SOCKET
     return path
 
 
-def _data_dir_of(config: Path) -> Path:
-    """`node.data_dir` of a file, or its folder; a broken file is `noded config check`'s business."""
+def data_dir_of(config_flag: Path | None, environ: Mapping[str, str] | None = None) -> Path:
+    """The data directory that `node.config.load_config` would arrive at, without its imports.
+
+    A broken file counts as one that names no directory: it is `noded config check` that complains.
+    """
+    environ = os.environ if environ is None else environ
+    if data_dir := environ.get("NODED_NODE_DATA_DIR"):
+        return Path(data_dir).expanduser().absolute()
+    named = environ.get("NODED_CONFIG")
+    config = config_flag or (Path(named) if named else default_data_dir(environ) / CONFIG_NAME)
     base = config.absolute().parent
     try:
         with config.open("rb") as file:
-            named = tomllib.load(file).get("node", {}).get("data_dir", "")
-        return base / Path(named).expanduser() if named else base
+            data_dir = tomllib.load(file).get("node", {}).get("data_dir", "")
+        return base / Path(data_dir).expanduser() if data_dir else base
     except (OSError, ValueError, AttributeError, TypeError):
         return base
+
+
+def own_host() -> str:
+    """This machine's address on the way to the rest of the world, "" if it has none.
+
+    Connecting a datagram socket sends nothing: the kernel only picks a route and with it a source.
+    """
+    for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as sock:
+                sock.connect((target, 9))  # documentation addresses (RFC 5737, RFC 3849)
+                host = str(sock.getsockname()[0])
+        except OSError:
+            continue
+        if not host.startswith("127.") and host not in {"::1", "0.0.0.0", "::"}:  # noqa: S104
+            return host
+    return ""
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

@@ -63,9 +63,13 @@ __all__ = [
     "knobs",
     "load_config",
     "parse_config",
+    "parse_text",
 ]
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
+
+_PATHS: Final = ("node.data_dir", "run.data", "trainer.user_path")
+"""Keys that hold a path; made absolute here, so nobody below has to know where the file lies."""
 
 _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "node": NodeSection,
@@ -230,12 +234,12 @@ def parse_config(
     for key, value in _flatten(document, known):
         values[key], sources[key] = value, where
     base = path.absolute().parent if path is not None else Path.cwd()
-    for key in ("node.data_dir", "run.data"):
+    for key in _PATHS:
         if isinstance(values.get(key), str) and values[key]:
             values[key] = os.path.abspath(base / Path(values[key]).expanduser())  # noqa: PTH100
     for key, text, source in (*_from_environ(environ or {}, known), *_from_flags(overrides, known)):
-        value = _parse_text(known[key], text, source)
-        if key in {"node.data_dir", "run.data"} and value:
+        value = parse_text(known[key], text, source)
+        if key in _PATHS and value:
             value = os.path.abspath(Path(value).expanduser())  # noqa: PTH100 (keeps links)
         values[key], sources[key] = value, source
     if not values.get("node.data_dir"):
@@ -313,8 +317,12 @@ def _from_flags(
         yield key, text, "--set"
 
 
-def _parse_text(entry: Knob, text: str, source: str) -> Any:
-    """The value that a variable or a flag writes as `text`."""
+def parse_text(entry: Knob, text: str, source: str) -> Any:
+    """The value that a variable or a flag (`source`) writes as `text`.
+
+    Raises:
+        ConfigError: the text is not of the key's type.
+    """
     origin = get_origin(entry.type) or entry.type
     if origin is str or not isinstance(origin, type):  # Literal: text as well
         return text

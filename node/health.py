@@ -135,7 +135,7 @@ def assess(facts: Facts) -> list[HealthWarning]:
 
 
 def verdict(warnings: Sequence[HealthWarning]) -> str:
-    """ "ok", "warning" or "failing": the worst of `warnings`; informational ones do not count."""
+    """The worst of `warnings`: "ok", "warning" or "failing"; informational ones do not count."""
     severities = {warning.severity for warning in warnings}
     if Severity.FAILING in severities:
         return "failing"

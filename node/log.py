@@ -27,6 +27,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TextIO
 
+from node.render import MAX_TEXT_CHARS, printable
+
 __all__ = [
     "HumanFormatter",
     "JournalFormatter",
@@ -36,9 +38,6 @@ __all__ = [
     "pick_format",
     "printable",
 ]
-
-MAX_TEXT_CHARS: Final = 4000
-"""A message longer than this is cut: nothing a person reads is longer."""
 
 # Attributes that every record has; whatever else a record carries came in as `extra`.
 _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {
@@ -54,32 +53,6 @@ _PRIORITY: Final = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, l
 _COLOURS: Final = {logging.CRITICAL: "31;1", logging.ERROR: "31", logging.WARNING: "33"}
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-
-
-def printable(text: str, limit: int = MAX_TEXT_CHARS) -> str:
-    r"""`text` safe to print: control, bidirectional and unpaired characters as `\x1b` or `\u202e`.
-
-    Anything that could move a cursor, end a line, or reverse the order of what follows is escaped,
-    and the result is at most about `limit` characters long.
-    """
-    if len(text) > limit:
-        text = text[:limit] + "..."
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else _escape(character) for character in text
-    )
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character) or (
-        f"\\x{code:02x}"
-        if code < 0x100
-        else f"\\u{code:04x}"
-        if code < 0x10000
-        else f"\\U{code:08x}"
-    )
 
 
 class HumanFormatter(logging.Formatter):
