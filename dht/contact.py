@@ -13,6 +13,7 @@ node. Private ranges are allowed: swarms on one local network are ordinary.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterable, Sequence
 
@@ -51,6 +52,8 @@ def split_address(text: str) -> tuple[str, int] | None:
     return host, port
 
 
+# Searches meet the same few texts over and over; the bound is what makes a cache of hearsay harmless.
+@functools.lru_cache(maxsize=4096)
 def sane_address(text: str, *, loopback: bool) -> bool:
     """Return whether a node could be reached at `text`; never raises.
 

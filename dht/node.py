@@ -259,6 +259,10 @@ class DhtNode:
         me = self._me.node_id
         return self._start(_Purpose.JOIN, FindNode(me), me, now, 0.0)
 
+    def met(self, contact: Contact, now: float) -> None:
+        """Take note of a server that answered outside of a call of ours (the driver's bootstrap)."""
+        self._admit(contact, now)
+
     def greet(self, contact: Contact, now: float) -> None:
         """Ask a node we are connected to whether it takes part, unless it is known to."""
         last = self.table.last_seen(contact.node_id)
@@ -266,7 +270,15 @@ class DhtNode:
             self._ping(contact)
 
     def abandon(self, operation: int) -> None:
-        """Forget an operation nobody waits for any more; its open calls still teach the table."""
+        """Take note that nobody waits for an operation any more.
+
+        A search is forgotten (its open calls still teach the table); a put goes on in silence, since its
+        record stays published.
+        """
+        running = self._operations.get(operation)
+        if running is not None and running.purpose is _Purpose.PUT:
+            running.purpose = _Purpose.REPUBLISH
+            return
         self._operations.pop(operation, None)
         if self._background == operation:
             self._background = None
@@ -282,7 +294,7 @@ class DhtNode:
         """Return the next ended operation, or None."""
         return self._events.popleft() if self._events else None
 
-    def next_deadline(self) -> float | None:
+    def next_deadline(self) -> float:
         """Return when `tick` has something to do (monotonic seconds)."""
         times = [self._expire_at, self.table.next_retry()]
         if self._background is None and len(self._operations) < MAX_OPERATIONS:
@@ -298,7 +310,8 @@ class DhtNode:
         pending = self._pending.pop(number, None)
         if pending is None:
             return
-        self._pinging.discard(pending.contact.node_id)
+        if isinstance(pending.query, Ping):
+            self._pinging.discard(pending.contact.node_id)
         if sender.node_id != pending.contact.node_id:
             self._lied(pending, "wrong_node", now, wall)
             return
@@ -339,7 +352,8 @@ class DhtNode:
         pending = self._pending.pop(number, None)
         if pending is None:
             return
-        self._pinging.discard(pending.contact.node_id)
+        if isinstance(pending.query, Ping):
+            self._pinging.discard(pending.contact.node_id)
         self._lied(pending, "unanswered", now, wall)
 
     def tick(self, now: float, wall: float) -> None:

@@ -30,6 +30,8 @@ class DhtSettings:
     records_per_key: int = MAX_RECORDS
     records_total: int = 4096
     """About 6 MiB at most."""
+    bootstrap_dial_s: float = 5.0
+    """One attempt at a bootstrap address: name lookup, connecting and one answer."""
     bootstrap_first_s: float = 1.0
     """Pause before an unreachable bootstrap address is tried again; doubles, with jitter."""
     bootstrap_most_s: float = 60.0

@@ -1,0 +1,479 @@
+"""The DHT on a live endpoint: carries the node's calls over connections, wakes it on time, serves others.
+
+This is the only file of the room that knows the transport and the event loop; everything that decides
+something is in `node`. One pump task owns the clock; each query is a short task with one deadline over
+connecting and calling; each bootstrap address has a task that tries again for as long as the service lives.
+
+Connections: a query uses the live connection to its contact or opens one (with the contact's id expected by the
+handshake, so a false address cannot stand in for a node). Connections stay open afterwards: up to
+`keep_connections` peers that makes every later query one round-trip, and gossip uses them too. Above it, the ones
+this service opened and has not used for a minute are closed, oldest first, but only those that `in_use` says nobody
+else needs; without an `in_use` none is ever closed here.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Protocol, TypeVar
+
+import attrs
+import trio
+
+from dht.contact import Contact, peer_addresses
+from dht.errors import DhtClosed, DhtError
+from dht.messages import PROTOCOL, Answer, Ping, Pong, Query, Refused
+from dht.node import Call, Credentials, DhtNode, Event, Found, Published
+from dht.record import SignedRecord
+from dht.settings import DhtSettings
+from transport.address import Address
+from transport.codec import decode_untrusted, pack
+from transport.errors import MalformedMessage, TransportError
+from transport.identity import Identity, NodeId, verify
+from transport.swarm import Swarm
+
+_log = logging.getLogger(__name__)
+
+# Operations of callers at once; further callers wait. Below the node's own bound, which background shares.
+_CALLER_OPERATIONS = 32
+# Addresses given to `bootstrap`, over the service's life.
+_MAX_BOOTSTRAP = 64
+# Peers whose dialed address is remembered.
+_MAX_PROVED = 1024
+_IDLE_S = 60.0
+_MAX_REASON_CHARS = 300
+
+
+class DhtPeer(Protocol):
+    """What this service needs of a connected peer (`transport.endpoint.Peer`)."""
+
+    @property
+    def node_id(self) -> NodeId: ...  # noqa: D102
+    @property
+    def public_key(self) -> bytes: ...  # noqa: D102
+    @property
+    def address(self) -> Address: ...  # noqa: D102
+    @property
+    def listen(self) -> Sequence[Address]: ...  # noqa: D102
+    async def call(self, protocol: str, request: bytes) -> bytes: ...  # noqa: D102
+    def close(self, reason: str) -> None: ...  # noqa: D102
+
+
+Peer_co = TypeVar("Peer_co", bound=DhtPeer, covariant=True)
+Handler = Callable[[DhtPeer, bytes], Awaitable[bytes]]
+
+
+class DhtEndpoint(Protocol[Peer_co]):
+    """What this service needs of the endpoint (`transport.endpoint.Endpoint`)."""
+
+    @property
+    def node_id(self) -> NodeId: ...  # noqa: D102
+    @property
+    def identity(self) -> Identity: ...  # noqa: D102
+    @property
+    def swarm(self) -> Swarm: ...  # noqa: D102
+    @property
+    def peers(self) -> Mapping[NodeId, Peer_co]: ...  # noqa: D102
+    async def connect(  # noqa: D102
+        self, addresses: Sequence[Address], *, expected: NodeId | None = None
+    ) -> Peer_co: ...
+    def serve_calls(self, protocol: str, handler: Handler) -> None: ...  # noqa: D102
+    def watch(  # noqa: D102
+        self,
+    ) -> AbstractContextManager[trio.abc.ReceiveChannel[object]]: ...
+
+
+@attrs.define
+class _Waiter:
+    done: trio.Event = attrs.field(factory=trio.Event)
+    event: Event | None = None
+
+
+@attrs.define
+class _Bootstrap:
+    address: Address
+    attempts: int = 0
+    node_id: NodeId | None = None
+    reason: str = "not tried yet"  # "" once reached
+
+
+class Dht:
+    """The DHT as the rest of the daemon uses it; made by `open_dht`."""
+
+    def __init__(
+        self,
+        endpoint: DhtEndpoint[DhtPeer],
+        nursery: trio.Nursery,
+        *,
+        rng: random.Random,
+        wall_clock: Callable[[], float],
+        settings: DhtSettings,
+        in_use: Callable[[NodeId], bool] | None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._nursery = nursery
+        self._rng = rng
+        self._wall = wall_clock
+        self._settings = settings
+        self._in_use = in_use
+        self._node = DhtNode(
+            Credentials(
+                node_id=bytes(endpoint.node_id),
+                public_key=endpoint.identity.public_key,
+                swarm_id=endpoint.swarm.id,
+                sign=endpoint.identity.sign,
+                verify=verify,
+            ),
+            rng=rng,
+            now=trio.current_time(),
+            settings=settings,
+        )
+        self._wake = trio.Event()
+        self._open_calls = 0
+        self._callers = trio.Semaphore(_CALLER_OPERATIONS)
+        self._waiters: dict[int, _Waiter] = {}
+        self._bootstraps: dict[Address, _Bootstrap] = {}
+        self._bootstrap_changed = trio.Event()
+        self._proved: dict[NodeId, Address] = {}  # the address we dialed each at
+        self._opened: dict[NodeId, float] = {}  # connections made here -> last used
+        self._closed = False
+
+    # For callers
+
+    async def bootstrap(self, addresses: Sequence[Address]) -> int:
+        """Join the swarm through nodes of which only addresses are known.
+
+        Returns after every address has answered or failed (an answer from one shortens the wait for
+        the others to a second), and our neighbourhood has been searched. Addresses stay known: what could
+        not be reached, or is lost later, is tried again in the background.
+
+        Args:
+            addresses: at most 64 over the service's life; a name stands for all its addresses.
+
+        Returns:
+            How many of them have been reached; 0 is not an error.
+
+        Raises:
+            DhtClosed, DhtError: closed, or too many addresses. Cancelling leaves the background at work.
+        """
+        self._check_open()
+        mine: list[_Bootstrap] = []
+        for address in dict.fromkeys(addresses):
+            entry = self._bootstraps.get(address)
+            if entry is None:
+                if len(self._bootstraps) >= _MAX_BOOTSTRAP:
+                    raise DhtError(f"more than {_MAX_BOOTSTRAP} bootstrap addresses")
+                entry = self._bootstraps[address] = _Bootstrap(address)
+                self._nursery.start_soon(self._keep_bootstrapped, entry)
+            mine.append(entry)
+        patience = trio.CancelScope()
+        with patience:
+            while any(entry.attempts == 0 for entry in mine):
+                if any(entry.node_id is not None for entry in mine):
+                    soon = trio.current_time() + self._settings.lookup.patience_s
+                    patience.deadline = min(patience.deadline, soon)
+                await self._bootstrap_changed.wait()
+                self._check_open()
+        if mine:
+            await self._run(self._node.join)
+        return sum(entry.reason == "" for entry in mine)
+
+    def bootstrap_status(self) -> dict[str, str]:
+        """Return for each bootstrap address "" if it was reached when last tried, else the reason."""
+        return {str(entry.address): entry.reason for entry in self._bootstraps.values()}
+
+    async def put(self, key: bytes, value: bytes, *, ttl_s: float = 7200.0) -> int:
+        """Sign `value` and publish it under `key` until `withdraw` or the end of the service.
+
+        Our own copy is served to whoever asks us, and republished in the background.
+
+        Args:
+            key: 32 bytes, from `record_key`.
+            value: at most 1000 bytes.
+            ttl_s: seconds until holders drop it when we fall silent, 1 to 86400.
+
+        Returns:
+            How many *other* nodes say they hold it; 0 is not an error.
+
+        Raises:
+            InvalidKey, InvalidRecord, TooManyRecords, DhtClosed, DhtError. Cancelling leaves it published.
+        """
+        event = await self._run(
+            lambda now: self._node.put(key, value, ttl_s, now, self._wall()),
+        )
+        return event.holders if isinstance(event, Published) else 0
+
+    def withdraw(self, key: bytes) -> bool:
+        """Stop publishing `key`; holders drop the record when its time is over."""
+        return self._node.withdraw(key)
+
+    async def get(self, key: bytes) -> list[SignedRecord]:
+        """Return the newest verified record of each signer under `key`, sorted by signer.
+
+        Empty when nobody has any, or nobody answers within a second. Records are hints to act upon,
+        not truths: a holder may withhold the newest.
+
+        Raises:
+            InvalidKey, DhtClosed. Cancelling forgets the search.
+        """
+        event = await self._run(lambda now: self._node.get(key, now, self._wall()))
+        return list(event.records) if isinstance(event, Found) else []
+
+    async def find_node(self, target: bytes) -> list[Contact]:
+        """Return the up to k nodes closest to `target` that answered, closest first.
+
+        Raises:
+            InvalidKey, DhtClosed. Cancelling forgets the search.
+        """
+        event = await self._run(lambda now: self._node.find(target, now))
+        return list(event.contacts) if isinstance(event, Found) else []
+
+    def contacts(self) -> list[Contact]:
+        """Return all nodes known, nearest to our own id first, silent ones included."""
+        return self._node.table.contacts()
+
+    def stats(self) -> dict[str, int]:
+        """Return sizes and counters under a fixed set of names."""
+        reached = sum(entry.reason == "" for entry in self._bootstraps.values())
+        return {
+            **self._node.stats(),
+            "bootstrap_addresses": len(self._bootstraps),
+            "bootstrap_reached": reached,
+        }
+
+    # Tasks
+
+    async def _pump(self) -> None:
+        """Wake the node on time and carry out what it wants; the only task that ticks it."""
+        while True:
+            self._flush()
+            self._wake = trio.Event()
+            deadline = self._node.next_deadline()
+            with trio.move_on_at(max(deadline, trio.current_time())):
+                await self._wake.wait()
+            now = trio.current_time()
+            if now >= deadline:  # also when woken all the time: timers must not starve
+                self._node.tick(now, self._wall())
+                self._close_idle(now)
+
+    async def _carry(self, call: Call) -> None:
+        """Take one call to its contact; ends in exactly one report to the node."""
+        answer: Answer | None = None
+        sender = call.contact
+        try:
+            with trio.move_on_after(self._settings.query_s):
+                peer = await self._reach(call.contact)
+                sender = self._contact_of(peer)
+                data = await peer.call(PROTOCOL, pack(call.query))
+                answer = decode_untrusted(data, Answer)
+        except MalformedMessage:
+            self._node.counters["malformed_in"] += 1
+        except TransportError:
+            pass  # unreachable, lost, refused: the node counts it as unanswered
+        except Exception:  # one query must not end the service
+            self._failed_within("a query")
+        self._open_calls -= 1
+        now = trio.current_time()
+        if answer is None:
+            self._node.fail(call.number, now, self._wall())
+        else:
+            self._node.receive(call.number, sender, answer, now, self._wall())
+        self._wake.set()
+
+    async def _keep_bootstrapped(self, entry: _Bootstrap) -> None:
+        """Reach one address, and again whenever its node is not connected, for ever."""
+        failures = 0
+        while True:
+            if entry.node_id is None or entry.node_id not in self._endpoint.peers:
+                await self._try_bootstrap(entry)
+                entry.attempts += 1
+                self._bootstrap_changed.set()
+                self._bootstrap_changed = trio.Event()
+                failures = 0 if entry.reason == "" else failures + 1
+            pause_s = self._settings.bootstrap_most_s
+            if failures:
+                first_s = self._settings.bootstrap_first_s
+                pause_s = min(pause_s, first_s * 2.0 ** min(failures - 1, 16))
+            await trio.sleep(pause_s * self._rng.uniform(0.8, 1.2))
+
+    async def _try_bootstrap(self, entry: _Bootstrap) -> None:
+        reason = f"no answer within {self._settings.bootstrap_dial_s:g} s"
+        try:
+            with trio.move_on_after(self._settings.bootstrap_dial_s):
+                peer = await self._endpoint.connect([entry.address])
+                self._note_dialed(peer, [entry.address])
+                query = Query(server=self._settings.server, body=Ping())
+                answer = decode_untrusted(await peer.call(PROTOCOL, pack(query)), Answer)
+                if isinstance(answer.body, Pong):
+                    reason = ""
+                    entry.node_id = peer.node_id
+                    if answer.server:
+                        self._node.met(self._contact_of(peer), trio.current_time())
+                        self._wake.set()
+                else:
+                    reason = "the node there does not take part in the DHT"
+        except TransportError as error:
+            reason = (str(error) or type(error).__name__)[:_MAX_REASON_CHARS]
+        except Exception:
+            self._failed_within("bootstrapping")
+            reason = "internal error, see the log"
+        entry.reason = reason
+
+    async def _greet_peers(self) -> None:
+        """Ask every peer that connects, for whatever purpose, whether it takes part."""
+        with self._endpoint.watch() as changes:
+            self._greet_all()
+            async for _ in changes:
+                self._greet_all()
+
+    # Inside
+
+    async def _answer(self, peer: DhtPeer, request: bytes) -> bytes:
+        """Answer one query; the endpoint's guard is around it."""
+        if self._closed:
+            return pack(Answer(server=False, body=Refused("closing")))
+        try:
+            query = decode_untrusted(request, Query)
+        except MalformedMessage:
+            self._node.counters["malformed_in"] += 1
+            return pack(Answer(server=self._settings.server, body=Refused("malformed")))
+        now = trio.current_time()
+        answer = self._node.answer(
+            query, self._contact_of(peer), peer.public_key, now, self._wall()
+        )
+        self._wake.set()
+        return pack(answer)
+
+    async def _run(self, start: Callable[[float], int]) -> Event:
+        """Start an operation and wait for its event; cancelling abandons it."""
+        self._check_open()
+        async with self._callers:
+            self._check_open()
+            operation = start(trio.current_time())
+            waiter = self._waiters[operation] = _Waiter()
+            self._wake.set()
+            try:
+                await waiter.done.wait()
+            finally:
+                del self._waiters[operation]
+                if waiter.event is None:
+                    self._node.abandon(operation)
+            if waiter.event is None:
+                raise DhtClosed("the DHT was closed during the operation")
+            return waiter.event
+
+    def _flush(self) -> None:
+        for call in self._node.outgoing(self._settings.concurrency - self._open_calls):
+            self._open_calls += 1
+            self._nursery.start_soon(self._carry, call)
+        while (event := self._node.next_event()) is not None:
+            waiter = self._waiters.get(event.operation)
+            if waiter is not None:
+                waiter.event = event
+                waiter.done.set()
+
+    async def _reach(self, contact: Contact) -> DhtPeer:
+        node_id = NodeId(contact.node_id)
+        peer = self._endpoint.peers.get(node_id)
+        if peer is None:
+            addresses = [Address.parse(text) for text in contact.addresses]
+            peer = await self._endpoint.connect(addresses, expected=node_id)
+            self._note_dialed(peer, addresses)
+        if node_id in self._opened:
+            self._opened[node_id] = trio.current_time()
+        return peer
+
+    def _note_dialed(self, peer: DhtPeer, addresses: Sequence[Address]) -> None:
+        self._opened[peer.node_id] = trio.current_time()
+        if peer.address not in addresses and all(address.is_ip for address in addresses):
+            return  # an older or crossing connection was used: its address proves nothing
+        self._proved.pop(peer.node_id, None)
+        self._proved[peer.node_id] = peer.address
+        if len(self._proved) > _MAX_PROVED:
+            del self._proved[next(iter(self._proved))]
+
+    def _contact_of(self, peer: DhtPeer) -> Contact:
+        dialed = self._proved.get(peer.node_id) == peer.address
+        advertised = [(address.host, address.port) for address in peer.listen]
+        remote = (peer.address.host, peer.address.port)
+        return Contact(bytes(peer.node_id), peer_addresses(advertised, remote, dialed=dialed))
+
+    def _greet_all(self) -> None:
+        now = trio.current_time()
+        for node_id in sorted(self._endpoint.peers):
+            if node_id not in self._node.table:
+                self._node.greet(self._contact_of(self._endpoint.peers[node_id]), now)
+        self._wake.set()
+
+    def _close_idle(self, now: float) -> None:
+        """Close connections of ours that nobody needs, when there are too many (module docstring)."""
+        peers = self._endpoint.peers
+        self._opened = {node_id: at for node_id, at in self._opened.items() if node_id in peers}
+        surplus = len(peers) - self._settings.keep_connections
+        if surplus <= 0 or self._in_use is None:
+            return
+        idle = sorted((at, node_id) for node_id, at in self._opened.items() if now - at > _IDLE_S)
+        for _, node_id in idle[:surplus]:
+            if not self._in_use(node_id):
+                peers[node_id].close("idle")
+
+    def _failed_within(self, what: str) -> None:
+        self._node.counters["internal_errors"] += 1
+        _log.exception("%s failed in a way that is a defect of this program", what)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DhtClosed("the DHT is closed")
+
+    def _close(self) -> None:
+        self._closed = True
+        self._bootstrap_changed.set()
+        for waiter in list(self._waiters.values()):
+            waiter.done.set()
+
+
+@asynccontextmanager
+async def open_dht(
+    endpoint: DhtEndpoint[DhtPeer],
+    *,
+    rng: random.Random,
+    wall_clock: Callable[[], float],
+    settings: DhtSettings | None = None,
+    in_use: Callable[[NodeId], bool] | None = None,
+) -> AsyncIterator[Dht]:
+    """Take part in the swarm's DHT for as long as the context is open.
+
+    Args:
+        endpoint: an open `transport.endpoint.Endpoint`; its protocol "dht" is served from here on.
+        rng: chance, for jitter and refresh targets; seeded in simulations.
+        wall_clock: seconds since 1970, for the expiry of records only.
+        settings: defaults are right for nearly everybody.
+        in_use: whether somebody else needs the connection to a peer; see the module docstring.
+
+    Leaving the context ends every task; operations under way raise DhtClosed. Nothing is withdrawn from
+    holders: records expire.
+    """
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        dht = Dht(
+            endpoint,
+            nursery,
+            rng=rng,
+            wall_clock=wall_clock,
+            settings=settings or DhtSettings(),
+            in_use=in_use,
+        )
+        endpoint.serve_calls(PROTOCOL, dht._answer)  # noqa: SLF001 (its own handler)
+        nursery.start_soon(dht._pump)  # noqa: SLF001
+        nursery.start_soon(dht._greet_peers)  # noqa: SLF001
+        try:
+            yield dht
+        except Exception as error:  # noqa: BLE001 (raised again below, outside of the nursery's group)
+            failure = error
+        finally:
+            dht._close()  # noqa: SLF001
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
