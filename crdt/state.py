@@ -33,6 +33,7 @@ import hashlib
 from bisect import bisect_left, insort
 from collections.abc import Mapping
 from contextlib import suppress
+from heapq import nsmallest
 from itertools import pairwise
 from types import MappingProxyType
 
@@ -252,6 +253,7 @@ class RunState:
         wall_ms = self._clock.wall_ms()
         changed = self._raise_checkpoint(checkpoint)
         worst_ms = 0
+        news: list[Record] = []
         for record in records:
             held = self._records.get(record.writer)
             if held is not None and held.rank >= record.rank:
@@ -267,12 +269,15 @@ class RunState:
             # lead by what it observed from others: no reason to refuse it, only not to follow it.
             with suppress(ClockSkew):
                 self._clock.observe(record.stamp)
-            changed |= self._meet_self(record) if record.writer == self.node else self._put(record)
-        if changed:
+            news.append(self._meet_self(record) if record.writer == self.node else record)
+            self._put(news[-1])
+        self._trim()
+        if changed or any(self._records.get(record.writer) is record for record in news):
             self._changed()
-        elif worst_ms:
+            return True
+        if worst_ms:
             raise ClockSkew(worst_ms)
-        return changed
+        return False
 
     # Ranges of writers, for comparing large documents piece by piece
 
@@ -309,40 +314,46 @@ class RunState:
     # Inside
 
     def _write(self, member: MemberInfo | None, progress: Progress | None) -> None:
+        self._put(self._compose(member, progress))
+        self._trim()
+        self._changed()
+
+    def _compose(self, member: MemberInfo | None, progress: Progress | None) -> Record:
+        """Make this node's next record."""
         sequence = max(self._sequence + 1, self._clock.wall_ms())
         record = Record(self.node, sequence, self._clock.now(), member, progress)
         self._own, self._sequence = record, sequence
         self._edits += 1
-        self._put(record)
-        self._changed()
+        return record
 
-    def _meet_self(self, former: Record) -> bool:
-        """Merge a record of this very node that is newer than the one held."""
+    def _meet_self(self, former: Record) -> Record:
+        """Answer a record of this very node that is newer than the one held."""
         self._sequence = max(self._sequence, former.sequence)
         mine = self._own
         if mine is None:
             # This process has said nothing yet: until it does, its former statement stands.
             self._own = former
-            return self._put(former)
+            return former
         # The clock was set back, or the state was lost: what this process says must hold.
-        with suppress(StateTooLarge):  # its halves fit, together they might not
-            self._write(mine.member or former.member, mine.progress or former.progress)
-            return True
-        return self._put(former)
+        try:
+            return self._compose(mine.member or former.member, mine.progress or former.progress)
+        except StateTooLarge:  # the halves fit, together they do not
+            return self._compose(mine.member, mine.progress)
 
-    def _put(self, record: Record) -> bool:
+    def _put(self, record: Record) -> None:
         held = self._records.get(record.writer)
         assert held is None or held.rank < record.rank
-        if held is None and len(self._records) >= MAX_MEMBERS:
-            oldest = min(self._records.values(), key=_age)
-            if _age(record) < _age(oldest):
-                return False
-            del self._records[oldest.writer]
-            del self._writers[bisect_left(self._writers, oldest.writer)]
         if held is None:
             insort(self._writers, record.writer)
         self._records[record.writer] = record
-        return True
+
+    def _trim(self) -> None:
+        """Drop those silent for longest; once per merge, since finding them reads everything."""
+        excess = len(self._records) - MAX_MEMBERS
+        if excess > 0:
+            for record in nsmallest(excess, self._records.values(), key=_age):
+                del self._records[record.writer]
+                del self._writers[bisect_left(self._writers, record.writer)]
 
     def _raise_checkpoint(self, register: MaxRegister) -> bool:
         joined = self._checkpoint.join(register)
