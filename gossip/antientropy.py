@@ -1,0 +1,273 @@
+"""Keep two replicas of a run's document equal, by talking about differences only.
+
+One `AntiEntropy` object is one node's side of the conversation with one peer. It reads and merges
+the node's `RunState`, knows no socket and no clock, and every message stands on its own: any of
+them may be lost, repeated or overtaken, and the next comparison repairs what is missing
+(anti-entropy: Demers et al. 1987; comparing by ranges: Meyer 2022, "Range-Based Set
+Reconciliation", with one level instead of many, since a document has at most 4,096 records).
+
+    an edit by this node   -> delta, at once (at most every `PUSH_GAP_S`, the newest word only)
+    every interval         -> digest
+    digest, equal          -> nothing
+    digest, other          -> context of all writers, if there are at most `PAGE_WRITERS` of them,
+                              else ranges: a digest per page of writers
+    ranges                 -> context of each page that differs (at least one, for the checkpoint)
+    context                -> delta with what the sender lacks; want, for what we lack
+    want                   -> delta
+
+Messages are maps with string keys; "t" tells the kind, "v" the version (contexts, wants and deltas
+are those of `crdt.state`, with "t" added):
+
+    {"t": "digest", "v": 1, "digest": 32 bytes}
+    {"t": "ranges", "v": 1, "ranges": [[start, 16 bytes], ...]}     ascending; starts at the empty
+                                            key; a range ends where the next starts, the last never
+
+What waits to be sent is kept as sets of names (writers owed and wanted, ranges to describe), never
+as messages: a slow peer costs kilobytes, and gets the newest state when its turn comes.
+
+Bounds: a message weighs at most 49 KiB, within the 64 KiB of the transport, and holds no list of
+more than 512 items.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Final
+
+from crdt.errors import ClockSkew, CrdtError
+from crdt.record import MAX_RECORD_BYTES
+from crdt.state import MAX_MEMBERS, VERSION, RunState, split_delta
+from crdt.wire import as_bytes, as_fields, as_list, as_row, check_ascending
+from gossip.errors import GossipError
+
+PAGE_WRITERS: Final = 64
+"""Writers per context. About 3 KiB; a full document then has 64 pages."""
+
+DELTA_BYTES: Final = 48 << 10
+"""Bytes of one delta, leaving the transport's 64 KiB room for its own envelope."""
+
+BATCH: Final = 512
+"""Records per delta, writers per want, ranges per message: half of what the codec lets pass."""
+
+MAX_PAGES: Final = 2 * (MAX_MEMBERS // PAGE_WRITERS) + BATCH
+"""Contexts that can be asked for at once: pages of both documents, cut at each other's bounds."""
+
+PUSH_GAP_S: Final = 0.05
+"""Least time between two pushes of our own edits to one peer. Not visible to people, and keeps a
+loop of edits from becoming a loop of messages."""
+
+JITTER: Final = 0.25
+"""Intervals vary by this share, so that nodes started together do not compare in step."""
+
+_DIGEST_BYTES = 16
+
+assert DELTA_BYTES > 2 * MAX_RECORD_BYTES
+
+
+class RefusedUpdate(GossipError):  # noqa: N818 (an error is named for what happened)
+    """A peer sent an update that is malformed or too large; nothing of it was taken over."""
+
+    hint = "the peer may run another release; if not, look at its log"
+
+
+class AntiEntropy:
+    """The conversation with one peer about one run's document.
+
+    Args:
+        state: the node's replica; other conversations share it.
+        interval_s: mean time between two comparisons that this side starts.
+        rng: jitter of the interval.
+        now: monotonic seconds; the first comparison is due at once.
+    """
+
+    def __init__(
+        self, state: RunState, *, interval_s: float, rng: random.Random, now: float
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        """Messages by "sent <kind>" and "received <kind>"; "clock_skew"."""
+        self._state = state
+        self._interval_s = interval_s
+        self._rng = rng
+        self._compare_at = now
+        self._push_at = now
+        self._pushed_edits = -1
+        self._told_checkpoint: object = None
+        # What waits to be said. Dicts serve as ordered sets: the order must not depend on hashes.
+        self._say_digest = False
+        self._say_ranges = False
+        self._pages: dict[tuple[bytes, bytes], None] = {}
+        self._wanted: dict[bytes, None] = {}
+        self._want_checkpoint = False
+        self._owed: dict[bytes, None] = {}
+        self._owe_checkpoint = False
+
+    # Time
+
+    def next_deadline(self) -> float:
+        """When `tick` has something to do."""
+        if self._pushed_edits != self._state.edits:
+            return min(self._compare_at, self._push_at)
+        return self._compare_at
+
+    def tick(self, now: float) -> None:
+        """Do what is due. Call it after local edits too: that is how they are noticed."""
+        if self._pushed_edits != self._state.edits and now >= self._push_at:
+            self._pushed_edits = self._state.edits
+            self._push_at = now + PUSH_GAP_S
+            self._owed[self._state.node] = None
+            checkpoint = self._state.checkpoint()
+            self._owe_checkpoint |= checkpoint != self._told_checkpoint
+            self._told_checkpoint = checkpoint
+        if now >= self._compare_at:
+            self._say_digest = True
+            self._postpone(now)
+
+    def _postpone(self, now: float) -> None:
+        self._compare_at = now + self._interval_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
+
+    # In
+
+    def receive(self, untrusted: object, now: float) -> None:
+        """Take one message.
+
+        Raises:
+            RefusedUpdate: it is malformed or too large; the state is unchanged.
+        """
+        kind = untrusted.get("t") if isinstance(untrusted, dict) else None
+        try:
+            if kind == "delta":
+                self._receive_delta(untrusted)
+            elif kind == "digest":
+                self._receive_digest(untrusted)
+                self._postpone(now)  # they have just compared; no need for us to
+            elif kind == "context":
+                self._receive_context(untrusted)
+            elif kind == "ranges":
+                self._receive_ranges(untrusted)
+            elif kind == "want":
+                self._receive_want(untrusted)
+            else:
+                raise RefusedUpdate("an update of unknown kind")
+        except CrdtError as error:
+            raise RefusedUpdate(f"{kind}: {error}", hint=error.hint) from error
+        self.counters[f"received {kind}"] += 1
+
+    def _receive_delta(self, untrusted: object) -> None:
+        try:
+            self._state.merge(untrusted)
+        except ClockSkew:
+            # Nobody's fault that can be told from here: one of two clocks is wrong.
+            self.counters["clock_skew"] += 1
+
+    def _receive_digest(self, untrusted: object) -> None:
+        (digest,) = as_fields(untrusted, "digest", ("digest",), version=VERSION)
+        if as_bytes(digest, "digest", least=32, most=32) == self._state.digest():
+            return
+        if len(self._state) <= PAGE_WRITERS:
+            self._pages[(b"", b"")] = None
+        else:
+            self._say_ranges = True
+
+    def _receive_ranges(self, untrusted: object) -> None:
+        (untrusted_ranges,) = as_fields(untrusted, "ranges", ("ranges",), version=VERSION)
+        rows = [
+            as_row(row, "range", length=2)
+            for row in as_list(untrusted_ranges, "ranges", most=BATCH)
+        ]
+        starts = [as_bytes(row[0], "range start", most=32) for row in rows]
+        digests = [
+            as_bytes(row[1], "range digest", least=_DIGEST_BYTES, most=_DIGEST_BYTES)
+            for row in rows
+        ]
+        check_ascending(starts, "ranges")
+        ends = [*starts[1:], b""]
+        pages: list[tuple[bytes, bytes]] = []
+        for start, end, digest in zip(starts, ends, digests, strict=True):
+            if self._range_digest(start, end) != digest:
+                pages += self._state.ranges(PAGE_WRITERS, start, end)
+        # Every context carries the checkpoint; if no range differs, that is what does.
+        for page in pages or [(b"\x00", b"\x00")]:
+            if len(self._pages) < MAX_PAGES:
+                self._pages[page] = None
+
+    def _receive_context(self, untrusted: object) -> None:
+        delta = self._state.delta_since(untrusted)
+        want = self._state.want_since(untrusted)
+        if delta is not None:
+            self._owe(record[0] for record in delta["records"])
+            self._owe_checkpoint |= bool(delta["checkpoint"])
+        if want is not None and len(self._wanted) < MAX_MEMBERS:
+            self._wanted |= dict.fromkeys(want["writers"])
+            self._want_checkpoint |= want["checkpoint"]
+
+    def _receive_want(self, untrusted: object) -> None:
+        delta = self._state.delta_for(untrusted)
+        if delta is not None:
+            self._owe(record[0] for record in delta["records"])
+            self._owe_checkpoint |= bool(delta["checkpoint"])
+
+    def _owe(self, writers: Iterable[bytes]) -> None:
+        self._owed |= dict.fromkeys(writers)
+
+    # Out
+
+    def outgoing(self) -> list[dict[str, Any]]:
+        """Take the next message to send: one or none.
+
+        One at a time, so that what has to wait behind a slow peer is made from the newest state.
+        Ask again until there is none.
+        """
+        message = self._next()
+        if message is None:
+            return []
+        self.counters[f"sent {message['t']}"] += 1
+        return [message]
+
+    def _next(self) -> dict[str, Any] | None:
+        while self._owed or self._owe_checkpoint:
+            if (message := self._next_delta()) is not None:
+                return message
+        if self._wanted or self._want_checkpoint:
+            return self._next_want()
+        if self._pages:
+            page = next(iter(self._pages))
+            del self._pages[page]
+            return {"t": "context", **self._state.context(*page)}
+        if self._say_ranges:
+            self._say_ranges = False
+            ranges = [
+                [start, self._range_digest(start, end)]
+                for start, end in self._state.ranges(PAGE_WRITERS)
+            ]
+            return {"t": "ranges", "v": VERSION, "ranges": ranges}
+        if self._say_digest:
+            self._say_digest = False
+            return {"t": "digest", "v": VERSION, "digest": self._state.digest()}
+        return None
+
+    def _next_delta(self) -> dict[str, Any] | None:
+        batch = sorted(_first(self._owed, BATCH))
+        want = {"v": VERSION, "writers": batch, "checkpoint": self._owe_checkpoint}
+        self._owe_checkpoint = False
+        delta = self._state.delta_for(want)
+        for writer in batch:
+            del self._owed[writer]
+        if delta is None:  # the records were dropped meanwhile
+            return None
+        message, *rest = split_delta(delta, max_bytes=DELTA_BYTES, max_records=BATCH)
+        self._owe(record[0] for piece in rest for record in piece["records"])
+        return {"t": "delta", **message}
+
+    def _next_want(self) -> dict[str, Any]:
+        batch = sorted(_first(self._wanted, BATCH))
+        for writer in batch:
+            del self._wanted[writer]
+        checkpoint, self._want_checkpoint = self._want_checkpoint, False
+        return {"t": "want", "v": VERSION, "writers": batch, "checkpoint": checkpoint}
+
+    def _range_digest(self, start: bytes, end: bytes) -> bytes:
+        return self._state.range_digest(start, end)[:_DIGEST_BYTES]
+
+
+def _first(names: dict[bytes, None], count: int) -> list[bytes]:
+    return [name for name, _ in zip(names, range(count), strict=False)]
