@@ -61,6 +61,7 @@ __all__ = [
     "Report",
     "Resync",
     "Sample",
+    "SaveFailed",
     "SaveNow",
     "Saved",
     "Start",
@@ -190,6 +191,13 @@ class Saved(_Message, frozen=True):
     """Of the consensus state in it."""
 
 
+class SaveFailed(_Message, frozen=True):
+    """A checkpoint could not be written (disk full, input/output error); training goes on."""
+
+    step: Count
+    error: Text
+
+
 class Sample(_Message, frozen=True):
     """A specimen of what the trained model does, for people."""
 
@@ -249,7 +257,10 @@ class Outcome(_Message, frozen=True):
 
 
 class Resync(_Message, frozen=True):
-    """The consensus vectors were overwritten with a peer's state; go on from there."""
+    """The consensus vectors were overwritten with a peer's state; go on from there.
+
+    The trainer echoes it with an `Applied` of that round; a `Contribute` that crossed it is void.
+    """
 
     round: Count
     step: Count
