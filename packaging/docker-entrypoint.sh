@@ -12,7 +12,9 @@ data=${NODED_NODE_DATA_DIR:-/var/lib/noded}
 shared=${NODED_SWARM_KEY_FILE:-/var/lib/noded-swarm/swarm.key}
 
 first_start() {
+    made=
     if [ ! -e "$data/swarm.key" ]; then
+        made=$data/swarm.key
         if [ -z "${NODED_SWARM_KEY:-}" ] && [ -n "${NODED_NETWORK_BOOTSTRAP:-}" ]; then
             waited=0
             until [ -r "$shared" ]; do
@@ -32,7 +34,11 @@ first_start() {
         fi
     fi
     # Its report holds the swarm's key, which has no place in a container's log.
-    noded init >/dev/null
+    noded init >/dev/null || {
+        code=$?
+        rm -f "$made" # a key that was mistyped must not be kept for the next start
+        exit "$code"
+    }
 }
 
 if [ "${1:-}" = noded ] && [ "${2:-}" = run ]; then
