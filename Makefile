@@ -7,7 +7,7 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 ROOMS := node transport gossip dht crdt
-CODE := $(ROOMS) tests benchmarks examples
+CODE := $(wildcard $(ROOMS) tests benchmarks examples)
 
 # A stamp means nothing once the folder was moved or the system's Python went away: then the set-up runs again.
 $(shell { [ "$$(cat $(VENV)/.made-in)" = "$(CURDIR)" ] && $(BIN)/python -c ''; } 2>/dev/null || rm -f $(VENV)/.stamp-*)
@@ -53,7 +53,7 @@ constraints:  ## write constraints.txt anew: TORCH=2.13.0
 
 clean:  ## remove caches and build outputs (not the environment, not your runs)
 	rm -rf build dist htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
-	find $(ROOMS) tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove the environment
 	rm -rf $(VENV)
