@@ -1,0 +1,256 @@
+"""What came of a local swarm: losses before and after, traffic, agreement, and where everything lies.
+
+Idea: the numbers come from the daemons' own files (`metrics.jsonl`) and last answers, read when they have
+ended, so the summary says what happened and not what was seen. The same object is printed, written to
+`summary.json`, and given to scripts.
+
+Invariants: a missing or torn file makes a number unknown, never an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeGuard
+
+from node.local.layout import PeerFiles
+from node.local.watch import PeerView
+from node.render import Style, duration, human_bytes, number, printable, table
+
+__all__ = ["Summary", "losses_of", "read_metrics", "summarise"]
+
+MAX_METRICS_BYTES: Final = 64 * 1024 * 1024
+MAX_SAMPLE_CHARS: Final = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The end of a run."""
+
+    finished: bool
+    """Whether every peer reached the end of the run."""
+    agree: bool | None
+    """Whether all peers that finished hold the same parameters; None if nobody told."""
+    reason: str
+    """Why not, if not; else empty."""
+    seconds: float
+    loss_before: float | None
+    loss_after: float | None
+    tokens: int
+    peers: Sequence[Mapping[str, Any]]
+    sample: str
+    out: str
+    chart: str
+    checkpoint: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether this is what was promised."""
+        return self.finished and self.agree is True
+
+    def to_json(self) -> dict[str, Any]:
+        """The `summary` event of `noded.local/1`."""
+        return {
+            "schema": "noded.local/1",
+            "event": "summary",
+            "ok": self.ok,
+            "finished": self.finished,
+            "agree": self.agree,
+            "reason": self.reason,
+            "seconds": round(self.seconds, 3),
+            "validation_loss": {"before": self.loss_before, "after": self.loss_after},
+            "validation_perplexity": {
+                "before": perplexity(self.loss_before),
+                "after": perplexity(self.loss_after),
+            },
+            "tokens": self.tokens,
+            "peers": [dict(peer) for peer in self.peers],
+            "sample": self.sample,
+            "out": self.out,
+            "chart": self.chart or None,
+            "checkpoint": self.checkpoint or None,
+        }
+
+    def text(self, style: Style) -> str:
+        """For people."""
+        before, after = self.loss_before, self.loss_after
+        ppl_before, ppl_after = perplexity(before), perplexity(after)
+        lines = [
+            "",
+            style.word("finished" if self.ok else "not finished", "ok" if self.ok else "failing")
+            + f" in {duration(self.seconds)}"
+            + (f": {self.reason}" if self.reason else ""),
+            "",
+            f"validation loss        {number(before, 3)} -> {number(after, 3)} nats per byte",
+            f"validation perplexity  {number(ppl_before, 1)} -> {number(ppl_after, 2)}",
+            f"tokens                 {self.tokens:,}",
+            f"parameters             {self._agreement()}",
+            "",
+        ]
+        rows = [
+            [
+                str(peer["name"]),
+                number(peer["step"]),
+                number(peer["round"]),
+                number(peer["validation_loss"], 3),
+                human_bytes(peer["bytes_sent"]),
+                human_bytes(peer["bytes_received"]),
+                number(peer["lives"]),
+                str(peer["state_sha256"] or "n/a")[:12],
+            ]
+            for peer in self.peers
+        ]
+        header = ["PEER", "STEP", "ROUND", "VAL LOSS", "SENT", "RECEIVED", "LIVES", "PARAMETERS"]
+        lines += [table(header, rows), ""]
+        if self.sample:
+            shown = "\n".join("  | " + printable(line, 200) for line in self.sample.split("\n"))
+            lines += ["a sample of what it writes:", shown, ""]
+        if self.chart:
+            lines.append(f"loss curve  {self.chart}")
+        if self.checkpoint:
+            lines.append(f"checkpoint  {self.checkpoint}")
+        lines.append(f"everything  {self.out}")
+        return "\n".join(lines)
+
+    def _agreement(self) -> str:
+        if self.agree is None:
+            return "n/a"
+        return "the same on all peers" if self.agree else "DIFFERENT between peers"
+
+
+def perplexity(loss: float | None) -> float | None:
+    """exp(loss), None if unknown or beyond a float."""
+    if loss is None or not loss < 700:
+        return None
+    return math.exp(loss)
+
+
+def read_metrics(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The objects of a JSON-lines file; a torn line (the writer was killed) is left out."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_METRICS_BYTES)
+    except OSError:
+        return
+    for line in data.split(b"\n"):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            yield entry
+
+
+def losses_of(peer: PeerFiles, kind: str) -> list[tuple[int, float]]:
+    """(step, loss) of one kind of line, by step; a step that was done again counts once."""
+    losses: dict[int, float] = {}
+    for entry in read_metrics(peer.run_dir / "metrics.jsonl"):
+        step, loss = entry.get("step"), entry.get("loss")
+        if entry.get("kind") == kind and isinstance(step, int) and _is_real(loss):
+            losses[step] = loss
+    return sorted(losses.items())
+
+
+def summarise(
+    views: Sequence[PeerView], *, out: Path, seconds: float, chart: Path | None, reason: str
+) -> Summary:
+    """Put the ends together.
+
+    Args:
+        views: what was last known of each peer.
+        out: the swarm's folder.
+        seconds: how long it took.
+        chart: the loss curve, None if there is none.
+        reason: why it ended early; empty if it did not.
+    """
+    peers = []
+    before: list[tuple[int, float]] = []
+    after: list[tuple[int, float]] = []
+    tokens = 0
+    for view in views:
+        evaluations = losses_of(view.daemon.peer, "eval")
+        before += evaluations[:1]
+        after += evaluations[-1:]
+        told = view.run.get("tokens")
+        tokens += told if isinstance(told, int) else 0
+        peers.append(
+            {
+                "name": view.name,
+                "id": _get(view.status, "node", "id"),
+                "state": str(view.status.get("state") or "n/a"),
+                "step": view.step,
+                "round": view.run.get("round"),
+                "tokens": told,
+                "validation_loss": evaluations[-1][1] if evaluations else None,
+                "bytes_sent": view.bytes_sent,
+                "bytes_received": view.bytes_received,
+                "lives": view.daemon.lives,
+                "state_sha256": view.run.get("state_sha256"),
+                "checkpoint": _get(view.status, "checkpoint", "path"),
+            }
+        )
+    finished = bool(peers) and all(peer["state"] == "finished" for peer in peers)
+    hashes = [peer["state_sha256"] for peer in peers if peer["state"] == "finished"]
+    agree = len(set(hashes)) == 1 and None not in hashes if hashes else None
+    if not reason and not finished:
+        late = ", ".join(str(peer["name"]) for peer in peers if peer["state"] != "finished")
+        reason = f"{late} did not finish"
+    elif not reason and agree is False:
+        reason = "the peers ended with different parameters"
+    return Summary(
+        finished=finished,
+        agree=agree,
+        reason=reason,
+        seconds=seconds,
+        loss_before=_at(before, min),
+        loss_after=_at(after, max),
+        tokens=tokens,
+        peers=peers,
+        sample=_first_text([view.daemon.peer.run_dir / "sample.txt" for view in views]),
+        out=str(out),
+        chart=str(chart) if chart else "",
+        checkpoint=_newest_checkpoint(views),
+    )
+
+
+def _at(points: Sequence[tuple[int, float]], which: Any) -> float | None:
+    """The mean loss at the first or the last of the steps."""
+    if not points:
+        return None
+    wanted = which(step for step, _ in points)
+    losses = [loss for step, loss in points if step == wanted]
+    return sum(losses) / len(losses)
+
+
+def _newest_checkpoint(views: Sequence[PeerView]) -> str:
+    found = sorted(
+        path for view in views for path in view.daemon.peer.run_dir.glob("checkpoints/step-*")
+    )
+    # Names are padded with zeros, so the highest step is the last name.
+    return str(max(found, key=lambda path: path.name)) if found else ""
+
+
+def _first_text(paths: Sequence[Path]) -> str:
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                text = file.read(4 * MAX_SAMPLE_CHARS).decode("utf-8", "replace")
+        except OSError:
+            continue
+        if text.strip():
+            return text[:MAX_SAMPLE_CHARS].rstrip()
+    return ""
+
+
+def _get(value: Mapping[str, Any], *keys: str) -> Any:
+    current: Any = value
+    for key in keys:
+        current = current.get(key) if isinstance(current, Mapping) else None
+    return current
+
+
+def _is_real(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
