@@ -75,6 +75,7 @@ NODE_TRIO = {
     "node/run.py",
     "node/run_finder.py",
     "node/systemd.py",
+    "node/trainer.py",
     "node/trainer_link.py",
 }
 
@@ -92,7 +93,6 @@ SOCKET = {
 # The trainer's side: code that never runs in the daemon's process.
 TORCH = {
     "node/binding.py",
-    "node/integrations/*",
     "node/session.py",
     "node/task.py",  # the interface of a task: torch in its signatures only, see test_import_without_torch.py
     "node/tasks/*",
