@@ -245,6 +245,8 @@ class Handshake:
         except HandshakeFailed as error:
             self._error = error
             self._received.clear()
+            if self._role == "initiator" or len(self._out) > HELLO_BYTES:
+                self._out.clear()  # only the bare hello may still leave
             raise
 
     def receive_eof(self) -> None:

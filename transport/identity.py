@@ -27,7 +27,7 @@ SEED_BYTES = 32
 _FIELD_PRIME = 2**255 - 19
 # y coordinates of the eight points whose order divides 8 (edwards25519): identity, order 2, order 4 (two points) and order 8 (four
 # points, two y values). With a free sign bit this also covers the encodings of x = 0 with the sign set.
-_ORDER_8_Y = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD83D3D706A17C7
+_ORDER_8_Y = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
 _SMALL_ORDER_Y = frozenset({0, 1, _FIELD_PRIME - 1, _ORDER_8_Y, _FIELD_PRIME - _ORDER_8_Y})
 _SIGN_BIT = 1 << 255
 

@@ -1,0 +1,538 @@
+"""The handshake: agreement for any split of the bytes, a clear error for every mismatch, and no way in for anybody else."""
+
+import hashlib
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transport import handshake as module
+from transport.address import Address
+from transport.errors import (
+    HandshakeFailed,
+    NotNoded,
+    SelfDialed,
+    UsageError,
+    VersionMismatch,
+    WrongPeer,
+    WrongSwarm,
+)
+from transport.handshake import (
+    HELLO_BYTES,
+    MAGIC,
+    MAX_HANDSHAKE_BYTES,
+    Handshake,
+    Intro,
+)
+from transport.identity import Identity, NodeId
+from transport.swarm import Swarm
+
+SWARM = Swarm(bytes(range(32)))
+ALICE = Identity.from_seed(bytes([1]) * 32)
+BOB = Identity.from_seed(bytes([2]) * 32)
+CAROL = Identity.from_seed(bytes([3]) * 32)
+ALICE_INTRO = Intro(name="alice", listen=(Address("10.0.0.1", 7447), Address("::1", 1)))
+BOB_INTRO = Intro(name="bob")
+
+
+def make(role, *, seed=None, identity=None, swarm=SWARM, intro=None, expected=None):
+    return Handshake(
+        role=role,
+        identity=identity or (ALICE if role == "initiator" else BOB),
+        swarm=swarm,
+        intro=intro or (ALICE_INTRO if role == "initiator" else BOB_INTRO),
+        random_bytes=random.Random(seed if seed is not None else role).randbytes,
+        expected=expected,
+    )
+
+
+def flights(initiator, responder):
+    """Run to the end; the three flights."""
+    first = initiator.outgoing()
+    responder.receive(first)
+    second = responder.outgoing()
+    initiator.receive(second)
+    third = initiator.outgoing()
+    responder.receive(third)
+    return first, second, third
+
+
+FIRST, SECOND, THIRD = flights(make("initiator"), make("responder"))
+
+
+def feed(handshake, data, sizes=None):
+    """Deliver `data` in pieces until it ends or the handshake has its result; the undelivered rest."""
+    place, number = 0, 0
+    while place < len(data) and handshake.result is None:
+        size = sizes[number % len(sizes)] if sizes else len(data)
+        handshake.receive(data[place : place + size])
+        place, number = place + size, number + 1
+    return data[place:]
+
+
+def test_both_sides_agree():
+    initiator, responder = make("initiator", expected=BOB.node_id), make("responder")
+    assert initiator.result is None
+    flights(initiator, responder)
+    ours, theirs = initiator.result, responder.result
+    assert (ours.node_id, ours.public_key) == (BOB.node_id, BOB.public_key)
+    assert (theirs.node_id, theirs.public_key) == (ALICE.node_id, ALICE.public_key)
+    assert ours.intro == BOB_INTRO
+    assert theirs.intro == ALICE_INTRO
+    assert ours.session_id == theirs.session_id
+    assert len(ours.session_id) == 32
+    assert (ours.tie_break, ours.remote_tie_break) == (theirs.remote_tie_break, theirs.tie_break)
+    assert (ours.role, theirs.role) == ("initiator", "responder")
+    assert ours.leftover == theirs.leftover == b""
+    for sealer, opener in ((ours.sealer, theirs.opener), (theirs.sealer, ours.opener)):
+        out = bytearray(26)
+        sealer.seal_into(0, b"hello", memoryview(out))
+        opener.open_into(out[:5], memoryview(out)[5:], memoryview(out)[5:])
+        assert bytes(out[5:10]) == b"hello"
+
+
+def test_the_two_directions_have_different_keys():
+    initiator, responder = make("initiator"), make("responder")
+    flights(initiator, responder)
+    records = []
+    for result in (initiator.result, responder.result):
+        out = bytearray(26)
+        result.sealer.seal_into(0, b"hello", memoryview(out))
+        records.append(bytes(out))
+    assert records[0] != records[1]
+    with pytest.raises(Exception, match="authentication"):
+        initiator.result.opener.open_into(records[0][:5], records[0][5:], memoryview(bytearray(5)))
+
+
+def test_golden_flights():
+    """The exact bytes of one seeded handshake; a change here is a change of the wire protocol (see docs/wire.md)."""
+    assert FIRST.hex() == GOLDEN_FIRST
+    assert SECOND[:HELLO_BYTES].hex() == GOLDEN_RESPONDER_HELLO
+    assert hashlib.sha256(FIRST + SECOND + THIRD).hexdigest() == GOLDEN_ALL
+
+
+GOLDEN_FIRST = "936e6f6465640d0a01010000798bf1fc0a9794164dcf5c4f958500fc96b31609d060ed6b0e9a7bd499adcfc08d0c6d41fd1c1687bd24c355adf5cc4ca595f75e6bab91b90ab69ebc6dc96a93"
+GOLDEN_RESPONDER_HELLO = "936e6f6465640d0a01020000d8af4ab27d24476a4dcf5c4f958500fc"
+GOLDEN_ALL = "e2142d08579747fffe114b52bb016ba74d1c4eb80485de315f4152e9f887ca10"
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.binary(max_size=50))
+def test_any_split_of_the_bytes_gives_the_same_result(sizes, extra):
+    initiator, responder = make("initiator"), make("responder")
+    rest = feed(responder, initiator.outgoing(), sizes)
+    assert rest == b""
+    rest = feed(initiator, responder.outgoing(), sizes)
+    assert initiator.result.leftover + rest == b""
+    rest = feed(responder, initiator.outgoing() + extra, sizes)
+    assert responder.result.leftover + rest == extra
+    assert initiator.result.session_id == responder.result.session_id
+
+
+def test_bytes_after_the_last_message_are_kept():
+    initiator, responder = make("initiator"), make("responder")
+    responder.receive(initiator.outgoing())
+    # A responder never speaks before message 3, but what follows message 2 must not get lost either.
+    initiator.receive(responder.outgoing() + b"early")
+    assert initiator.result.leftover == b"early"
+    responder.receive(initiator.outgoing() + bytes(100_000))
+    assert responder.result.leftover == bytes(100_000)
+    with pytest.raises(UsageError):
+        responder.receive(b"more")
+
+
+def test_the_responder_says_nothing_before_the_whole_first_flight():
+    responder = make("responder")
+    for place in range(len(FIRST) - 1):
+        responder.receive(FIRST[place : place + 1])
+        assert responder.outgoing() == b""
+        assert responder.result is None
+    responder.receive(FIRST[-1:])
+    assert responder.outgoing().startswith(MAGIC)
+
+
+@pytest.mark.parametrize("flight", [1, 2, 3])
+def test_every_single_bit_flip_breaks_the_handshake(flight):
+    """No bit of any flight is malleable: neither side ends up with a result the other side agrees with."""
+    data = (FIRST, SECOND, THIRD)[flight - 1]
+    # Every byte, a different bit each; all eight bits of the clear-text hellos, lengths and proof.
+    clear = HELLO_BYTES + 50 if flight < 3 else 2
+    places = [(place, bit) for place in range(len(data)) for bit in (range(8) if place < clear else (place % 8,))]
+    for place, bit in places:
+        wrong = bytearray(data)
+        wrong[place] ^= 1 << bit
+        initiator, responder = make("initiator"), make("responder")
+        reached = _run_with(initiator, responder, flight, bytes(wrong))
+        # The side that reads the wrong bytes has no result; if the flip only shows later, the other side fails.
+        assert responder.result is None, (place, bit)
+        assert not reached, (place, bit)
+        if flight < 3:
+            assert initiator.result is None, (place, bit)
+
+
+def _run_with(initiator, responder, flight, wrong):
+    """Whether the handshake went through with the given flight replaced."""
+    try:
+        first = initiator.outgoing()
+        responder.receive(wrong if flight == 1 else first)
+        second = responder.outgoing()
+        initiator.receive(wrong if flight == 2 else second)
+        third = initiator.outgoing()
+        responder.receive(wrong if flight == 3 else third)
+    except HandshakeFailed:
+        return False
+    return responder.result is not None
+
+
+@pytest.mark.parametrize("flight", [1, 2, 3])
+def test_truncation_never_gives_a_result(flight):
+    data = (FIRST, SECOND, THIRD)[flight - 1]
+    for size in range(len(data)):
+        initiator, responder = make("initiator"), make("responder")
+        if flight == 1:
+            responder.receive(data[:size])
+            reader = responder
+        else:
+            responder.receive(initiator.outgoing())
+            reader = initiator
+            if flight == 2:
+                initiator.receive(data[:size])
+            else:
+                initiator.receive(responder.outgoing())
+                responder.receive(data[:size])
+                reader = responder
+        assert reader.result is None
+        with pytest.raises(HandshakeFailed):
+            reader.receive_eof()
+        if flight == 2 or size < len(data) and flight == 1:
+            assert initiator.result is None
+
+
+def test_a_replayed_first_flight_leads_nowhere():
+    """An observer repeats Alice's flight to Bob, and then her message 3: Bob's fresh keys make it worthless."""
+    responder = make("responder", seed=99)
+    responder.receive(FIRST)
+    assert responder.outgoing() != SECOND
+    with pytest.raises(HandshakeFailed):
+        responder.receive(THIRD)
+    assert responder.result is None
+
+
+def test_a_replayed_second_flight_is_refused():
+    initiator = make("initiator", seed=99)
+    initiator.outgoing()
+    with pytest.raises(HandshakeFailed):
+        initiator.receive(SECOND)
+    assert initiator.outgoing() == b""
+
+
+def test_reordered_messages_are_refused():
+    responder = make("responder")
+    with pytest.raises(HandshakeFailed):
+        responder.receive(THIRD + FIRST)
+    responder = make("responder")
+    with pytest.raises(HandshakeFailed):
+        responder.receive(FIRST + FIRST)
+
+
+def test_a_reflected_flight_is_refused_in_both_roles():
+    initiator = make("initiator")
+    with pytest.raises(HandshakeFailed, match="role"):
+        initiator.receive(initiator.outgoing())
+    responder = make("responder")
+    with pytest.raises(HandshakeFailed, match="role"):
+        responder.receive(SECOND)
+    assert responder.outgoing() == b""
+
+
+def test_a_reflection_through_the_responder_role_finds_our_own_identity():
+    """Somebody forwards our own dial back to our listener: both ends notice."""
+    initiator = make("initiator")
+    responder = make("responder", identity=ALICE)
+    responder.receive(initiator.outgoing())
+    with pytest.raises(SelfDialed):
+        initiator.receive(responder.outgoing())
+    assert initiator.outgoing() == b""  # no identity sent
+    assert responder.result is None
+
+
+def test_a_copied_key_is_noticed_by_the_responder_too():
+    """An initiator that holds our key and does not check: `malicious` signs as Carol, the responder is Carol."""
+    liar = malicious("initiator", lambda self: _payload(self))
+    responder = make("responder", identity=CAROL)
+    responder.receive(liar.outgoing())
+    liar._identity = ALICE  # switches its own check off
+    liar.receive(responder.outgoing())
+    with pytest.raises(SelfDialed):
+        responder.receive(liar.outgoing())
+    assert responder.result is None
+
+
+def test_the_wrong_peer_is_refused_before_our_identity_goes_out():
+    initiator, responder = make("initiator", expected=CAROL.node_id), make("responder")
+    responder.receive(initiator.outgoing())
+    with pytest.raises(WrongPeer, match=BOB.node_id.short) as caught:
+        initiator.receive(responder.outgoing())
+    assert CAROL.node_id.short in str(caught.value)
+    assert caught.value.hint
+    assert initiator.outgoing() == b""
+    assert initiator.result is None
+
+
+def test_a_responder_can_expect_somebody_too():
+    initiator, responder = make("initiator"), make("responder", expected=CAROL.node_id)
+    with pytest.raises(WrongPeer):
+        flights(initiator, responder)
+
+
+def test_another_swarm_is_named_on_both_sides():
+    other = Swarm(bytes(32))
+    initiator, responder = make("initiator"), make("responder", swarm=other)
+    with pytest.raises(WrongSwarm) as caught:
+        responder.receive(initiator.outgoing())
+    assert caught.value.code == "wrong-swarm"
+    answer = responder.outgoing()
+    assert len(answer) == HELLO_BYTES
+    with pytest.raises(WrongSwarm):
+        initiator.receive(answer)
+    assert initiator.outgoing() == b""
+
+
+def test_a_stranger_who_copies_the_tag_gets_no_answer(monkeypatch):
+    stranger = Swarm(bytes(32))
+    stranger.__dict__["tag"] = SWARM.tag
+    initiator, responder = make("initiator", swarm=stranger), make("responder")
+    with pytest.raises(WrongSwarm, match="does not hold its key"):
+        responder.receive(initiator.outgoing())
+    assert responder.outgoing() == b""
+
+
+def test_a_responder_without_the_swarm_key_learns_no_identity():
+    stranger = Swarm(bytes(32))
+    stranger.__dict__["tag"] = SWARM.tag
+    initiator, responder = make("initiator"), make("responder", swarm=stranger)
+    # It skips the proof, and knows everything but the key.
+    responder._proof = lambda hello, ephemeral: FIRST[-16:]
+    responder.receive(initiator.outgoing())
+    with pytest.raises(HandshakeFailed):
+        initiator.receive(responder.outgoing())
+    assert initiator.outgoing() == b""
+
+
+@pytest.mark.parametrize("version", [0, 2, 255])
+def test_another_version_is_named_on_both_sides(version):
+    initiator, responder = make("initiator"), make("responder")
+    hello = bytearray(initiator.outgoing())
+    hello[8] = version
+    with pytest.raises(VersionMismatch, match=f"version {version}"):
+        responder.receive(bytes(hello[:9]))  # at the first possible byte: a later version may have another hello
+    answer = bytearray(responder.outgoing())
+    assert len(answer) == HELLO_BYTES
+    answer[8] = version
+    with pytest.raises(VersionMismatch):
+        initiator.receive(bytes(answer))
+
+
+@pytest.mark.parametrize("field", [slice(10, 12), slice(12, 20)], ids=["flags", "tie-break"])
+@pytest.mark.parametrize("flight", [1, 2])
+def test_an_edited_hello_field_breaks_the_handshake(field, flight):
+    """Fields that are not compared (flags, tie-break) are protected by the proof and the prologue."""
+    initiator, responder = make("initiator"), make("responder")
+    wrong = bytearray((FIRST, SECOND)[flight - 1])
+    wrong[field] = bytes(byte ^ 0xFF for byte in wrong[field])
+    assert not _run_with(initiator, responder, flight, bytes(wrong))
+    assert initiator.result is None
+
+
+@pytest.mark.parametrize("garbage", [b"\x00", b"GET / HTTP/1.1\r\n\r\n", b"SSH-2.0-x", b"\x16\x03\x01", MAGIC[:-1] + b"\r", b"\x93nodes"])
+def test_garbage_is_refused_at_the_first_wrong_byte_without_a_reply(garbage):
+    for role in ("initiator", "responder"):
+        handshake = make(role)
+        handshake.outgoing()
+        with pytest.raises(NotNoded):
+            handshake.receive(garbage)
+        assert handshake.outgoing() == b""
+        with pytest.raises(NotNoded):
+            handshake.receive(FIRST)
+        with pytest.raises(NotNoded):
+            handshake.receive_eof()
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=400), st.integers(0, 200), st.sampled_from(["initiator", "responder"]))
+def test_random_bytes_raise_only_handshake_failed(noise, prefix, role):
+    good = FIRST if role == "responder" else SECOND
+    handshake = make(role)
+    first = handshake.outgoing()
+    try:
+        handshake.receive(good[:prefix] + noise)
+    except HandshakeFailed:
+        assert len(handshake.outgoing()) <= HELLO_BYTES
+    assert handshake.result is None or prefix + len(noise) >= len(good)
+    assert len(first) in (0, len(FIRST))
+
+
+@pytest.mark.parametrize("length", [MAX_HANDSHAKE_BYTES - HELLO_BYTES - 1, 65535])
+def test_more_than_four_kibibytes_are_refused_when_announced(length):
+    initiator = make("initiator")
+    initiator.outgoing()
+    with pytest.raises(HandshakeFailed, match="4 KiB"):
+        initiator.receive(SECOND[:HELLO_BYTES] + length.to_bytes(2, "big"))
+
+
+def test_a_shorter_message_than_any_legal_one_is_refused():
+    for length in (0, 1, 32, 95):
+        initiator = make("initiator")
+        initiator.outgoing()
+        with pytest.raises(HandshakeFailed):
+            initiator.receive(SECOND[:HELLO_BYTES] + length.to_bytes(2, "big") + bytes(length))
+
+
+def malicious(role, payload_of):
+    """A member of the swarm with its own ideas about the identity payload."""
+
+    class Malicious(Handshake):
+        def _send_identity(self, noise):
+            message = noise.write_message(payload_of(self))
+            self._out += len(message).to_bytes(2, "big") + message
+
+    return Malicious(
+        role=role,
+        identity=CAROL,
+        swarm=SWARM,
+        intro=Intro(),
+        random_bytes=random.Random(7).randbytes,
+    )
+
+
+def _payload(self, *, public_key=CAROL.public_key, signer=CAROL, role=None, swarm=SWARM, static=None, intro=None):
+    signed = b"noded identity v1\x00" + swarm.id
+    signed += bytes([{"initiator": 1, "responder": 2}[role or self._role]])
+    signed += static or self._static.public
+    return public_key + signer.sign(signed) + (self._intro if intro is None else intro)
+
+
+IDENTITY_POINT = bytes([1]) + bytes(31)
+LIES = {
+    "no payload": lambda self: b"",
+    "no signature": lambda self: CAROL.public_key,
+    "somebody else's key": lambda self: _payload(self, public_key=ALICE.public_key),
+    "signed by another key": lambda self: _payload(self, signer=ALICE),
+    "signed for the other role": lambda self: _payload(self, role="responder" if self._role == "initiator" else "initiator"),
+    "signed for another swarm": lambda self: _payload(self, swarm=Swarm(bytes(32))),
+    "signed for another static key": lambda self: _payload(self, static=bytes(32)),
+    "identity point as a key": lambda self: IDENTITY_POINT + IDENTITY_POINT + bytes(32) + self._intro,
+    "zero signature": lambda self: CAROL.public_key + bytes(64) + self._intro,
+    "no intro": lambda self: _payload(self, intro=b""),
+    "intro is not a map": lambda self: _payload(self, intro=b"\x90"),
+    "intro of an unknown kind": lambda self: _payload(self, intro=module.pack({"kind": "other"})),
+    "name too long": lambda self: _payload(self, intro=module.pack({"kind": "control", "name": "x" * 65})),
+    "name with an escape": lambda self: _payload(self, intro=module.pack({"kind": "control", "name": "a\x1b[2J"})),
+    "too many addresses": lambda self: _payload(self, intro=module.pack({"kind": "control", "listen": ["h:1"] * 17})),
+    "bad address": lambda self: _payload(self, intro=module.pack({"kind": "control", "listen": ["nowhere"]})),
+    "label too long": lambda self: _payload(self, intro=module.pack({"kind": "bulk", "label": bytes(65)})),
+    "label is text": lambda self: _payload(self, intro=module.pack({"kind": "bulk", "label": "x"})),
+    "intro with an extension": lambda self: _payload(self, intro=b"\x81\xa4kind\xc7\x00\x05"),
+}
+
+
+@pytest.mark.parametrize("role", ["initiator", "responder"])
+@pytest.mark.parametrize("lie", LIES)
+def test_a_member_cannot_lie_about_who_it_is(lie, role):
+    liar = malicious(role, LIES[lie])
+    honest = make("responder" if role == "initiator" else "initiator")
+    with pytest.raises(HandshakeFailed) as caught:
+        flights(liar, honest) if role == "initiator" else flights(honest, liar)
+    assert honest.result is None
+    assert str(caught.value).isprintable()
+    assert not isinstance(caught.value, NotNoded)
+
+
+@pytest.mark.parametrize("role", ["initiator", "responder"])
+def test_the_honest_payload_of_the_malicious_class_passes(role):
+    """The lies above fail for what they say, not for how they are sent."""
+    peer = malicious(role, _payload)
+    honest = make("responder" if role == "initiator" else "initiator")
+    flights(peer, honest) if role == "initiator" else flights(honest, peer)
+    assert honest.result.node_id == CAROL.node_id
+
+
+def test_unknown_intro_fields_are_ignored():
+    liar = malicious("initiator", lambda self: _payload(self, intro=module.pack({"kind": "bulk", "label": b"x", "new": {"a": [1]}})))
+    responder = make("responder")
+    flights(liar, responder)
+    assert responder.result.intro == Intro(kind="bulk", label=b"x")
+
+
+def test_a_small_order_ephemeral_is_refused():
+    zero = bytes(32)
+    hello = FIRST[:HELLO_BYTES]
+    proof = SWARM.proof(b"noded member v1", hello + zero)[:16]  # from a member
+    responder = make("responder")
+    with pytest.raises(HandshakeFailed, match="small order"):
+        responder.receive(hello + zero + proof)
+    assert responder.result is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kind": "other"},
+        {"name": "x" * 65},
+        {"name": "a\nb"},
+        {"listen": (Address("h", 1),) * 17},
+        {"listen": ("h:1",)},
+        {"label": bytes(65)},
+        {"label": "text"},
+    ],
+)
+def test_an_intro_that_the_other_side_would_refuse_cannot_be_made(arguments):
+    with pytest.raises((UsageError, ValueError)):
+        Intro(**arguments)
+
+
+def test_an_intro_over_three_kibibytes_cannot_be_sent():
+    long = ".".join(["x" * 60] * 4)
+    with pytest.raises(UsageError):
+        make("initiator", intro=Intro(listen=tuple(Address(long, port) for port in range(16))))
+
+
+def test_the_largest_intro_fits_the_four_kibibytes():
+    addresses = tuple(Address(f"fe80::{port:x}:1111:2222:3333%eth0123456789", port) for port in range(50000, 50016))
+    intro = Intro(kind="bulk", name="é" * 64, listen=addresses, label=bytes(64))
+    initiator, responder = make("initiator", intro=intro), make("responder", intro=intro)
+    flights(initiator, responder)
+    assert responder.result.intro == initiator.result.intro == intro
+
+
+def test_eof_says_what_probably_happened():
+    with pytest.raises(HandshakeFailed, match="without an answer") as caught:
+        make("initiator").receive_eof()
+    assert caught.value.hint
+    with pytest.raises(HandshakeFailed, match="without saying hello"):
+        make("responder").receive_eof()
+    responder = make("responder")
+    responder.receive(FIRST)
+    with pytest.raises(HandshakeFailed, match="during the handshake"):
+        responder.receive_eof()
+
+
+def test_fresh_keys_every_time():
+    seeds = random.Random(11)
+    sessions = set()
+    for _ in range(3):
+        initiator = make("initiator", seed=seeds.random())
+        responder = make("responder", seed=seeds.random())
+        flights(initiator, responder)
+        sessions.add(initiator.result.session_id)
+    assert len(sessions) == 3
+
+
+def test_secrets_stay_out_of_repr():
+    initiator, responder = make("initiator"), make("responder")
+    flights(initiator, responder)
+    text = repr(initiator.result)
+    assert "Sealer" not in text
+    assert "session" not in text
+    assert isinstance(initiator.result.node_id, NodeId)
