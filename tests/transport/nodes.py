@@ -1,0 +1,68 @@
+"""Two or more endpoints on one simulated network, for the tests of the drivers."""
+
+import hashlib
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from transport.address import Address
+from transport.endpoint import Endpoint, open_endpoint
+from transport.identity import Identity
+from transport.limits import Limits
+from transport.memory import MemoryNetwork
+from transport.network import Network
+from transport.swarm import Swarm
+
+SWARM = Swarm(bytes(range(32)))
+PORT = 7447
+
+
+def identity(number: int) -> Identity:
+    return Identity.from_seed(number.to_bytes(32, "big"))
+
+
+def seeded_bytes(*seed: object) -> Callable[[int], bytes]:
+    """Key material that depends on the seed alone."""
+    rng = random.Random(hashlib.sha256(repr(seed).encode()).digest())
+    return rng.randbytes
+
+
+def address(number: int) -> Address:
+    return Address(f"10.0.0.{number}", PORT)
+
+
+@asynccontextmanager
+async def node(
+    network: Network,
+    number: int,
+    *,
+    listen: Sequence[Address] | None = None,
+    swarm: Swarm = SWARM,
+    limits: Limits | None = None,
+    seed: int = 0,
+) -> AsyncIterator[Endpoint]:
+    async with open_endpoint(
+        identity(number),
+        swarm,
+        network,
+        [address(number)] if listen is None else listen,
+        name=f"node-{number}",
+        limits=limits,
+        random_bytes=seeded_bytes(seed, number),
+        rng=random.Random(number),
+    ) as endpoint:
+        yield endpoint
+
+
+@asynccontextmanager
+async def nodes(
+    world: MemoryNetwork, count: int, *, limits: Limits | None = None
+) -> AsyncIterator[list[Endpoint]]:
+    """`count` endpoints on the hosts 10.0.0.1, 10.0.0.2, ..., not connected."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                node(world.host(f"10.0.0.{number}"), number, limits=limits, seed=world.seed)
+            )
+            for number in range(1, count + 1)
+        ]

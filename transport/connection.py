@@ -1,0 +1,394 @@
+"""One control connection: the tasks between a secure link and the mux.
+
+Problem: many tasks use a connection, but a record half written by a cancelled task would end it,
+and a peer that dies silently would block them all. Idea: exactly one task reads, one writes, one
+watches the clock; everybody else only touches the queues of the mux and gives the writer a kick.
+
+* The writer takes frames from the mux, seals them, and writes, in that order and nowhere else.
+* The clock sends a ping each `limits.heartbeat_s` and ends the connection when nothing at all
+  has come for `limits.silence_s`. Time in which our own loop stood still does not count: a late
+  wake-up extends the peer's time by as much (the idea of Lifeguard, Dadgar et al. 2018).
+* Ending is one synchronous step: every stream, call and ping fails at once with the reason. Only
+  then the goodbye is sent, shielded from cancellation and bounded by `GOODBYE_S`.
+
+Invariants: no task outlives `run`; nothing waits on a connection that has ended; an exception in
+a handler ends that handler's stream and nothing else.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from transport.errors import (
+    ConnectionBroken,
+    PeerLost,
+    ProtocolViolation,
+    RecordError,
+    StreamReset,
+)
+from transport.frames import CloseCode, Priority, ResetCode
+from transport.limits import Limits
+from transport.link import GOODBYE_S, SecureLink
+from transport.mux import (
+    MAX_PINGS,
+    Closed,
+    DataReceived,
+    Event,
+    Finished,
+    Mux,
+    Opened,
+    Pong,
+    Reset,
+    Writable,
+)
+from transport.record import RecordKind
+from transport.reporter import Reporter
+from transport.stream import Stream
+
+if TYPE_CHECKING:
+    from transport.peer import Peer
+
+WRITE_BYTES: Final = 65536
+"""Most bytes per record: what an urgent frame may have to wait for."""
+
+LATE_S: Final = 0.05
+"""A wake-up later than this is a stall of our loop, not the scheduler's ordinary work."""
+
+Handler = Callable[[Stream], Awaitable[None]]
+
+
+class Connection:
+    """One authenticated control connection to a peer.
+
+    Args:
+        link: right after a handshake of kind "control".
+        limits: heartbeat, silence and stream budgets.
+        find_handler: protocol name -> handler of inbound streams, or None.
+        reporter: for failures of handlers.
+
+    Attributes:
+        peer: set once, before `run`.
+        end_reason: why it ended; "" while it lives.
+        rtt_s: the last measured round trip in seconds, None before the first.
+        retired: a duplicate; no new streams, ends when the old ones have.
+    """
+
+    peer: "Peer"
+
+    def __init__(
+        self,
+        link: SecureLink,
+        limits: Limits,
+        find_handler: Callable[[str], Handler | None],
+        reporter: Reporter,
+    ) -> None:
+        self.link = link
+        self.mux = Mux(role=link.result.role, limits=limits)
+        self.opened_at = trio.current_time()
+        self.end_reason = ""
+        self.rtt_s: float | None = None
+        self.retired = False
+        self.slots = trio.lowlevel.ParkingLot()  # who waits for a stream to become free
+        self._limits = limits
+        self._find_handler = find_handler
+        self._reporter = reporter
+        self._streams: dict[int, Stream] = {}  # bounded by limits.streams_per_peer, twice
+        self._pings: dict[int, float] = {}  # token -> sent at; bounded by MAX_PINGS
+        self._ping_waiters: dict[int, tuple[trio.Event, list[float]]] = {}
+        self._next_token = 1
+        self._idle_since = self.opened_at
+        self._writer = trio.lowlevel.ParkingLot()
+        self._ending = trio.Event()
+        self._scope = trio.CancelScope(shield=True)  # gets its deadline when the end begins
+        self._handlers: trio.Nursery | None = None
+        self.on_end: Callable[[Connection], None] = lambda _: None
+
+    def __repr__(self) -> str:
+        state = f" ended: {self.end_reason}" if self.end_reason else ""
+        return f"<Connection {self.link.raw.local} -> {self.link.raw.remote}{state}>"
+
+    @property
+    def initiated(self) -> bool:
+        """Whether this side dialed."""
+        return self.link.result.role == "initiator"
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not begun to end."""
+        return not self.end_reason
+
+    # For streams and calls
+
+    def open(self, protocol: str, priority: Priority) -> Stream:
+        """Open a stream; the peer learns of it with the next record.
+
+        Raises:
+            PeerLost: the connection has ended.
+            StreamLimitReached: too many streams are open.
+            UsageError: not a protocol name.
+        """
+        if self.end_reason:
+            raise PeerLost(self.end_reason)
+        stream_id = self.mux.open(protocol, priority)
+        stream = self._streams[stream_id] = Stream(self, stream_id, protocol)
+        self.kick()
+        return stream
+
+    def kick(self) -> None:
+        """Have the writer look at the mux."""
+        self._writer.unpark()
+
+    def forget(self, stream_id: int) -> None:
+        """Stop telling a stream what happens to it."""
+        if self._streams.pop(stream_id, None) is not None:
+            self.slots.unpark()
+            if not self._streams:
+                self._idle_since = trio.current_time()
+
+    async def ping(self) -> float:
+        """Measure one round trip.
+
+        Returns:
+            Seconds.
+
+        Raises:
+            PeerLost: the connection has ended or ends meanwhile.
+        """
+        if self.end_reason:
+            raise PeerLost(self.end_reason)
+        answered = trio.Event()
+        result: list[float] = []
+        token = self._send_ping()
+        self._ping_waiters[token] = (answered, result)
+        try:
+            await answered.wait()
+        finally:
+            self._ping_waiters.pop(token, None)
+        if not result:
+            raise PeerLost(self.end_reason)
+        return result[0]
+
+    def _send_ping(self) -> int:
+        token = self._next_token
+        self._next_token += 1
+        while len(self._pings) >= MAX_PINGS:
+            del self._pings[next(iter(self._pings))]
+        self._pings[token] = trio.current_time()
+        self.mux.ping(token)
+        self.kick()
+        return token
+
+    # Ending
+
+    def close(self, reason: str, code: CloseCode = CloseCode.NORMAL) -> None:
+        """Begin to end on purpose: fail everything here, say goodbye, close. Never blocks."""
+        if not self.end_reason:
+            self.mux.close(code, reason)
+            self._end(f"closed here: {reason}" if reason else "closed here")
+            self._scope.deadline = trio.current_time() + GOODBYE_S
+            self.kick()
+
+    def drop(self, reason: str) -> None:
+        """End at once without a goodbye."""
+        self._fail(reason)
+
+    def _fail(self, reason: str) -> None:
+        """End now: there is nobody to say goodbye to."""
+        self._end(reason)
+        self._scope.cancel()
+
+    def _end(self, reason: str) -> None:
+        if self.end_reason:
+            return
+        self.end_reason = reason
+        for stream in list(self._streams.values()):
+            stream.on_failure(PeerLost(reason))
+        self._streams.clear()
+        for answered, _ in self._ping_waiters.values():
+            answered.set()
+        self.slots.unpark_all()
+        self._ending.set()
+        self.on_end(self)
+
+    # Tasks
+
+    async def run(self) -> None:
+        """Drive the connection until it ends; cancelling ends it with a short goodbye."""
+        try:
+            async with trio.open_nursery() as handlers:
+                self._handlers = handlers
+                handlers.start_soon(self._drive)
+                try:
+                    await self._ending.wait()
+                finally:
+                    self.close("shutting down")
+                    handlers.cancel_scope.cancel()  # ends the handlers; `_drive` is shielded
+        finally:
+            self._fail("the connection task ended")
+            self.link.abort()
+
+    async def _drive(self) -> None:
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read)
+                nursery.start_soon(self._clock)
+                nursery.start_soon(self._write)
+        if not self._scope.cancelled_caught:
+            await self.link.raw.aclose()
+
+    async def _read(self) -> None:
+        link, mux = self.link, self.mux
+        try:
+            while True:
+                kind, plaintext = await link.receive()
+                if kind == RecordKind.DATA:
+                    mux.receive(plaintext, link.received_at)
+                    self._dispatch()
+                    if mux.wants_write:
+                        self.kick()
+                elif kind == RecordKind.CLOSE:
+                    raise ConnectionBroken("closed by the peer")
+                else:
+                    raise ProtocolViolation("a bulk record on a control connection")
+        except ConnectionBroken as error:
+            self._fail(str(error))
+        except ProtocolViolation as error:
+            self._reporter.report(
+                "protocol-violation", trio.current_time(), f"{self._who()}: {error}"
+            )
+            self._end(f"the peer broke the protocol: {error}")
+            self._scope.deadline = trio.current_time() + GOODBYE_S
+            self.kick()
+        except RecordError as error:
+            self._reporter.report("record-refused", trio.current_time(), f"{self._who()}: {error}")
+            self._fail(f"unreadable record: {error}")
+
+    async def _write(self) -> None:
+        link, mux = self.link, self.mux
+        try:
+            while True:
+                frames = mux.outgoing(WRITE_BYTES)
+                self._dispatch()  # Writable
+                if frames:
+                    await link.send(RecordKind.DATA, frames)
+                elif mux.closed:
+                    return  # the goodbye is out; the reader waits for the peer to hang up
+                else:
+                    await self._writer.park()
+        except ConnectionBroken as error:
+            self._fail(str(error))
+
+    async def _clock(self) -> None:
+        limits, link = self._limits, self.link
+        received_at, allowance_s = link.received_at, 0.0
+        ping_at = trio.current_time()
+        while True:
+            now = trio.current_time()
+            if link.received_at != received_at:
+                received_at, allowance_s = link.received_at, 0.0
+            lost_at = received_at + limits.silence_s + allowance_s
+            if now >= lost_at:
+                self._fail(f"silent for {limits.silence_s:g} s")
+                return
+            if now >= ping_at:
+                self._send_ping()
+                ping_at = now + limits.heartbeat_s
+            if self.retired and not self._streams and now - self._idle_since >= limits.silence_s:
+                self.close("another connection stays", CloseCode.DUPLICATE)
+            wake_at = min(lost_at, ping_at)
+            await trio.sleep_until(wake_at)
+            late_s = trio.current_time() - wake_at
+            if late_s > LATE_S:
+                allowance_s += late_s
+
+    def retire(self) -> None:
+        """Another connection replaces this one: end it as soon as its streams are done."""
+        if not self.retired:
+            self.retired = True
+            self._idle_since = trio.current_time()
+
+    def _who(self) -> str:
+        return f"peer {self.link.result.node_id.short} at {self.link.raw.remote}"
+
+    # Events
+
+    def _dispatch(self) -> None:
+        while (event := self.mux.next_event()) is not None:
+            self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case DataReceived(stream_id, data):
+                stream = self._streams.get(stream_id)
+                if stream is None:
+                    self.mux.reset(stream_id, ResetCode.CANCELLED)  # closed here
+                else:
+                    stream.on_data(data)
+            case Finished(stream_id):
+                stream = self._streams.get(stream_id)
+                if stream is None:
+                    self.slots.unpark()
+                else:
+                    stream.on_finished()
+            case Opened(stream_id, protocol, _):
+                self._accept(stream_id, protocol)
+            case Writable(stream_id):
+                stream = self._streams.get(stream_id)
+                if stream is not None:
+                    stream.on_writable()
+            case Reset(stream_id, code):
+                stream = self._streams.get(stream_id)
+                if stream is not None:
+                    stream.on_failure(StreamReset(reset_code=code))
+                    self.forget(stream_id)
+            case Pong(token):
+                sent_at = self._pings.pop(token, None)
+                if sent_at is not None:
+                    self.rtt_s = trio.current_time() - sent_at
+                    waiter = self._ping_waiters.get(token)
+                    if waiter is not None:
+                        waiter[1].append(self.rtt_s)
+                        waiter[0].set()
+            case Closed(_, text, by_remote):
+                if by_remote:
+                    said = text if text.isprintable() else ascii(text)
+                    self._fail(f"closed by the peer: {said}" if said else "closed by the peer")
+
+    def _accept(self, stream_id: int, protocol: str) -> None:
+        handler = self._find_handler(protocol)
+        if handler is None or self.end_reason or self._handlers is None:
+            self._reporter.count("no-such-protocol")
+            self.mux.reset(stream_id, ResetCode.NO_SUCH_PROTOCOL)
+            return
+        stream = self._streams[stream_id] = Stream(self, stream_id, protocol)
+        self._handlers.start_soon(self._serve, handler, stream)
+
+    async def _serve(self, handler: Handler, stream: Stream) -> None:
+        """Run one handler; its failure ends its stream only."""
+        try:
+            await handler(stream)
+        except BaseException as error:
+            stream.reset(ResetCode.HANDLER_FAILED)
+            if _is_lost(error):
+                self._reporter.count("handler-lost-peer")
+                return
+            rest = self._reporter.report_errors(
+                "handler-failed",
+                trio.current_time(),
+                f"handler of {stream.protocol!r} for {self._who()} failed",
+                error,
+            )
+            if rest is error:
+                raise
+            if rest is not None:
+                raise rest from None
+        else:
+            stream.close()
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether a handler ended only because its peer or stream went away, which is no failure."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_lost(inner) for inner in error.exceptions)
+    return isinstance(error, PeerLost | StreamReset)

@@ -1,0 +1,83 @@
+"""Tell whoever watches which peers come and go, without ever waiting for a watcher.
+
+Problem: membership, replication and status want to hear of peers; a slow listener must neither
+block the connection that reports nor make us remember without bound. Idea: a bounded channel per
+watcher. When it is nearly full the last place gets `Lagged`, and nothing more is put in until the
+watcher has caught up; it then looks at `endpoint.peers` instead of at what it missed.
+
+Invariant: after `Lagged`, no event is delivered that happened before the watcher made room.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+
+if TYPE_CHECKING:
+    from transport.peer import Peer
+
+BUFFER: Final = 256
+"""Events a watcher may fall behind: the arrival of every peer of a full node."""
+
+
+@attrs.frozen
+class PeerUp:
+    """A peer is connected."""
+
+    peer: "Peer"
+
+
+@attrs.frozen
+class PeerDown:
+    """A peer is not connected any more."""
+
+    peer: "Peer"
+    reason: str
+
+
+@attrs.frozen
+class Lagged:
+    """Events were left out: look at `endpoint.peers`."""
+
+
+PeerEvent = PeerUp | PeerDown | Lagged
+
+
+class Watchers:
+    """All watchers of one endpoint."""
+
+    def __init__(self) -> None:
+        self._channels: list[trio.MemorySendChannel[PeerEvent]] = []
+
+    def tell(self, event: PeerEvent) -> None:
+        """Give the event to all watchers that have room; never blocks."""
+        for channel in self._channels:
+            free = BUFFER - channel.statistics().current_buffer_used
+            try:
+                if free > 1:
+                    channel.send_nowait(event)
+                elif free == 1:
+                    channel.send_nowait(Lagged())
+            except trio.BrokenResourceError:  # closed by the watcher inside its block
+                continue
+
+    @contextmanager
+    def watch(self) -> Iterator[trio.MemoryReceiveChannel[PeerEvent]]:
+        """Receive the events from now on; the channel ends with the block or the endpoint."""
+        send, receive = trio.open_memory_channel[PeerEvent](BUFFER)
+        self._channels.append(send)
+        try:
+            yield receive
+        finally:
+            if send in self._channels:
+                self._channels.remove(send)
+            send.close()
+            receive.close()
+
+    def close(self) -> None:
+        """End all channels: their readers see the end."""
+        for channel in self._channels:
+            channel.close()
+        self._channels.clear()
