@@ -101,6 +101,11 @@ class AntiEntropy:
         self._owed: dict[bytes, None] = {}
         self._owe_checkpoint = False
 
+    @property
+    def pushed(self) -> bool:
+        """Whether all edits of this node have been handed out by `outgoing`."""
+        return self._pushed_edits == self._state.edits and self._state.node not in self._owed
+
     # Time
 
     def next_deadline(self) -> float:

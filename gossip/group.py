@@ -1,0 +1,504 @@
+"""The collective group of one run: epochs, ring all-reduce and state hand-over (trio driver).
+
+Owns the only `EpochMachine` of the run, feeds it what peers send, and carries out what it says:
+
+* one outgoing URGENT stream per peer, each with its own writer task and bounded queue; incoming
+  streams are read by the endpoint's handlers;
+* two bulk links per epoch (next and previous member), opened when the epoch is entered and thrown
+  away with it, so that bytes of an aborted operation can never be taken for another's;
+* the data plane (`gossip.ring`), run in the caller's task and cancelled when the operation is
+  aborted.
+
+`all_reduce` returns only with a certificate. It retries by itself in the next epoch from the
+untouched source; the caller's cancel scope is its deadline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import trio
+
+from gossip.certificate import Certificate, Epoch
+from gossip.epoch import (
+    NO_MODEL,
+    EpochEntered,
+    EpochLeft,
+    EpochMachine,
+    EpochSettings,
+    MembersWaiting,
+    OperationAborted,
+    OperationCertified,
+)
+from gossip.errors import CollectiveAborted, DescriptorMismatch, GossipError, Indeterminate
+from gossip.messages import Message, decode_message_untrusted, encode
+from gossip.operation import Operation, OperationState
+from gossip.ring import Reduction, RingPlace, RingResult, ring_all_reduce
+from transport.bulk import BulkLink
+from transport.endpoint import Endpoint, PeerDown, PeerUp
+from transport.errors import MalformedMessage, TransportError
+from transport.identity import NodeId
+from transport.peer import Peer
+from transport.stream import Priority, Stream
+
+QUEUE_MESSAGES: Final = 256
+"""Per peer; a peer that lets this many small messages pile up is treated as lost to the run."""
+MAX_NOTES: Final = 64
+RING_CONNECT_S: Final = 5.0
+GOODBYE_S: Final = 1.0
+
+Array = npt.NDArray[Any]
+
+
+@attrs.frozen
+class Reduced:
+    """A certified all-reduce."""
+
+    epoch: Epoch
+    certificate: Certificate
+    weight: float
+    """Sum of the members' weights."""
+    seconds: float
+    """From begin to certificate."""
+
+
+class Behind(GossipError):
+    """This node's state is not the epoch's start state: fetch it from `holders` first."""
+
+    def __init__(self, epoch: Epoch, holders: Sequence[NodeId]) -> None:
+        super().__init__(f"behind: epoch {epoch.number} starts at round {epoch.round}")
+        self.epoch = epoch
+        self.holders = tuple(holders)
+
+
+@attrs.define
+class _Running:
+    """The operation whose data plane runs, or has run, in the caller's task."""
+
+    operation: Operation
+    started: float
+    scope: trio.CancelScope
+    done: trio.Event = attrs.field(factory=trio.Event)
+    result: RingResult | None = None
+    certificate: Certificate | None = None
+    reason: str = ""
+    mismatch: bool = False
+
+
+class Group:
+    """This node's membership in the collective group of a run; made by `open_group`."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        run: bytes,
+        machine: EpochMachine,
+        nursery: trio.Nursery,
+    ) -> None:
+        self.run = run
+        self.machine = machine
+        self.notes: deque[str] = deque(maxlen=MAX_NOTES)
+        """Recent epoch changes and aborts, in words, for people."""
+        self.aborted_operations = 0
+        self.on_waiting: Callable[[int, int], None] = lambda _count, _of: None
+        """Told when `count` of `of` members wait in an operation that this node has not begun."""
+        self._endpoint = endpoint
+        self._nursery = nursery
+        self._protocol = f"run/{run.hex()[:32]}"
+        self._senders: dict[NodeId, trio.MemorySendChannel[bytes]] = {}
+        self._kick = trio.Event()
+        self._changed = trio.Event()
+        self._running: _Running | None = None
+        self._behind: tuple[Epoch, tuple[NodeId, ...]] | None = None
+        self._ring: tuple[bytes, RingPlace] | None = None
+        self._ring_wanted: Epoch | None = None
+        self._ring_scope: trio.CancelScope | None = None
+
+    # ---- what the owner calls --------------------------------------------------------------
+
+    @property
+    def epoch(self) -> Epoch | None:
+        """The epoch this node is a member of now."""
+        return self.machine.epoch
+
+    def set_position(self, round_: int, state: bytes) -> None:
+        """This node holds `state` after `round_` rounds and is ready for the next operation."""
+        if self._behind is not None:
+            epoch, _ = self._behind
+            if (round_, state) == (epoch.round, epoch.state) or round_ > epoch.round:
+                self._behind = None
+        self.machine.set_ready(round_, state, trio.current_time())
+        self._flush()
+
+    def set_not_ready(self, reason: str) -> None:
+        """This node cannot take part until the next `set_position`."""
+        self.machine.set_not_ready(reason, trio.current_time())
+        self._behind = None
+        self._flush()
+
+    async def wait_entered(self) -> None:
+        """Wait until this node is in an epoch at its start state.
+
+        Raises:
+            Behind: it is in an epoch, but has to fetch the state first.
+        """
+        while not self.machine.can_begin:
+            self._raise_if_behind()
+            await self._changed.wait()
+
+    async def all_reduce(
+        self,
+        descriptor: bytes,
+        source: Array,
+        out: Array,
+        *,
+        mean: bool = False,
+        weight: float = 1.0,
+    ) -> Reduced:
+        """Reduce over the epoch's members; returns with the certificate, retrying until then.
+
+        Args:
+            descriptor: what all members must agree on (tag, state, round...), any bytes.
+            source: 1-D contiguous values of this node; only read.
+            out: 1-D contiguous, same length and type; undefined until this returns.
+            mean: divide by the sum of the weights.
+            weight: factor of this node's values.
+
+        Cancellation aborts the operation for all members.
+
+        Raises:
+            Behind: fetch the state first.
+            DescriptorMismatch: a member called a different operation; no retry can help.
+        """
+        bound = _bind_descriptor(descriptor, source, mean=mean)
+        while True:
+            reduced = await self._attempt(bound, source, out, mean=mean, weight=weight)
+            if reduced is not None:
+                return reduced
+
+    async def _attempt(
+        self, descriptor: bytes, source: Array, out: Array, *, mean: bool, weight: float
+    ) -> Reduced | None:
+        await self._wait_turn()
+        settled = self._take_certified()
+        if settled is not None:
+            return settled
+        operation = self.machine.begin(descriptor, trio.current_time())
+        running = self._running = _Running(operation, trio.current_time(), trio.CancelScope())
+        self._flush()
+        try:
+            with running.scope:
+                place = await self._ring_place(operation.epoch)
+                reduction = Reduction(operation.sequence, descriptor, mean=mean, weight=weight)
+                running.result = await ring_all_reduce(place, reduction, source, out)
+                self.machine.result(running.result.root, trio.current_time())
+                self._flush()
+                await running.done.wait()
+        except* (TransportError, GossipError) as group:
+            self._data_plane_failed(running, group)
+        except* trio.Cancelled:
+            self.machine.fail("cancelled by its caller", trio.current_time())
+            self._flush()
+            raise
+        if running.certificate is None and running.mismatch:
+            raise DescriptorMismatch(running.reason)
+        return self._take_certified()
+
+    async def _wait_turn(self) -> None:
+        while not self.machine.can_begin:
+            self._raise_if_behind()
+            if self._running is not None and self._running.certificate is not None:
+                return
+            await self._changed.wait()
+
+    def _take_certified(self) -> Reduced | None:
+        """The result of the last data plane run, if a certificate (perhaps a late one) is here."""
+        running = self._running
+        if running is None or running.certificate is None or running.result is None:
+            return None
+        self._running = None
+        return Reduced(
+            running.operation.epoch,
+            running.certificate,
+            running.result.weight,
+            trio.current_time() - running.started,
+        )
+
+    def _data_plane_failed(self, running: _Running, group: BaseExceptionGroup[Exception]) -> None:
+        error = _first(group)
+        running.mismatch = running.mismatch or isinstance(error, DescriptorMismatch)
+        if not running.reason:
+            running.reason = str(error)
+        if running.operation.state is OperationState.RUNNING:
+            self.machine.fail(str(error), trio.current_time())
+            self._flush()
+
+    def _raise_if_behind(self) -> None:
+        if self._behind is not None and self.machine.epoch is not None:
+            raise Behind(*self._behind)
+
+    def outcome_unknown(self) -> Indeterminate | None:
+        """After a cancelled `all_reduce`: an error if this node had signed a result."""
+        running = self._running
+        if running is not None and running.operation.root is not None and not running.certificate:
+            return Indeterminate(
+                f"operation {running.operation.sequence} of epoch {running.operation.epoch.number}"
+            )
+        return None
+
+    # ---- events of the machine -------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Carry out everything the machine has decided; never blocks."""
+        while (event := self.machine.next_event()) is not None:
+            match event:
+                case EpochEntered(epoch, behind, holders):
+                    self._entered(epoch, behind, holders)
+                case EpochLeft(reason):
+                    self.notes.append(f"left the epoch: {reason}")
+                    self._behind = None
+                    self._drop_ring(reason)
+                case OperationCertified(operation, certificate):
+                    if self._running is not None and self._running.operation is operation:
+                        self._running.certificate = certificate
+                        self._running.done.set()
+                case OperationAborted(operation, reason, mismatch):
+                    self.aborted_operations += 1
+                    self.notes.append(f"operation {operation.sequence} aborted: {reason}")
+                    running = self._running
+                    if running is not None and running.operation is operation:
+                        running.reason, running.mismatch = reason, mismatch
+                        running.scope.cancel()
+                case MembersWaiting(count, of):
+                    self.on_waiting(count, of)
+        for node, message in self.machine.outgoing():
+            self._enqueue(node, message)
+        self._kick.set()
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _entered(self, epoch: Epoch, behind: bool, holders: tuple[NodeId, ...]) -> None:
+        self.notes.append(f"entered epoch {epoch.number} with {len(epoch.members)} members")
+        self._behind = (epoch, holders) if behind else None
+        self._drop_ring("a new epoch")
+        if len(epoch.members) > 1:
+            self._ring_wanted = epoch
+            self._nursery.start_soon(self._connect_ring, epoch)
+
+    def _enqueue(self, node: NodeId, message: Message) -> None:
+        sender = self._senders.get(node)
+        if sender is None:
+            return
+        try:
+            sender.send_nowait(encode(message))
+        except trio.WouldBlock:
+            self._senders.pop(node).close()
+            self.notes.append(f"{node.short} does not read its messages")
+            self.machine.peer_down(node, "does not read its messages", trio.current_time())
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._senders.pop(node, None)
+
+    # ---- ring links --------------------------------------------------------------------------
+
+    def _drop_ring(self, reason: str) -> None:
+        self._ring_wanted = None
+        if self._ring_scope is not None:
+            self._ring_scope.cancel()
+            self._ring_scope = None
+        if self._ring is not None:
+            _, place = self._ring
+            self._ring = None
+            place.to_next.abort(reason)
+            place.from_previous.abort(reason)
+
+    async def _connect_ring(self, epoch: Epoch) -> None:
+        """Open the link to the next member and take the one from the previous member."""
+        me = self._endpoint.node_id
+        world, rank = len(epoch.members), epoch.members.index(me)
+        following = epoch.members[(rank + 1) % world]
+        previous = epoch.members[(rank - 1) % world]
+        label = b"ring/" + epoch.id[:24]
+        links: dict[str, BulkLink] = {}
+
+        async def dial() -> None:
+            peer = self._endpoint.peers.get(following)
+            if peer is None:
+                raise CollectiveAborted(f"{following.short} is not connected")
+            links["next"] = await peer.open_bulk(label)
+
+        async def accept() -> None:
+            links["previous"] = await self._endpoint.accept_bulk(previous, label)
+
+        failure = ""
+        with trio.move_on_after(RING_CONNECT_S) as scope:
+            self._ring_scope = scope
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(dial)
+                    nursery.start_soon(accept)
+            except* (TransportError, GossipError) as group:
+                failure = str(_first(group))
+        if len(links) == 2 and self._ring_wanted is epoch:
+            self._ring_scope = None
+            self._ring = (epoch.id, RingPlace(rank, world, links["next"], links["previous"]))
+            self._notify()
+            return
+        for link in links.values():
+            link.abort("the epoch has ended")
+        if self._ring_wanted is epoch:
+            self._ring_scope = None
+            self._ring_wanted = None
+            failure = failure or f"no ring connection within {RING_CONNECT_S:.0f} s"
+            self.machine.break_epoch(f"ring not connected: {failure}", trio.current_time())
+            self._flush()
+
+    async def _ring_place(self, epoch: Epoch) -> RingPlace:
+        if len(epoch.members) == 1:
+            return _SINGLE
+        while self._ring is None or self._ring[0] != epoch.id:
+            await self._changed.wait()
+        return self._ring[1]
+
+    async def _goodbye(self) -> None:
+        """Tell the members, and wait until it is written."""
+        self.machine.leave(trio.current_time())
+        self._flush()
+        for sender in list(self._senders.values()):
+            sender.close()
+        while self._senders:
+            await self._changed.wait()
+
+    # ---- streams -----------------------------------------------------------------------------
+
+    async def _run_timer(self) -> None:
+        """Tick the machine when it asks for it."""
+        while True:
+            deadline = self.machine.next_deadline()
+            self._kick = trio.Event()
+            with trio.move_on_at(float("inf") if deadline is None else deadline):
+                await self._kick.wait()
+            deadline = self.machine.next_deadline()
+            if deadline is not None and trio.current_time() >= deadline:
+                self.machine.tick(trio.current_time())
+                self._flush()
+
+    async def _watch_peers(self) -> None:
+        with self._endpoint.watch() as events:
+            for peer in list(self._endpoint.peers.values()):
+                self._nursery.start_soon(self._talk_to, peer)
+            async for event in events:
+                match event:
+                    case PeerUp(peer=peer):
+                        self._nursery.start_soon(self._talk_to, peer)
+                    case PeerDown(node_id=node, reason=reason):
+                        self._forget(node, reason)
+
+    def _forget(self, node: NodeId, reason: str) -> None:
+        sender = self._senders.pop(node, None)
+        if sender is not None:
+            sender.close()
+        self.machine.peer_down(node, reason, trio.current_time())
+        self._flush()
+
+    async def _talk_to(self, peer: Peer) -> None:
+        """Own the outgoing stream to one peer for as long as it takes part in the run."""
+        if peer.node_id in self._senders:
+            return
+        sender, queue = trio.open_memory_channel[bytes](QUEUE_MESSAGES)
+        self._senders[peer.node_id] = sender
+        reason = "left the run"
+        try:
+            stream = await peer.open_stream(self._protocol, priority=Priority.URGENT)
+            self.machine.peer_up(peer.node_id, peer.public_key, trio.current_time())
+            self._flush()
+            async with stream:
+                async for message in queue:
+                    await stream.send_message(message)
+        except TransportError as error:
+            reason = str(error)
+        finally:
+            if self._senders.get(peer.node_id) is sender:
+                self._forget(peer.node_id, reason)
+
+    async def _listen(self, stream: Stream) -> None:
+        """Handler of a peer's incoming stream."""
+        peer = stream.peer
+        if peer.node_id not in self._senders:
+            # It has joined the run after our own attempt to open a stream was refused.
+            self._nursery.start_soon(self._talk_to, peer)
+        while True:
+            try:
+                message = decode_message_untrusted(await stream.receive_message())
+            except MalformedMessage as error:
+                peer.close(f"malformed run message: {error}")
+                return
+            except TransportError:
+                return
+            self.machine.receive(peer.node_id, message, trio.current_time())
+            self._flush()
+
+
+_SINGLE = RingPlace(0, 1, None, None)  # type: ignore[arg-type]  # a ring of one uses no links
+
+
+def _bind_descriptor(descriptor: bytes, source: Array, *, mean: bool) -> bytes:
+    digest = hashlib.sha256(b"noded all-reduce v1\0")
+    digest.update(struct.pack(">QB", source.size, mean))
+    digest.update(source.dtype.str.encode())
+    digest.update(descriptor)
+    return digest.digest()
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    """The one error that says most: a mismatch if there is one, else the first."""
+    leaves: list[Exception] = []
+
+    def collect(part: BaseExceptionGroup[Exception]) -> None:
+        for error in part.exceptions:
+            if isinstance(error, BaseExceptionGroup):
+                collect(error)
+            else:
+                leaves.append(error)
+
+    collect(group)
+    return next((leaf for leaf in leaves if isinstance(leaf, DescriptorMismatch)), leaves[0])
+
+
+@asynccontextmanager
+async def open_group(
+    endpoint: Endpoint,
+    run: bytes,
+    *,
+    model: bytes = NO_MODEL,
+    settings: EpochSettings = EpochSettings(),  # noqa: B008 - frozen
+    rng: random.Random,
+) -> AsyncIterator[Group]:
+    """Take part in the collectives of `run` with every connected peer that does so too.
+
+    Leaving the context tells the members that this node left in good order.
+    """
+    machine = EpochMachine(run, endpoint.identity, model=model, rng=rng, settings=settings)
+    async with trio.open_nursery() as nursery:
+        group = Group(endpoint, run, machine, nursery)
+        with endpoint.serve(group._protocol, group._listen):  # noqa: SLF001 - one unit
+            nursery.start_soon(group._watch_peers)  # noqa: SLF001
+            nursery.start_soon(group._run_timer)  # noqa: SLF001
+            try:
+                yield group
+            finally:
+                with trio.move_on_after(GOODBYE_S, shield=True):
+                    await group._goodbye()  # noqa: SLF001
+                nursery.cancel_scope.cancel()
+

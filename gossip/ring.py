@@ -1,0 +1,260 @@
+"""Ring all-reduce over two bulk links: reduce-scatter, then all-gather (trio driver).
+
+Patarasuk and Yuan 2009: with N members each value crosses each link 2(N-1)/N times, the least
+possible. The vector is cut into N chunks; member r sends to r+1 and receives from r-1::
+
+    reduce-scatter, step s = 0..N-2: receive chunk (r-s-1), add the own part, pass it on
+    all-gather,     step s = 0..N-2: receive chunk (r-s), keep it, pass it on
+
+After the reduce-scatter, member r owns the finished chunk (r+1): it alone divides (for a mean) and
+hashes it, and everybody else takes over the owner's bytes. So all members hold the same bits, and
+certification costs 1/N of the data. Chunks travel in segments, so that receiving, adding and
+sending overlap.
+
+Invariants:
+
+* the source is only read: an operation can be repeated from it in another epoch;
+* partial sums live in `out` alone, so the memory needed beyond the caller's two buffers is one
+  segment, and a receiver never waits for its own sender (a ring of such waits could deadlock);
+* every segment's header names the operation, so that bytes of an aborted one are never taken.
+
+The order of additions in a chunk is the ring order starting at its first sender: deterministic for
+a given member order, and the same for all members.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import trio
+from blake3 import blake3
+
+from gossip.certificate import result_root
+from gossip.errors import CollectiveAborted, DescriptorMismatch
+from transport.bulk import BulkLink
+
+SEGMENT_BYTES: Final = 1 << 19
+"""Segments travel whole; half a MiB keeps source, target and wire buffers in a core's cache."""
+
+_HEADER = struct.Struct(">Q16sBHHQd")
+_REDUCE, _GATHER = 0, 1
+DIGEST_BYTES = 32
+
+Array = npt.NDArray[Any]
+
+
+@attrs.frozen
+class RingPlace:
+    """Where this node stands in the ring, with its two links."""
+
+    rank: int
+    world: int
+    to_next: BulkLink
+    from_previous: BulkLink
+
+
+@attrs.frozen
+class Reduction:
+    """What is computed.
+
+    Attributes:
+        sequence: number of the operation in its epoch.
+        descriptor: digest that all members must agree on.
+        mean: divide the sum by the total weight.
+        weight: this node's factor; 1.0 for a plain sum.
+    """
+
+    sequence: int
+    descriptor: bytes
+    mean: bool = False
+    weight: float = 1.0
+
+
+@attrs.frozen
+class RingResult:
+    """Digest over all chunks' digests, and the sum of the members' weights."""
+
+    root: bytes
+    weight: float
+
+
+@attrs.frozen
+class _Segment:
+    phase: int
+    step: int
+    chunk: int
+    start: int
+    stop: int
+    weight: float
+    digest: bytes = b""
+
+
+def chunk_bounds(length: int, world: int) -> list[int]:
+    """`world` + 1 boundaries of chunks whose lengths differ by at most one value."""
+    return [length * index // world for index in range(world + 1)]
+
+
+async def ring_all_reduce(
+    place: RingPlace, reduction: Reduction, source: Array, out: Array
+) -> RingResult:
+    """Reduce `source` over the ring into `out` (both 1-D, contiguous, same type and length).
+
+    Cancellation leaves both links unusable and `out` undefined; `source` is never written.
+
+    Raises:
+        CollectiveAborted: a link failed or brought bytes of another operation.
+        DescriptorMismatch: the neighbour runs an operation with another descriptor.
+        LinkClosed: as it says.
+    """
+    if place.world == 1:
+        return _alone(reduction, source, out)
+    run = _Run(place, reduction, source, out)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run.send)
+        await run.receive()
+    return RingResult(result_root(run.digests), run.total_weight)
+
+
+def _alone(reduction: Reduction, source: Array, out: Array) -> RingResult:
+    np.copyto(out, source)
+    if not reduction.mean and reduction.weight != 1.0:
+        np.multiply(out, reduction.weight, out=out)
+    return RingResult(result_root([blake3(memoryview(out).cast("B")).digest()]), reduction.weight)
+
+
+class _Run:
+    """One all-reduce at one member."""
+
+    def __init__(
+        self, place: RingPlace, reduction: Reduction, source: Array, out: Array
+    ) -> None:
+        self._place = place
+        self._reduction = reduction
+        self._source = source
+        self._out = out
+        self._bounds = chunk_bounds(source.size, place.world)
+        self._per_segment = max(1, SEGMENT_BYTES // source.itemsize)
+        self._scaled = reduction.weight != 1.0
+        self._scratch = np.empty(min(self._per_segment, self._bounds_max()), source.dtype)
+        self._to_send, self._sendable = trio.open_memory_channel[_Segment](self._segment_count())
+        self._hasher = blake3()
+        self.digests: list[bytes] = [b""] * place.world
+        self.total_weight = 0.0
+
+    def _bounds_max(self) -> int:
+        pairs = zip(self._bounds, self._bounds[1:], strict=False)
+        return max(1, *(stop - start for start, stop in pairs))
+
+    def _segment_count(self) -> int:
+        per_chunk = -(-self._bounds_max() // self._per_segment)
+        return 2 * self._place.world * max(1, per_chunk)
+
+    def _segments(self, chunk: int) -> list[tuple[int, int]]:
+        """Ranges of the chunk's segments; an empty chunk has one empty segment."""
+        first, last = self._bounds[chunk], self._bounds[chunk + 1]
+        starts = range(first, last, self._per_segment) or [first]
+        return [(start, min(start + self._per_segment, last)) for start in starts]
+
+    # ---- sending ---------------------------------------------------------------------------
+
+    async def send(self) -> None:
+        """Send the own chunk, then whatever the receiver has made ready, in its order."""
+        rank, weight = self._place.rank, self._reduction.weight
+        scaled = np.empty_like(self._scratch) if self._scaled else self._scratch
+        for start, stop in self._segments(rank):
+            values = self._source[start:stop]
+            if self._scaled:
+                values = np.multiply(values, weight, out=scaled[: stop - start])
+            await self._put(_Segment(_REDUCE, 0, rank, start, stop, weight), values)
+        async with self._sendable:
+            async for segment in self._sendable:
+                await self._put(segment, self._out[segment.start : segment.stop])
+
+    async def _put(self, segment: _Segment, values: Array) -> None:
+        header = _HEADER.pack(
+            self._reduction.sequence,
+            self._reduction.descriptor[:16],
+            segment.phase,
+            segment.step,
+            segment.chunk,
+            segment.start,
+            segment.weight,
+        )
+        await self._place.to_next.send(header + segment.digest, memoryview(values).cast("B"))
+
+    # ---- receiving -------------------------------------------------------------------------
+
+    async def receive(self) -> None:
+        """Take every chunk of both phases in the ring's order."""
+        rank, world = self._place.rank, self._place.world
+        with self._to_send:
+            for step in range(world - 1):
+                chunk = (rank - step - 1) % world
+                for start, stop in self._segments(chunk):
+                    await self._reduce(step, chunk, start, stop)
+            for step in range(world - 1):
+                chunk = (rank - step) % world
+                for start, stop in self._segments(chunk):
+                    await self._gather(step, chunk, start, stop)
+
+    async def _reduce(self, step: int, chunk: int, start: int, stop: int) -> None:
+        world = self._place.world
+        arrived = self._scratch[: stop - start]
+        weight, _ = await self._take(_REDUCE, step, chunk, start, arrived)
+        weight += self._reduction.weight
+        own, target = self._source[start:stop], self._out[start:stop]
+        if self._scaled:
+            own = np.multiply(own, self._reduction.weight, out=target)
+        np.add(arrived, own, out=target)
+        if step < world - 2:
+            self._pass_on(_Segment(_REDUCE, step + 1, chunk, start, stop, weight))
+            return
+        if self._reduction.mean and weight > 0:
+            np.divide(target, weight, out=target)
+        self.total_weight = weight
+        self._hasher.update(memoryview(target).cast("B"))
+        digest = b""
+        if stop == self._bounds[chunk + 1]:
+            digest = self.digests[chunk] = self._hasher.digest()
+        self._pass_on(_Segment(_GATHER, 0, chunk, start, stop, weight, digest))
+
+    async def _gather(self, step: int, chunk: int, start: int, stop: int) -> None:
+        weight, digest = await self._take(_GATHER, step, chunk, start, self._out[start:stop])
+        if stop == self._bounds[chunk + 1]:
+            if len(digest) != DIGEST_BYTES:
+                raise CollectiveAborted("the neighbour sent a chunk without its digest")
+            self.digests[chunk] = digest
+        if step < self._place.world - 2:
+            self._pass_on(_Segment(_GATHER, step + 1, chunk, start, stop, weight, digest))
+
+    def _pass_on(self, segment: _Segment) -> None:
+        self._to_send.send_nowait(segment)
+
+    async def _take(
+        self, phase: int, step: int, chunk: int, start: int, target: Array
+    ) -> tuple[float, bytes]:
+        """Receive exactly the expected segment into `target`."""
+        weight, digest = 0.0, b""
+
+        def sink(header: bytes, size: int) -> memoryview:
+            nonlocal weight, digest
+            if len(header) < _HEADER.size:
+                raise CollectiveAborted("the neighbour sent a segment with a short header")
+            sequence, descriptor, *place, weight = _HEADER.unpack_from(header)
+            if sequence == self._reduction.sequence and (
+                descriptor != self._reduction.descriptor[:16]
+            ):
+                raise DescriptorMismatch("the neighbour runs another operation")
+            if sequence != self._reduction.sequence or place != [phase, step, chunk, start]:
+                raise CollectiveAborted("the neighbour is at another place of the operation")
+            if size != target.nbytes:
+                raise DescriptorMismatch(f"segment of {size} bytes, expected {target.nbytes}")
+            digest = header[_HEADER.size :]
+            return memoryview(target).cast("B")
+
+        await self._place.from_previous.receive(sink)
+        return weight, digest

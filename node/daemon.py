@@ -1,0 +1,324 @@
+"""The daemon: start order is indentation, shutdown is the reverse.
+
+`run_daemon` blocks until the node has been asked to stop (SIGTERM, SIGINT, `noded stop`) and has
+left its run in good order, within ten seconds whatever state it is in: the first signal starts the
+orderly way, a second one, or the deadline, the short one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import logging
+import os
+import random
+import resource
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from dht.service import Dht, open_dht
+from node import __version__, keys
+from node.client import own_host
+from node.control import Handlers, open_control
+from node.errors import (
+    AddressUnavailable,
+    ExitCode,
+    NodedError,
+    PeerNotReachable,
+    Refused,
+    TimedOut,
+    first_error,
+)
+from node.paths import ensure_private_dir
+from node.probe import LagProbe
+from node.run import open_run_service
+from node.schema import Config
+from node.status import Parts, find_peer, peer_rows, status_document
+from node.systemd import Notifier, run_watchdog
+from transport.address import Address
+from transport.endpoint import Endpoint, open_endpoint
+from transport.errors import AddressInUse, ListenFailed, TransportError
+from transport.identity import Identity
+from transport.swarm import Swarm
+from transport.tcp import TcpNetwork
+
+LEAVE_S: Final = 8.0
+"""For the orderly stop: trainer, goodbye, sockets."""
+HARD_STOP_S: Final = 9.5
+"""After this the process ends, come what may: the promise is ten seconds."""
+PING_S: Final = 5.0
+LOOP_HEALTHY_MS: Final = 10_000.0
+WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
+
+_log = logging.getLogger(__name__)
+
+
+def run_daemon(config: Config) -> int:
+    """Run a node until it is asked to stop; returns the process's exit code.
+
+    Raises:
+        NodedError: it cannot start; nothing is left behind.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the keys
+    ensure_private_dir(config.data_dir)
+    with _lock(config.paths.lock):
+        try:
+            trio.run(_Daemon(config).main)
+        except BaseExceptionGroup as group:
+            raise first_error(group) from group
+    return int(ExitCode.OK)
+
+
+class _Daemon:
+    """State that the pieces of one daemon share."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._stop = trio.Event()
+        self._parts: Parts | None = None
+        self._notifier = Notifier.from_environ()
+
+    async def main(self) -> None:
+        """Boot, wait, shut down."""
+        config = self._config
+        identity = keys.load_or_create_identity(config.paths.node_key)
+        swarm = keys.load_swarm(config.paths.swarm_key)
+        rng = random.Random(os.urandom(16))
+        lag = LagProbe()
+        with trio.CancelScope() as everything:
+            async with trio.open_nursery() as background:
+                await background.start(self._watch_signals, everything)
+                background.start_soon(lag.run)
+                background.start_soon(run_watchdog, self._notifier, lambda: lag.max_ms < LOOP_HEALTHY_MS)
+                async with (
+                    _open_network(config, identity, swarm, rng) as endpoint,
+                    open_dht(endpoint, rng=rng, wall_clock=time.time) as dht,
+                ):
+                    advertised = _advertised(config, endpoint)
+                    async with open_run_service(
+                        config, endpoint, dht, rng=rng, advertised=advertised
+                    ) as run:
+                        self._parts = Parts(
+                            version=__version__,
+                            config=config,
+                            endpoint=endpoint,
+                            dht=dht,
+                            run=run,
+                            lag=lag,
+                            started_at=trio.current_time(),
+                            advertised=advertised,
+                        )
+                        async with open_control(config.paths.control_socket, self._handlers()):
+                            background.start_soon(_bootstrap, dht, config)
+                            self._settle(advertised)
+                            await self._stop.wait()
+                            self._notifier.stopping()
+                            if run is not None:
+                                await run.leave()
+                background.cancel_scope.cancel()
+
+    def _settle(self, advertised: tuple[str, ...]) -> None:
+        """Everything is up."""
+        # Objects made so far live as long as the daemon: the collector need not look at them again.
+        gc.collect()
+        gc.freeze()
+        assert self._parts is not None
+        node_id = self._parts.endpoint.node_id
+        _log.info("ready: %s listens on %s", node_id.short, ", ".join(advertised) or "nothing")
+        self._notifier.ready(f"{node_id.short} is ready")
+
+    # ---- stopping --------------------------------------------------------------------------------
+
+    async def _watch_signals(
+        self,
+        everything: trio.CancelScope,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    _log.info("SIGHUP: the configuration is read at start only; restart to apply it")
+                    continue
+                _log.info("stopping on %s", signal.Signals(number).name)
+                if self._stop.is_set():
+                    everything.cancel()
+                self._begin_stop(everything)
+
+    def _begin_stop(self, everything: trio.CancelScope) -> None:
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        everything.deadline = trio.current_time() + LEAVE_S
+        # The last resort must not need the event loop.
+        timer = threading.Timer(HARD_STOP_S, self._end_now)
+        timer.daemon = True
+        timer.start()
+
+    def _end_now(self) -> None:
+        run = None if self._parts is None else self._parts.run
+        if run is not None and run.trainers is not None and run.trainers.status.pid is not None:
+            try:
+                os.killpg(run.trainers.status.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass
+        os._exit(int(ExitCode.OK))
+
+    # ---- control API -------------------------------------------------------------------------------
+
+    def _handlers(self) -> Handlers:
+        return {
+            ("GET", "/v1/status"): self._answer_status,
+            ("GET", "/v1/peers"): self._answer_peers,
+            ("GET", "/v1/id"): self._answer_id,
+            ("GET", "/v1/metrics-history"): self._answer_history,
+            ("GET", "/healthz"): self._answer_alive,
+            ("GET", "/readyz"): self._answer_ready,
+            ("POST", "/v1/ping"): self._answer_ping,
+            ("POST", "/v1/stop"): self._answer_stop,
+        }
+
+    @property
+    def _up(self) -> Parts:
+        assert self._parts is not None, "the control socket opens after everything else"
+        return self._parts
+
+    async def _answer_status(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        return 200, status_document(self._up, stopping=self._stop.is_set())
+
+    async def _answer_peers(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        return 200, {"schema": "noded.peers/1", "peers": peer_rows(self._up)}
+
+    async def _answer_id(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        node_id = self._up.endpoint.node_id
+        return 200, {
+            "schema": "noded.id/1",
+            "id": str(node_id),
+            "short_id": node_id.short,
+            "addresses": list(self._up.advertised),
+            "swarm": self._up.endpoint.swarm.id.hex(),
+        }
+
+    async def _answer_history(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        run = self._up.run
+        points = [] if run is None else run.history()
+        return 200, {"schema": "noded.metrics-history/1", "points": points}
+
+    async def _answer_alive(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        return 200, {"schema": "noded.healthz/1", "alive": True}
+
+    async def _answer_ready(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        document = status_document(self._up, stopping=self._stop.is_set())
+        ready = document["verdict"] != "failing" and document["state"] not in {"degraded", "stopping"}
+        return (200 if ready else 503), {
+            "schema": "noded.readyz/1",
+            "ready": ready,
+            "state": document["state"],
+            "verdict": document["verdict"],
+        }
+
+    async def _answer_ping(self, body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        wanted, count = (body or {}).get("peer"), (body or {}).get("count", 1)
+        if not isinstance(wanted, str) or not isinstance(count, int) or not 1 <= count <= 100:
+            raise NodedError('ping wants {"peer": TEXT, "count": 1 to 100}')
+        peer = find_peer(self._up.endpoint, wanted)
+        if peer is None:
+            lost = [row for row in peer_rows(self._up) if row["reason"] and _means(row, wanted)]
+            why = f": {lost[0]['reason']}" if lost else ""
+            raise PeerNotReachable(
+                f"no connected peer is meant by {wanted!r}{why}",
+                hint="`noded peers` lists them; a name, an id or a unique prefix of one will do",
+            )
+        replies = []
+        for _ in range(count):
+            with trio.move_on_after(PING_S) as patience:
+                try:
+                    replies.append({"rtt_s": await peer.ping(), "path": peer.path})
+                except TransportError as error:
+                    raise PeerNotReachable(f"{peer.node_id.short}: {error}") from None
+            if patience.cancelled_caught:
+                raise TimedOut(f"no reply from {peer.node_id.short} within {PING_S:.0f} s")
+        return 200, {
+            "schema": "noded.ping/1",
+            "peer": str(peer.node_id),
+            "name": peer.name,
+            "address": str(peer.address),
+            "replies": replies,
+        }
+
+    async def _answer_stop(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        _log.info("stopping as asked on the control socket")
+        os.kill(os.getpid(), signal.SIGTERM)  # one way to stop, whoever asks
+        return 200, {"schema": "noded.stop/1", "stopping": True, "pid": os.getpid()}
+
+
+def _means(row: dict[str, Any], wanted: str) -> bool:
+    return bool(row["name"] == wanted or row["id"].startswith(wanted.strip().lower()))
+
+
+def _advertised(config: Config, endpoint: Endpoint) -> tuple[str, ...]:
+    """Addresses to tell others: as configured, else the bound ones with wildcards made concrete."""
+    if config.network.advertise:
+        return config.network.advertise
+    host = own_host()
+    return tuple(
+        str(Address(host or address.host, address.port) if address.host in WILDCARDS else address)
+        for address in endpoint.addresses
+    )
+
+
+async def _bootstrap(dht: Dht, config: Config) -> None:
+    reached = await dht.bootstrap([Address.parse(text) for text in config.network.bootstrap])
+    if config.network.bootstrap and not reached:
+        reasons = "; ".join(f"{at}: {why}" for at, why in dht.bootstrap_status().items())
+        _log.warning("no bootstrap address answers yet, trying on: %s", reasons)
+
+
+@asynccontextmanager
+async def _open_network(
+    config: Config, identity: Identity, swarm: Swarm, rng: random.Random
+) -> AsyncIterator[Endpoint]:
+    """The endpoint, with a listen address that cannot be had said in the user's words."""
+    try:
+        async with open_endpoint(
+            identity,
+            swarm,
+            TcpNetwork(),
+            [Address.parse(text) for text in config.network.listen],
+            name=config.node.name,
+            limits=config.limits,
+            rng=rng,
+        ) as endpoint:
+            yield endpoint
+    except AddressInUse as error:
+        raise AddressUnavailable(str(error), hint=error.hint) from error
+    except ListenFailed as error:
+        raise NodedError(str(error), hint=error.hint) from error
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One daemon per data directory; the kernel drops the lock however the process ends."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(
+                f"another daemon uses {path.parent}",
+                hint="stop it first:  noded stop      or give this one a data directory of its own",
+            ) from None
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(fd)
+
+

@@ -1,0 +1,485 @@
+"""One run at one node: found or created, joined, trained, checkpointed (trio driver).
+
+Order of life: manifest -> shared state -> group and hand-over -> trainer socket -> rounds. A
+trainer that goes away takes this node out of the epoch, not out of the run: the next one to attach
+resumes from the newest checkpoint and is brought up to date by the others.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import trio
+
+from crdt.clock import HybridClock
+from crdt.record import CheckpointInfo, MemberInfo, Progress
+from crdt.state import RunState
+from dht.service import Dht
+from gossip.epoch import EpochSettings
+from gossip.errors import DescriptorMismatch
+from gossip.group import Group, open_group
+from gossip.handover import HeldState, open_handover
+from gossip.protocol import load_protocol
+from gossip.replication import Replication, open_replication
+from gossip.rounds import RunReport, TrainerGone, run_rounds
+from node import checkpoint
+from node.checkpoint import Checkpoint, CheckpointError, Trust
+from node.errors import NodedError
+from node.launch import WorkerOptions
+from node.manifest import RunManifest
+from node.run_finder import RunFinder, load_manifest, store_manifest
+from node.schema import Config, RunSection
+from node.trainer import Trainers, open_trainers
+from node.trainer_link import Note, TrainerLink
+from node.trainer_messages import Evaluated, Failed, Report, Sample, Saved
+from transport.endpoint import Endpoint
+from transport.identity import Identity, NodeId
+
+CONNECT_S: Final = 5.0
+"""Between two looks at the roster for members that are not connected."""
+HURRY_AFTER_S: Final = 3.0
+"""Grace for this node's trainer once most members wait; stragglers do fewer steps then."""
+NOTES: Final = 64
+
+_log = logging.getLogger(__name__)
+
+
+@attrs.define
+class Figures:
+    """Latest numbers of this node's training."""
+
+    round: int = 0
+    step: int = 0
+    loss: float | None = None
+    val_loss: float | None = None
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    members_last_round: int | None = None
+    round_seconds: float | None = None
+    round_ended_at: float | None = None
+    usual_round_s: float | None = None
+    rounds_alone: int = 0
+    state: bytes = b""
+    phase: str = "joining"
+
+
+class RunService:
+    """What the daemon and its status see of the run; made by `open_run_service`."""
+
+    def __init__(self, config: Config, section: RunSection, identity: Identity) -> None:
+        self.section = section
+        self.manifest: RunManifest | None = None
+        self.figures = Figures()
+        self.group: Group | None = None
+        self.trainers: Trainers | None = None
+        self.state: RunState | None = None
+        self.checkpoint: Checkpoint | None = None
+        self.checkpoint_error = ""
+        self.failure = ""
+        """Why the run cannot go on at this node; empty while it can."""
+        self.finished = trio.Event()
+        self.directory = config.paths.run_dir(section.name)
+        self._config = config
+        self._identity = identity
+        self._metrics = _MetricsFile(self.directory / "metrics.jsonl")
+        self._saves, self._to_publish = trio.open_memory_channel[Saved](2)
+        self._hurry_at: float | None = None
+        self._replication: Replication | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where this node's checkpoints of the run lie."""
+        return self.directory / "checkpoints"
+
+    # ---- life --------------------------------------------------------------------------------
+
+    async def live(
+        self, endpoint: Endpoint, dht: Dht, rng: random.Random, random_bytes: Callable[[int], bytes]
+    ) -> None:
+        """Take part until cancelled or until the run has finished at this node."""
+        try:
+            finder = RunFinder(endpoint, dht)
+            self.manifest = manifest = await self._find_manifest(finder)
+            protocol = load_protocol(manifest.protocol)
+            averager = protocol.averager(manifest.protocol_settings)
+            self._load_checkpoint(manifest)
+            self.state = state = RunState(
+                self._identity.node_id, HybridClock(self._identity.node_id, _wall_ms)
+            )
+            async with AsyncExitStack() as stack:
+                enter = stack.enter_async_context
+                self._replication = await enter(
+                    open_replication(endpoint, state, manifest.hash.hex()[:32], rng=rng)
+                )
+                self._set_member("active", b"")
+                self.group = group = await enter(
+                    open_group(
+                        endpoint,
+                        manifest.hash,
+                        settings=EpochSettings(
+                            quorum=manifest.quorum, min_members=manifest.min_members
+                        ),
+                        rng=rng,
+                    )
+                )
+                handover = await enter(open_handover(endpoint, manifest.hash, self._held))
+                self.trainers = trainers = await enter(self._open_trainers(manifest))
+                nursery = await enter(trio.open_nursery())
+                nursery.start_soon(self._stay_connected, finder, manifest, endpoint)
+                nursery.start_soon(self._publish_checkpoints, manifest)
+                nursery.start_soon(self._watch_hurry)
+                nursery.start_soon(self._watch_useless, trainers)
+                group.on_waiting = self._members_wait
+                while True:
+                    link = await trainers.next_link()
+                    group.machine.model = link.attach.model
+                    self._set_member("active", link.attach.model)
+                    try:
+                        await run_rounds(
+                            group,
+                            handover,
+                            protocol(protocol.parse_settings(manifest.protocol_settings)),
+                            averager,
+                            link,
+                            nonce=lambda: random_bytes(16),
+                            on_phase=self._on_phase,
+                            on_round=self._on_round,
+                        )
+                    except TrainerGone as error:
+                        _log.warning("the trainer is gone: %s", error)
+                        continue
+                    await link.gone.wait()
+                    if link.finished:
+                        break
+                _log.info("run %s: finished at round %d", manifest.name, self.figures.round)
+                self._set_phase("finished")
+                self.finished.set()
+                await trio.sleep_forever()
+        except* (NodedError, DescriptorMismatch) as group_error:
+            self.failure = str(_leaf(group_error))
+            _log.error("the run cannot go on at this node: %s", self.failure)  # noqa: TRY400
+            self._set_phase("failed")
+        finally:
+            self._metrics.close()
+
+    async def _find_manifest(self, finder: RunFinder) -> RunManifest:
+        stored_at = self.directory / "run.json"
+        self.checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
+        manifest = load_manifest(stored_at)
+        if manifest is not None and self.section.create and not _same_choices(
+            manifest, self.section
+        ):
+            raise NodedError(
+                f"the run {manifest.name!r} in {self.directory} was made with other settings",
+                hint="give the new run another name, or move that folder away",
+            )
+        if manifest is None:
+            manifest = (
+                manifest_of(self.section, str(self._identity.node_id), int(time.time()))
+                if self.section.create
+                else await finder.find(self.section.name)
+            )
+            store_manifest(stored_at, manifest)
+        return manifest
+
+    def _load_checkpoint(self, manifest: RunManifest) -> None:
+        checkpoint.sweep(self.checkpoints)
+        found = checkpoint.newest(self.checkpoints, Trust(run_id=manifest.hash))
+        for skipped in found.skipped:
+            _log.warning("checkpoint not used: %s", skipped)
+        self.checkpoint = found.checkpoint
+
+    def _open_trainers(self, manifest: RunManifest) -> Any:
+        config, trainer = self._config, self._config.trainer
+        supervised = WorkerOptions(
+            socket=config.paths.trainer_socket,
+            manifest=self.directory / "run.json",
+            threads=trainer.threads,
+            device=trainer.device,
+            data=self.section.data,
+            task=self.section.task if trainer.user_path else "",
+            user_path=trainer.user_path,
+            checkpoint_every=trainer.checkpoint_every,
+            evaluate_every=trainer.evaluate_every,
+        )
+        return open_trainers(
+            manifest,
+            config.paths.trainer_socket,
+            node=str(self._identity.node_id),
+            checkpoints=self.checkpoints,
+            newest_checkpoint=lambda: None if self.checkpoint is None else str(self.checkpoint.path),
+            on_note=self._on_note,
+            supervised=supervised if trainer.auto else None,
+            log_file=self.directory / "trainer.log",
+        )
+
+    def _held(self) -> HeldState | None:
+        """The consensus state that can be handed over now."""
+        link = None if self.trainers is None else self.trainers.current
+        if link is None or link.position is None or self.manifest is None:
+            return None
+        protocol = load_protocol(self.manifest.protocol)
+        names = protocol.averager(self.manifest.protocol_settings).consensus
+        return HeldState(
+            link.position.round, link.position.state, [link.views[name] for name in names]
+        )
+
+    async def _stay_connected(
+        self, finder: RunFinder, manifest: RunManifest, endpoint: Endpoint
+    ) -> None:
+        await finder.announce(manifest, endpoint.addresses)
+        while True:
+            await finder.connect_members(manifest.hash)
+            if self.state is not None:
+                async with trio.open_nursery() as nursery:
+                    for node, member in self.state.members().items():
+                        if member.status == "active":
+                            nursery.start_soon(finder.connect, NodeId(node), member.addresses)
+            await trio.sleep(CONNECT_S)
+
+    # ---- what the trainer and the rounds tell --------------------------------------------------
+
+    def _on_phase(self, phase: str) -> None:
+        if phase == "waiting":
+            self._hurry_at = None
+        self._set_phase(phase)
+
+    def _set_phase(self, phase: str) -> None:
+        self.figures.phase = phase
+
+    def _on_round(self, report: RunReport) -> None:
+        figures, now = self.figures, trio.current_time()
+        if figures.round_ended_at is not None:
+            took = now - figures.round_ended_at
+            usual = figures.usual_round_s
+            figures.usual_round_s = took if usual is None else 0.8 * usual + 0.2 * took
+        figures.round, figures.state = report.round, report.state
+        figures.members_last_round, figures.round_seconds = report.members, report.seconds
+        figures.round_ended_at = now
+        figures.rounds_alone = figures.rounds_alone + 1 if report.members == 1 else 0
+        self._metrics.write(
+            "round",
+            round=report.round,
+            step=figures.step,
+            members=report.members,
+            seconds=report.seconds,
+            weight=report.weight,
+            state_sha256=report.state.hex(),
+        )
+        self._publish_progress()
+
+    def _on_note(self, note: Note) -> None:
+        figures = self.figures
+        match note:
+            case Report(step=step, loss=loss, tokens=tokens, tokens_per_s=rate):
+                figures.step, figures.loss = step, loss
+                figures.tokens, figures.tokens_per_s = tokens, rate
+                self._metrics.write(
+                    "report", step=step, loss=loss, tokens=tokens, tokens_per_s=rate,
+                    round=figures.round,
+                )
+                self._publish_progress()
+            case Evaluated(round=round_, step=step, loss=loss, tokens=tokens):
+                figures.val_loss = loss
+                self._metrics.write("eval", round=round_, step=step, loss=loss, tokens=tokens)
+            case Sample(text=text):
+                (self.directory / "sample.txt").write_text(text, encoding="utf-8")
+            case Saved():
+                try:
+                    self._saves.send_nowait(note)
+                except trio.WouldBlock:
+                    self.checkpoint_error = "the disk is slower than the checkpoints come"
+                    Path(note.file).unlink(missing_ok=True)
+            case Failed(error=error):
+                _log.error("the trainer failed: %s", error)
+
+    def _publish_progress(self) -> None:
+        if self.state is None or self._replication is None:
+            return
+        figures = self.figures
+        self.state.set_progress(
+            Progress(
+                round=figures.round,
+                step=figures.step,
+                loss=figures.loss,
+                tokens=figures.tokens,
+                tokens_per_s=figures.tokens_per_s,
+                state_sha256=figures.state,
+            )
+        )
+        self._replication.notify()
+
+    def _set_member(self, status: str, model: bytes) -> None:
+        if self.state is None or self._replication is None:
+            return
+        config = self._config
+        self.state.set_member(
+            MemberInfo(
+                name=config.node.name,
+                addresses=tuple(str(address) for address in self._addresses())[:16],
+                status=status,
+                model=model,
+            )
+        )
+        self._replication.notify()
+
+    def _addresses(self) -> tuple[str, ...]:
+        return self.advertised
+
+    advertised: tuple[str, ...] = ()
+
+    # ---- checkpoints -----------------------------------------------------------------------------
+
+    async def _publish_checkpoints(self, manifest: RunManifest) -> None:
+        limiter = trio.CapacityLimiter(1)
+        async for saved in self._to_publish:
+            try:
+                self.checkpoint = await trio.to_thread.run_sync(
+                    self._publish, manifest, saved, limiter=limiter
+                )
+                self.checkpoint_error = ""
+            except CheckpointError as error:
+                self.checkpoint_error = str(error)
+                _log.warning("%s", error)
+                continue
+            if self.state is not None and self._replication is not None:
+                self.state.set_checkpoint(
+                    CheckpointInfo(
+                        step=saved.step,
+                        round=saved.round,
+                        sha256=self.checkpoint.sha256,
+                        holder=bytes(self._identity.node_id),
+                    )
+                )
+                self._replication.notify()
+
+    def _publish(self, manifest: RunManifest, saved: Saved) -> Checkpoint:
+        return checkpoint.publish(
+            self.checkpoints,
+            Path(saved.file),
+            run_id=manifest.hash,
+            round=saved.round,
+            step=saved.step,
+            state_sha256=saved.state_sha256,
+            sign=self._identity.sign,
+            public_key=self._identity.public_key,
+            sha256=saved.sha256,
+            name=manifest.name,
+            created_at=int(time.time()),
+            keep=self._config.trainer.keep_checkpoints,
+        )
+
+    # ---- stragglers ------------------------------------------------------------------------------
+
+    def _members_wait(self, count: int, of: int) -> None:
+        if 2 * count >= of and self.figures.phase == "training" and self._hurry_at is None:
+            self._hurry_at = trio.current_time() + HURRY_AFTER_S
+
+    async def _watch_hurry(self) -> None:
+        while True:
+            await trio.sleep(0.5)
+            link: TrainerLink | None = None if self.trainers is None else self.trainers.current
+            if self._hurry_at is None or link is None or trio.current_time() < self._hurry_at:
+                continue
+            self._hurry_at = None
+            if self.figures.phase == "training":
+                link.hurry(self.figures.round)
+
+    async def _watch_useless(self, trainers: Trainers) -> None:
+        await trainers.useless.wait()
+        raise NodedError(
+            f"the trainer cannot work with this configuration: {trainers.status.error}",
+            hint=f"see {self.directory / 'trainer.log'}",
+        )
+
+
+class _MetricsFile:
+    """Appends JSON lines; a full disk costs lines, never the run."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: Any = None
+
+    def write(self, kind: str, **fields: object) -> None:
+        line = json.dumps({"kind": kind, "t": round(time.time(), 3), **fields})
+        try:
+            if self._file is None:
+                self._file = self._path.open("a", encoding="utf-8")
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            _log.warning("metrics not written: %s", error.strerror)
+
+    def close(self) -> None:
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError:
+                pass  # what could not be flushed was reported line by line
+            self._file = None
+
+
+def manifest_of(section: RunSection, created_by: str, created_at: int) -> RunManifest:
+    """The manifest that a node with `run.create = true` makes of its configuration."""
+    return RunManifest(
+        name=section.name,
+        task=section.task,
+        task_settings=section.task_settings,
+        protocol=section.protocol,
+        protocol_settings=section.protocol_settings,
+        every=section.every,
+        steps=section.steps,
+        min_members=section.min_members,
+        quorum=section.quorum,
+        seed=section.seed,
+        created_by=created_by,
+        created_at=created_at,
+    )
+
+
+def _same_choices(manifest: RunManifest, section: RunSection) -> bool:
+    return manifest == manifest_of(section, manifest.created_by, manifest.created_at)
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _leaf(group: BaseExceptionGroup[Exception]) -> Exception:
+    error: Any = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error  # type: ignore[no-any-return]
+
+
+@asynccontextmanager
+async def open_run_service(
+    config: Config,
+    endpoint: Endpoint,
+    dht: Dht,
+    *,
+    rng: random.Random,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+    advertised: tuple[str, ...] = (),
+) -> AsyncIterator[RunService | None]:
+    """Take part in the configured run, if there is one, for as long as the context is open."""
+    if config.run is None:
+        yield None
+        return
+    service = RunService(config, config.run, endpoint.identity)
+    service.advertised = advertised
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(service.live, endpoint, dht, rng, random_bytes)
+        try:
+            yield service
+        finally:
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,277 @@
+"""The status document (`noded.status/1`): everything a person, a script or a check may ask.
+
+Pure assembly from the daemon's parts; the text output of the command line is made from this
+document, so it can show nothing that the document lacks. Unknown is null, never a zero.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any, Final
+
+import attrs
+import trio
+
+from crdt.record import Progress
+from dht.service import Dht
+from node.health import Facts, assess, verdict
+from node.probe import LagProbe, descriptor_limit, open_descriptors, process_snapshot
+from node.run import RunService
+from node.schema import Config
+from transport.endpoint import Endpoint
+from transport.peer import Peer
+
+SCHEMA: Final = "noded.status/1"
+HISTORY: Final = 600
+
+
+@attrs.frozen
+class Parts:
+    """What a status document is made from."""
+
+    version: str
+    config: Config
+    endpoint: Endpoint
+    dht: Dht
+    run: RunService | None
+    lag: LagProbe
+    started_at: float
+    advertised: tuple[str, ...]
+
+
+def status_document(parts: Parts, *, stopping: bool = False) -> dict[str, Any]:
+    """The whole document at this moment."""
+    warnings = assess(_facts(parts))
+    peers = peer_rows(parts)
+    return {
+        "schema": SCHEMA,
+        "version": parts.version,
+        "state": _state(parts, stopping=stopping),
+        "verdict": verdict(warnings),
+        "node": {
+            "id": str(parts.endpoint.node_id),
+            "short_id": parts.endpoint.node_id.short,
+            "name": parts.config.node.name,
+            "addresses": list(parts.advertised),
+            "uptime_s": round(trio.current_time() - parts.started_at, 1),
+            "pid": os.getpid(),
+        },
+        "swarm": {"id": parts.endpoint.swarm.id.hex()},
+        "run": _run(parts.run),
+        "trainer": _trainer(parts.run),
+        "peers": peers,
+        "checkpoint": _checkpoint(parts.run),
+        "traffic": {
+            "bytes_sent": sum(row["bytes_sent"] for row in peers),
+            "bytes_received": sum(row["bytes_received"] for row in peers),
+        },
+        "counters": dict(sorted(parts.endpoint.counters.items())),
+        "dht": parts.dht.stats(),
+        "bootstrap": parts.dht.bootstrap_status(),
+        "health": [warning.to_json() for warning in warnings],
+        "process": process_snapshot(parts.lag),
+    }
+
+
+def _state(parts: Parts, *, stopping: bool) -> str:
+    run = parts.run
+    if stopping:
+        return "stopping"
+    if run is None:
+        return "idle"
+    if run.failure:
+        return "degraded"
+    phase = run.figures.phase
+    if phase == "waiting":
+        # Waiting for others at the end of a round is training; without an epoch it is not.
+        grouped = run.group is not None and run.group.epoch is not None
+        return "training" if grouped else "waiting"
+    trainer = run.trainers.status.state if run.trainers is not None else "none"
+    if phase == "training" and trainer in {"restarting", "exited"}:
+        return "joining"
+    return phase
+
+
+def _run(run: RunService | None) -> dict[str, Any] | None:
+    if run is None:
+        return None
+    manifest, figures, group = run.manifest, run.figures, run.group
+    epoch = None if group is None else group.epoch
+    return {
+        "name": run.section.name,
+        "id": None if manifest is None else manifest.hash.hex(),
+        "task": None if manifest is None else manifest.task,
+        "protocol": None if manifest is None else manifest.protocol,
+        "epoch": None
+        if epoch is None
+        else {
+            "number": epoch.number,
+            "id": epoch.id.hex(),
+            "members": [str(member) for member in epoch.members],
+        },
+        "round": figures.round,
+        "rounds_total": None if manifest is None or not manifest.rounds else manifest.rounds,
+        "step": figures.step,
+        "steps_total": None if manifest is None or not manifest.steps else manifest.steps,
+        "loss": figures.loss,
+        "val_loss": figures.val_loss,
+        "tokens": figures.tokens,
+        "tokens_per_s": figures.tokens_per_s,
+        "members_last_round": figures.members_last_round,
+        "round_seconds": figures.round_seconds,
+        "state_sha256": figures.state.hex() or None,
+        "phase": figures.phase,
+        "failure": run.failure or None,
+        "quorum_missing": bool(group is not None and group.machine.quorum_missing),
+        "aborted_operations": 0 if group is None else group.aborted_operations,
+        "events": [] if group is None else list(group.notes),
+    }
+
+
+def _trainer(run: RunService | None) -> dict[str, Any]:
+    if run is None or run.trainers is None:
+        return {"state": "none", "pid": None, "restarts": 0, "error": None}
+    status = run.trainers.status
+    return {
+        "state": status.state,
+        "pid": status.pid,
+        "restarts": status.restarts,
+        "error": status.error or None,
+    }
+
+
+def _checkpoint(run: RunService | None) -> dict[str, Any] | None:
+    if run is None or run.checkpoint is None:
+        return None
+    manifest = run.checkpoint.manifest
+    return {
+        "step": manifest.step,
+        "round": manifest.round,
+        "sha256": manifest.sha256,
+        "path": str(run.checkpoint.path),
+    }
+
+
+def peer_rows(parts: Parts) -> list[dict[str, Any]]:
+    """One row for each peer: the connected ones, then those that left or were lost."""
+    endpoint, run = parts.endpoint, parts.run
+    progress = {} if run is None or run.state is None else run.state.progress()
+    roster = {} if run is None or run.state is None else run.state.members()
+    group = None if run is None else run.group
+    epoch = None if group is None else group.epoch
+    members = set() if epoch is None else set(epoch.members)
+    now = trio.current_time()
+    rows = [
+        _connected_row(peer, progress.get(bytes(node)), in_epoch=node in members, now=now)
+        for node, peer in sorted(endpoint.peers.items())
+    ]
+    for node, lost in sorted(endpoint.lost.items()):
+        if node in endpoint.peers:
+            continue
+        member = roster.get(bytes(node))
+        left = member is not None and member.status == "left"
+        rows.append(
+            {
+                **_progress_fields(progress.get(bytes(node))),
+                "id": str(node),
+                "name": lost.name,
+                "state": "left" if left else "lost",
+                "path": None,
+                "address": None if lost.address is None else str(lost.address),
+                "rtt_s": None,
+                "bytes_sent": lost.bytes_sent,
+                "bytes_received": lost.bytes_received,
+                "last_seen_s": round(now - lost.at, 1),
+                "reason": lost.reason,
+            }
+        )
+    return rows
+
+
+def _connected_row(
+    peer: Peer, progress: Progress | None, *, in_epoch: bool, now: float
+) -> dict[str, Any]:
+    return {
+        **_progress_fields(progress),
+        "id": str(peer.node_id),
+        "name": peer.name,
+        "state": "active" if in_epoch else "joining",
+        "path": peer.path,
+        "address": str(peer.address),
+        "rtt_s": peer.rtt_s,
+        "bytes_sent": peer.bytes_sent,
+        "bytes_received": peer.bytes_received,
+        "last_seen_s": round(max(0.0, now - peer.last_seen), 1),
+        "reason": None,
+    }
+
+
+def _progress_fields(progress: Progress | None) -> dict[str, Any]:
+    return {
+        "round": None if progress is None else progress.round,
+        "step": None if progress is None else progress.step,
+        "loss": None if progress is None else progress.loss,
+        "tokens_per_s": None if progress is None else progress.tokens_per_s,
+        "state_sha256": None if progress is None else progress.state_sha256.hex() or None,
+    }
+
+
+def _facts(parts: Parts) -> Facts:
+    run, endpoint = parts.run, parts.endpoint
+    status = parts.dht.bootstrap_status()
+    figures = None if run is None else run.figures
+    trainers = None if run is None else run.trainers
+    checkpoint = None if run is None else run.checkpoint
+    ended = None if figures is None else figures.round_ended_at
+    return Facts(
+        uptime_s=trio.current_time() - parts.started_at,
+        bootstrap_configured=len(parts.config.network.bootstrap),
+        bootstrap_reached=sum(1 for reason in status.values() if not reason) if status else None,
+        peers_connected=len(endpoint.peers),
+        peers_lost=[
+            (lost.name or node.short, lost.reason)
+            for node, lost in sorted(endpoint.lost.items())
+            if node not in endpoint.peers
+        ],
+        refused_wrong_swarm=sum(
+            count for reason, count in endpoint.counters.items() if "wrong-swarm" in reason
+        ),
+        run=None if run is None else run.section.name,
+        run_joined=run is None or run.manifest is not None,
+        trainer="none" if trainers is None else trainers.status.state,
+        trainer_restarts=0 if trainers is None else trainers.status.restarts,
+        loss=None if figures is None else figures.loss,
+        round_age_s=None
+        if ended is None or figures is None or figures.phase == "finished"
+        else trio.current_time() - ended,
+        round_usual_s=None if figures is None else figures.usual_round_s,
+        rounds_alone=0 if figures is None else figures.rounds_alone,
+        checkpoint_error="" if run is None else run.checkpoint_error,
+        disk_free_bytes=_disk_free(parts.config),
+        checkpoint_bytes=None if checkpoint is None else checkpoint.manifest.size,
+        fds=open_descriptors(),
+        fd_limit=descriptor_limit(),
+        loop_lag_max_ms=parts.lag.max_ms,
+    )
+
+
+def _disk_free(config: Config) -> int | None:
+    try:
+        return shutil.disk_usage(config.data_dir).free
+    except OSError:
+        return None
+
+
+def find_peer(endpoint: Endpoint, wanted: str) -> Peer | None:
+    """The connected peer meant by an id, a unique id prefix or a name; None when unclear."""
+    text = wanted.strip().lower()
+    found = [
+        peer
+        for node, peer in sorted(endpoint.peers.items())
+        if str(node).startswith(text) or node.short == text or peer.name == wanted
+    ]
+    exact = [peer for peer in found if str(peer.node_id) == text]
+    if exact:
+        return exact[0]
+    return found[0] if len(found) == 1 else None
