@@ -283,7 +283,17 @@ class Stop(_Message, frozen=True):
 
 
 TrainerMessage = (
-    Attach | Ready | Report | Contribute | Applied | Evaluated | Saved | Sample | Finished | Failed
+    Attach
+    | Ready
+    | Report
+    | Contribute
+    | Applied
+    | Evaluated
+    | Saved
+    | SaveFailed
+    | Sample
+    | Finished
+    | Failed
 )
 DaemonMessage = Attached | Start | Outcome | Resync | Hurry | SaveNow | Stop
 
