@@ -586,12 +586,16 @@ async def open_endpoint(
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # The nursery wraps what the block raised; whoever wrote the block expects it bare.
-        _, others = group.split(
-            lambda error: error is from_body or isinstance(error, trio.Cancelled)
-        )
-        if from_body is not None and others is None:
+        others = [error for error in group.exceptions if error is not from_body]
+        if from_body is not None and all(map(_is_cancellation, others)):
             raise from_body from from_body.__cause__
         raise
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_cancellation, error.exceptions))
+    return isinstance(error, trio.Cancelled)
 
 
 __all__ = ["Endpoint", "LostPeer", "PeerDown", "PeerUp", "open_endpoint"]

@@ -130,10 +130,8 @@ class Stream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             self._check_send()
             await self._flush_tail()
-            while (taken := self._offer(framed)) == 0:
-                await self._writers.park()
-                self._check_send()
-            self._tail = framed[taken:]
+            await self._wait_room()
+            self._tail = framed[self._offer(framed) :]
             await self._flush_tail()
         finally:
             self._sending = False
@@ -161,14 +159,18 @@ class Stream(trio.abc.HalfCloseableStream):
     async def _flush_tail(self) -> None:
         """Send the rest of a message whose sending was cancelled."""
         while self._tail:
+            await self._wait_room()
             self._tail = memoryview(self._tail)[self._offer(self._tail) :]
-            if self._tail:
-                await self._writers.park()
-                self._check_send()
 
     async def _send(self, data: Buffer) -> None:
+        await self._wait_room()
         while (taken := self._offer(data)) < len(data):
             data = memoryview(data)[taken:]
+            await self._wait_room()
+
+    async def _wait_room(self) -> None:
+        """Wait for the Writable that the mux owes after it took less than it was given."""
+        while self._full:
             await self._writers.park()
             self._check_send()
 
@@ -178,9 +180,7 @@ class Stream(trio.abc.HalfCloseableStream):
         try:
             await trio.lowlevel.checkpoint()
             self._check_send()
-            while self._full:
-                await self._writers.park()
-                self._check_send()
+            await self._wait_room()
         finally:
             self._sending = False
 
