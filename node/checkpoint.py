@@ -277,15 +277,16 @@ def require(path: Path, trust: Trust = ANYBODY) -> Checkpoint:
     try:
         return verify(path, trust)
     except CheckpointCorrupt as error:
-        for other in scan(path.parent):
-            if other.name < path.name:
-                with contextlib.suppress(CheckpointError):
-                    usable = verify(other, trust)
-                    hint = (
-                        f"the next usable one is {usable.path.name}; remove {path.name} to use it"
-                    )
-                    raise CheckpointCorrupt(path, error.reason, hint=hint) from None
-        hint = f"no older checkpoint in {path.parent} can be used; the run starts anew without it"
+        older = [other for other in scan(path.parent) if other.name < path.name]
+        for other in older:
+            with contextlib.suppress(CheckpointError):
+                verify(other, trust)
+                hint = f"the next usable one is {other.name}; remove {path.name} to use it"
+                break
+        else:
+            hint = (
+                f"no older checkpoint in {path.parent} can be used; without it the run starts anew"
+            )
         raise CheckpointCorrupt(path, error.reason, hint=hint) from None
 
 

@@ -147,26 +147,16 @@ def _load_file(path: Path) -> Corpus:
 
 
 def _load_folder(folder: Path, source: str, *, stdlib: bool) -> Corpus:
-    train: list[bytes] = []
-    validation: list[bytes] = []
-    files = skipped = total = 0
+    parts: list[tuple[bool, bytes]] = []  # (held out, text) in path order
+    skipped = total = 0
     for path in _walk(folder, stdlib=stdlib):
         data = _read_text(path)
         if data is None or total + len(data) > MAX_CORPUS_BYTES:
             skipped += 1
             continue
-        files += 1
         total += len(data)
-        held_out = hashlib.sha256(data).digest()[0] < 256 // HELD_OUT_SHARE
-        (validation if held_out else train).append(data)
-    if files and not stdlib and (not validation or not train):
-        # A handful of files may all fall on one side: then the folder is treated as one file would.
-        joined = np.frombuffer(b"".join(train or validation), np.uint8)
-        if joined.size < 2 * MIN_PART_BYTES:
-            raise _too_small(source, joined.size)
-        cut = joined.size - max(joined.size // HELD_OUT_SHARE, MIN_PART_BYTES)
-        return _corpus(joined[:cut], joined[cut:], source, files, skipped)
-    if not files:
+        parts.append((hashlib.sha256(data).digest()[0] < 256 // HELD_OUT_SHARE, data))
+    if not parts:
         raise CorpusTooSmall(
             f"{source} holds no readable text file",
             hint="the standard library's source is missing from this Python: give --data a folder"
@@ -174,11 +164,18 @@ def _load_folder(folder: Path, source: str, *, stdlib: bool) -> Corpus:
             if stdlib
             else "give --data (or [run] data) a folder with text files, or a text file",
         )
+    validation = b"".join(data for held_out, data in parts if held_out)
+    train = b"".join(data for held_out, data in parts if not held_out)
+    if min(len(train), len(validation)) < MIN_PART_BYTES <= total // 2:
+        # A handful of files may all fall on one side: then their end is held out, as of one file.
+        joined = b"".join(data for _, data in parts)
+        cut = total - max(total // HELD_OUT_SHARE, MIN_PART_BYTES)
+        train, validation = joined[:cut], joined[cut:]
     return _corpus(
-        np.frombuffer(b"".join(train), np.uint8),
-        np.frombuffer(b"".join(validation), np.uint8),
+        np.frombuffer(train, np.uint8),
+        np.frombuffer(validation, np.uint8),
         source,
-        files,
+        len(parts),
         skipped,
     )
 

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from gossip.protocol import load_protocol
 from node.manifest import RunManifest
@@ -39,8 +40,8 @@ class FakeDaemon:
         manifest: RunManifest,
         *,
         checkpoint: str | None = None,
-        on_attach: Callable[["FakeDaemon"], DaemonMessage | None] = lambda _: None,
-        on_ready: Callable[["FakeDaemon", Ready], None] | None = None,
+        on_attach: Callable[[FakeDaemon], DaemonMessage | None] = lambda _: None,
+        on_ready: Callable[[FakeDaemon, Ready], None] | None = None,
         on_contribute: Answer | None = None,
     ) -> None:
         self.path = path
@@ -61,7 +62,7 @@ class FakeDaemon:
         self._listener.listen(1)
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
-    def __enter__(self) -> "FakeDaemon":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

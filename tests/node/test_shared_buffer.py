@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,11 +74,15 @@ def test_views_outlive_the_buffer():
         buffer.view("theta")
 
 
+def open_descriptors():
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 def test_closing_gives_the_descriptor_back():
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for _ in range(20):
         SharedBuffer.create(1000, NAMES).close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_end_of_stream_is_empty():
