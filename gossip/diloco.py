@@ -39,7 +39,9 @@ from gossip.protocol import (
     Views,
 )
 
-PIECE = 1 << 18  # values per piece: temporaries stay in the cache (1 MiB) instead of doubling memory
+PIECE = (
+    1 << 18
+)  # values per piece: temporaries stay in the cache (1 MiB) instead of doubling memory
 
 
 class OuterNesterov(Averager):
@@ -101,9 +103,7 @@ class MeanOncePerRound(Protocol):
         """Ask for the mean of everybody's delta."""
         del now
         self._waiting = contribution
-        self._events.append(
-            ReduceMean(contribution.round, "delta", "reduced", contribution.weight)
-        )
+        self._events.append(ReduceMean(contribution.round, "delta", "reduced", contribution.weight))
 
     def collective_done(self, outcome: CollectiveOutcome, now: float) -> None:
         """Let the trainer apply the certified mean; anything else is stale and ignored."""

@@ -161,7 +161,7 @@ class EpochMachine:
         *,
         model: bytes = NO_MODEL,
         rng: random.Random,
-        settings: EpochSettings = EpochSettings(),  # noqa: B008 - frozen
+        settings: EpochSettings = EpochSettings(),
     ) -> None:
         self.run = run
         self.model = model
@@ -238,9 +238,9 @@ class EpochMachine:
         if isinstance(self._forming, Collecting):
             self._forming.drop(node)
             self._maybe_propose(now)
-        elif isinstance(self._forming, Accepted) and node in self._forming.epoch.members:
-            self._next_attempt(now, soon=True)
-        elif isinstance(self._forming, Promised) and node == self._forming.ballot.proposer:
+        elif (isinstance(self._forming, Accepted) and node in self._forming.epoch.members) or (
+            isinstance(self._forming, Promised) and node == self._forming.ballot.proposer
+        ):
             self._next_attempt(now, soon=True)
         if self.epoch is not None and node in self.epoch.members:
             self._break(f"lost {node.short}: {reason}", now)
@@ -573,9 +573,7 @@ class EpochMachine:
             and sender in self.epoch.members
             and (self.operation is None or abort.sequence == self.operation.sequence)
         ):
-            self._break(
-                f"{sender.short}: {abort.reason}", now, tell=False, mismatch=abort.mismatch
-            )
+            self._break(f"{sender.short}: {abort.reason}", now, tell=False, mismatch=abort.mismatch)
 
     # ---- time --------------------------------------------------------------------------------
 
@@ -635,7 +633,9 @@ class EpochMachine:
         self.quorum_missing = not self._quorum(candidates)
         if self.quorum_missing:
             return
-        newest = max((self._peers[node].since for node in candidates if node != self._me), default=now)
+        newest = max(
+            (self._peers[node].since for node in candidates if node != self._me), default=now
+        )
         settle = 0.0 if self.epoch is None and self._previous_epoch else self.settings.settle_s
         self._attempt_due = max(now, newest + settle)
 
@@ -716,9 +716,7 @@ class EpochMachine:
 
     # ---- ends ------------------------------------------------------------------------------------
 
-    def _break(
-        self, reason: str, now: float, *, tell: bool = True, mismatch: bool = False
-    ) -> None:
+    def _break(self, reason: str, now: float, *, tell: bool = True, mismatch: bool = False) -> None:
         """The epoch cannot go on: abort what runs, leave, and form the next one."""
         operation = self.operation
         if operation is not None:

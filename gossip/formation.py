@@ -116,7 +116,8 @@ def choose_start(promises: Mapping[NodeId, Promise]) -> Start:
     holders = tuple(sorted(node for node, promise in at_top.items() if promise.state == state))
     # All holders of one state come from the same lineage; the largest member set is the strictest.
     leading = max(
-        (promises[node] for node in holders), key=lambda promise: (len(promise.members), promise.epoch)
+        (promises[node] for node in holders),
+        key=lambda promise: (len(promise.members), promise.epoch),
     )
     certificate = next(
         (promises[node].certificate for node in holders if promises[node].certificate is not None),
@@ -159,7 +160,9 @@ def connected_members(promises: Mapping[NodeId, Promise]) -> tuple[NodeId, ...]:
     than making everybody fail to enter it.
     """
     chosen: list[NodeId] = []
-    order = sorted(promises, key=lambda node: (-promises[node].round, -len(promises[node].reaches), node))
+    order = sorted(
+        promises, key=lambda node: (-promises[node].round, -len(promises[node].reaches), node)
+    )
     for node in order:
         reaches = set(promises[node].reaches)
         if all(other in reaches and node in promises[other].reaches for other in chosen):

@@ -24,7 +24,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import attrs
-import numpy as np
 import numpy.typing as npt
 import trio
 
@@ -46,15 +45,16 @@ from gossip.ring import Reduction, RingPlace, RingResult, ring_all_reduce
 from transport.bulk import BulkLink
 from transport.endpoint import Endpoint, PeerDown, PeerUp
 from transport.errors import MalformedMessage, TransportError
+from transport.frames import Priority
 from transport.identity import NodeId
 from transport.peer import Peer
-from transport.stream import Priority, Stream
+from transport.stream import Stream
+from transport.watch import Lagged
 
 QUEUE_MESSAGES: Final = 256
 """Per peer; a peer that lets this many small messages pile up is treated as lost to the run."""
 MAX_NOTES: Final = 64
 RING_CONNECT_S: Final = 5.0
-GOODBYE_S: Final = 1.0
 
 Array = npt.NDArray[Any]
 
@@ -371,8 +371,11 @@ class Group:
             await self._changed.wait()
         return self._ring[1]
 
-    async def _goodbye(self) -> None:
-        """Tell the members, and wait until it is written."""
+    async def leave(self) -> None:
+        """Tell the members that this node leaves in good order, and wait until it is written.
+
+        Cancellation leaves some of them untold: they will find it lost instead.
+        """
         self.machine.leave(trio.current_time())
         self._flush()
         for sender in list(self._senders.values()):
@@ -402,8 +405,19 @@ class Group:
                 match event:
                     case PeerUp(peer=peer):
                         self._nursery.start_soon(self._talk_to, peer)
-                    case PeerDown(node_id=node, reason=reason):
-                        self._forget(node, reason)
+                    case PeerDown(peer=peer, reason=reason):
+                        self._forget(peer.node_id, reason)
+                    case Lagged():
+                        self._reconcile_peers()
+
+    def _reconcile_peers(self) -> None:
+        """Events were lost: compare with who is connected now."""
+        peers = self._endpoint.peers
+        for node in [node for node in self._senders if node not in peers]:
+            self._forget(node, "lost")
+        for node in sorted(peers):
+            if node not in self._senders:
+                self._nursery.start_soon(self._talk_to, peers[node])
 
     def _forget(self, node: NodeId, reason: str) -> None:
         sender = self._senders.pop(node, None)
@@ -487,18 +501,16 @@ async def open_group(
 ) -> AsyncIterator[Group]:
     """Take part in the collectives of `run` with every connected peer that does so too.
 
-    Leaving the context tells the members that this node left in good order.
+    Leaving the context ends every task at once; `Group.leave` before that tells the members.
     """
     machine = EpochMachine(run, endpoint.identity, model=model, rng=rng, settings=settings)
     async with trio.open_nursery() as nursery:
         group = Group(endpoint, run, machine, nursery)
-        with endpoint.serve(group._protocol, group._listen):  # noqa: SLF001 - one unit
-            nursery.start_soon(group._watch_peers)  # noqa: SLF001
-            nursery.start_soon(group._run_timer)  # noqa: SLF001
-            try:
-                yield group
-            finally:
-                with trio.move_on_after(GOODBYE_S, shield=True):
-                    await group._goodbye()  # noqa: SLF001
-                nursery.cancel_scope.cancel()
-
+        endpoint.serve(group._protocol, group._listen)  # noqa: SLF001 - one unit
+        nursery.start_soon(group._watch_peers)  # noqa: SLF001
+        nursery.start_soon(group._run_timer)  # noqa: SLF001
+        try:
+            yield group
+        finally:
+            endpoint.unserve(group._protocol)  # noqa: SLF001
+            nursery.cancel_scope.cancel()

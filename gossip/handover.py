@@ -19,6 +19,7 @@ import msgspec
 import numpy.typing as npt
 import trio
 
+from gossip.buffers import as_bytes
 from gossip.certificate import Bytes32
 from gossip.errors import StateUnavailable
 from transport.bulk import MAX_PAYLOAD_BYTES, BulkLink
@@ -165,13 +166,13 @@ class Handover:
 
 
 async def _send_vector(link: BulkLink, index: int, vector: Array) -> None:
-    data = memoryview(vector).cast("B")
+    data = as_bytes(vector)
     for start in range(0, len(data), MAX_PAYLOAD_BYTES):
         await link.send(_HEADER.pack(index, start), data[start : start + MAX_PAYLOAD_BYTES])
 
 
 async def _receive_vector(link: BulkLink, index: int, vector: Array) -> None:
-    data = memoryview(vector).cast("B")
+    data = as_bytes(vector)
     done = 0
     while done < len(data):
         size = 0
@@ -200,5 +201,3 @@ async def open_handover(
         finally:
             endpoint.unserve(handover._protocol)  # noqa: SLF001
             nursery.cancel_scope.cancel()
-
-

@@ -129,9 +129,7 @@ class Abort(Message, frozen=True, tag="abort"):
     mismatch: bool = False
 
 
-AnyMessage = (
-    Status | Prepare | Wait | Promise | Nack | Propose | Accept | Begin | Vote | Abort
-)
+AnyMessage = Status | Prepare | Wait | Promise | Nack | Propose | Accept | Begin | Vote | Abort
 
 
 def encode(message: Message) -> bytes:

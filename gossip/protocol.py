@@ -29,6 +29,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gossip.buffers import as_bytes
 from gossip.errors import InvalidSettings, UnknownProtocol
 
 ENTRY_POINT_GROUP = "noded.protocols"
@@ -117,7 +118,7 @@ class Averager(ABC):
         """SHA-256 over the consensus vectors' little-endian bytes, in the order of `consensus`."""
         digest = hashlib.sha256()
         for name in self.consensus:
-            data = memoryview(views[name]).cast("B")
+            data = as_bytes(views[name])
             for start in range(0, len(data), DIGEST_CHUNK_BYTES):
                 digest.update(data[start : start + DIGEST_CHUNK_BYTES])
         return digest.digest()

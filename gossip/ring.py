@@ -33,6 +33,7 @@ import numpy.typing as npt
 import trio
 from blake3 import blake3
 
+from gossip.buffers import as_bytes
 from gossip.certificate import result_root
 from gossip.errors import CollectiveAborted, DescriptorMismatch
 from transport.bulk import BulkLink
@@ -123,15 +124,13 @@ def _alone(reduction: Reduction, source: Array, out: Array) -> RingResult:
     np.copyto(out, source)
     if not reduction.mean and reduction.weight != 1.0:
         np.multiply(out, reduction.weight, out=out)
-    return RingResult(result_root([blake3(memoryview(out).cast("B")).digest()]), reduction.weight)
+    return RingResult(result_root([blake3(as_bytes(out)).digest()]), reduction.weight)
 
 
 class _Run:
     """One all-reduce at one member."""
 
-    def __init__(
-        self, place: RingPlace, reduction: Reduction, source: Array, out: Array
-    ) -> None:
+    def __init__(self, place: RingPlace, reduction: Reduction, source: Array, out: Array) -> None:
         self._place = place
         self._reduction = reduction
         self._source = source
@@ -184,7 +183,7 @@ class _Run:
             segment.start,
             segment.weight,
         )
-        await self._place.to_next.send(header + segment.digest, memoryview(values).cast("B"))
+        await self._place.to_next.send(header + segment.digest, as_bytes(values))
 
     # ---- receiving -------------------------------------------------------------------------
 
@@ -216,7 +215,7 @@ class _Run:
         if self._reduction.mean and weight > 0:
             np.divide(target, weight, out=target)
         self.total_weight = weight
-        self._hasher.update(memoryview(target).cast("B"))
+        self._hasher.update(as_bytes(target))
         digest = b""
         if stop == self._bounds[chunk + 1]:
             digest = self.digests[chunk] = self._hasher.digest()
@@ -254,7 +253,7 @@ class _Run:
             if size != target.nbytes:
                 raise DescriptorMismatch(f"segment of {size} bytes, expected {target.nbytes}")
             digest = header[_HEADER.size :]
-            return memoryview(target).cast("B")
+            return as_bytes(target)
 
         await self._place.from_previous.receive(sink)
         return weight, digest

@@ -173,9 +173,7 @@ class _Life:
                         continue
                     seconds = reduced.seconds
                     self.protocol.collective_done(
-                        CollectiveOutcome(
-                            event.round, len(reduced.epoch.members), reduced.weight
-                        ),
+                        CollectiveOutcome(event.round, len(reduced.epoch.members), reduced.weight),
                         trio.current_time(),
                     )
                 case Apply():

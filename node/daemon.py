@@ -42,6 +42,7 @@ from node.run import open_run_service
 from node.schema import Config
 from node.status import Parts, find_peer, peer_rows, status_document
 from node.systemd import Notifier, run_watchdog
+from node.traffic import TrafficMeter
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import AddressInUse, ListenFailed, TransportError
@@ -96,12 +97,16 @@ class _Daemon:
             async with trio.open_nursery() as background:
                 await background.start(self._watch_signals, everything)
                 background.start_soon(lag.run)
-                background.start_soon(run_watchdog, self._notifier, lambda: lag.max_ms < LOOP_HEALTHY_MS)
+                background.start_soon(
+                    run_watchdog, self._notifier, lambda: lag.max_ms < LOOP_HEALTHY_MS
+                )
                 async with (
                     _open_network(config, identity, swarm, rng) as endpoint,
                     open_dht(endpoint, rng=rng, wall_clock=time.time) as dht,
                 ):
                     advertised = _advertised(config, endpoint)
+                    traffic = TrafficMeter(endpoint)
+                    await background.start(traffic.run)
                     async with open_run_service(
                         config, endpoint, dht, rng=rng, advertised=advertised
                     ) as run:
@@ -112,6 +117,7 @@ class _Daemon:
                             dht=dht,
                             run=run,
                             lag=lag,
+                            traffic=traffic,
                             started_at=trio.current_time(),
                             advertised=advertised,
                         )
@@ -145,7 +151,9 @@ class _Daemon:
             task_status.started()
             async for number in signals:
                 if number == signal.SIGHUP:
-                    _log.info("SIGHUP: the configuration is read at start only; restart to apply it")
+                    _log.info(
+                        "SIGHUP: the configuration is read at start only; restart to apply it"
+                    )
                     continue
                 _log.info("stopping on %s", signal.Signals(number).name)
                 if self._stop.is_set():
@@ -216,7 +224,10 @@ class _Daemon:
 
     async def _answer_ready(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
         document = status_document(self._up, stopping=self._stop.is_set())
-        ready = document["verdict"] != "failing" and document["state"] not in {"degraded", "stopping"}
+        ready = document["verdict"] != "failing" and document["state"] not in {
+            "degraded",
+            "stopping",
+        }
         return (200 if ready else 503), {
             "schema": "noded.readyz/1",
             "ready": ready,
@@ -263,15 +274,20 @@ def _means(row: dict[str, Any], wanted: str) -> bool:
     return bool(row["name"] == wanted or row["id"].startswith(wanted.strip().lower()))
 
 
+def _advertise(config: Config) -> list[Address]:
+    """Addresses to tell others besides the bound ones: as configured, or this machine's own."""
+    if config.network.advertise:
+        return [Address.parse(text) for text in config.network.advertise]
+    host = own_host()
+    listen = [Address.parse(text) for text in config.network.listen]
+    return [Address(host, at.port) for at in listen if host and at.host in WILDCARDS and at.port]
+
+
 def _advertised(config: Config, endpoint: Endpoint) -> tuple[str, ...]:
-    """Addresses to tell others: as configured, else the bound ones with wildcards made concrete."""
+    """Addresses that others can do something with: the configured ones alone, if there are any."""
     if config.network.advertise:
         return config.network.advertise
-    host = own_host()
-    return tuple(
-        str(Address(host or address.host, address.port) if address.host in WILDCARDS else address)
-        for address in endpoint.addresses
-    )
+    return tuple(str(at) for at in endpoint.advertised if at.host not in WILDCARDS)
 
 
 async def _bootstrap(dht: Dht, config: Config) -> None:
@@ -295,6 +311,7 @@ async def _open_network(
             name=config.node.name,
             limits=config.limits,
             rng=rng,
+            advertise=_advertise(config),
         ) as endpoint:
             yield endpoint
     except AddressInUse as error:
@@ -320,5 +337,3 @@ def _lock(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-

@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -41,10 +42,13 @@ from node.schema import Config, RunSection
 from node.trainer import Trainers, open_trainers
 from node.trainer_link import Note, TrainerLink
 from node.trainer_messages import Evaluated, Failed, Report, Sample, Saved
+from transport.address import Address
 from transport.endpoint import Endpoint
 from transport.identity import Identity, NodeId
 
 CONNECT_S: Final = 5.0
+LEAVE_S: Final = 1.5
+HISTORY_POINTS: Final = 600
 """Between two looks at the roster for members that are not connected."""
 HURRY_AFTER_S: Final = 3.0
 """Grace for this node's trainer once most members wait; stragglers do fewer steps then."""
@@ -77,6 +81,7 @@ class RunService:
 
     def __init__(self, config: Config, section: RunSection, identity: Identity) -> None:
         self.section = section
+        self.advertised: tuple[str, ...] = ()
         self.manifest: RunManifest | None = None
         self.figures = Figures()
         self.group: Group | None = None
@@ -166,7 +171,7 @@ class RunService:
                 await trio.sleep_forever()
         except* (NodedError, DescriptorMismatch) as group_error:
             self.failure = str(_leaf(group_error))
-            _log.error("the run cannot go on at this node: %s", self.failure)  # noqa: TRY400
+            _log.error("the run cannot go on at this node: %s", self.failure)
             self._set_phase("failed")
         finally:
             self._metrics.close()
@@ -175,8 +180,10 @@ class RunService:
         stored_at = self.directory / "run.json"
         self.checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
         manifest = load_manifest(stored_at)
-        if manifest is not None and self.section.create and not _same_choices(
-            manifest, self.section
+        if (
+            manifest is not None
+            and self.section.create
+            and not _same_choices(manifest, self.section)
         ):
             raise NodedError(
                 f"the run {manifest.name!r} in {self.directory} was made with other settings",
@@ -216,7 +223,9 @@ class RunService:
             config.paths.trainer_socket,
             node=str(self._identity.node_id),
             checkpoints=self.checkpoints,
-            newest_checkpoint=lambda: None if self.checkpoint is None else str(self.checkpoint.path),
+            newest_checkpoint=lambda: (
+                None if self.checkpoint is None else str(self.checkpoint.path)
+            ),
             on_note=self._on_note,
             supervised=supervised if trainer.auto else None,
             log_file=self.directory / "trainer.log",
@@ -236,7 +245,7 @@ class RunService:
     async def _stay_connected(
         self, finder: RunFinder, manifest: RunManifest, endpoint: Endpoint
     ) -> None:
-        await finder.announce(manifest, endpoint.addresses)
+        await finder.announce(manifest, [Address.parse(text) for text in self.advertised])
         while True:
             await finder.connect_members(manifest.hash)
             if self.state is not None:
@@ -245,6 +254,24 @@ class RunService:
                         if member.status == "active":
                             nursery.start_soon(finder.connect, NodeId(node), member.addresses)
             await trio.sleep(CONNECT_S)
+
+    async def leave(self) -> None:
+        """Leave in good order: tell the members and write it into the shared state.
+
+        Takes at most `LEAVE_S`; cancellation leaves peers to find this node lost.
+        """
+        with trio.move_on_after(LEAVE_S):
+            if self.state is not None and self._replication is not None:
+                self.state.leave("stopped by its operator")
+                self._replication.notify()
+            if self.group is not None:
+                await self.group.leave()
+            if self._replication is not None:
+                await self._replication.flush()
+
+    def history(self) -> list[dict[str, Any]]:
+        """Latest points of this node's training, oldest first."""
+        return list(self._metrics.latest)
 
     # ---- what the trainer and the rounds tell --------------------------------------------------
 
@@ -284,7 +311,11 @@ class RunService:
                 figures.step, figures.loss = step, loss
                 figures.tokens, figures.tokens_per_s = tokens, rate
                 self._metrics.write(
-                    "report", step=step, loss=loss, tokens=tokens, tokens_per_s=rate,
+                    "report",
+                    step=step,
+                    loss=loss,
+                    tokens=tokens,
+                    tokens_per_s=rate,
                     round=figures.round,
                 )
                 self._publish_progress()
@@ -292,7 +323,7 @@ class RunService:
                 figures.val_loss = loss
                 self._metrics.write("eval", round=round_, step=step, loss=loss, tokens=tokens)
             case Sample(text=text):
-                (self.directory / "sample.txt").write_text(text, encoding="utf-8")
+                self._write_sample(text)
             case Saved():
                 try:
                     self._saves.send_nowait(note)
@@ -301,6 +332,12 @@ class RunService:
                     Path(note.file).unlink(missing_ok=True)
             case Failed(error=error):
                 _log.error("the trainer failed: %s", error)
+
+    def _write_sample(self, text: str) -> None:
+        try:
+            (self.directory / "sample.txt").write_text(text, encoding="utf-8")
+        except OSError as error:
+            _log.warning("sample not written: %s", error.strerror)
 
     def _publish_progress(self) -> None:
         if self.state is None or self._replication is None:
@@ -325,17 +362,12 @@ class RunService:
         self.state.set_member(
             MemberInfo(
                 name=config.node.name,
-                addresses=tuple(str(address) for address in self._addresses())[:16],
+                addresses=self.advertised[:16],
                 status=status,
                 model=model,
             )
         )
         self._replication.notify()
-
-    def _addresses(self) -> tuple[str, ...]:
-        return self.advertised
-
-    advertised: tuple[str, ...] = ()
 
     # ---- checkpoints -----------------------------------------------------------------------------
 
@@ -406,11 +438,14 @@ class _MetricsFile:
     """Appends JSON lines; a full disk costs lines, never the run."""
 
     def __init__(self, path: Path) -> None:
+        self.latest: deque[dict[str, Any]] = deque(maxlen=HISTORY_POINTS)
         self._path = path
         self._file: Any = None
 
     def write(self, kind: str, **fields: object) -> None:
-        line = json.dumps({"kind": kind, "t": round(time.time(), 3), **fields})
+        point = {"kind": kind, "t": round(time.time(), 3), **fields}
+        self.latest.append(point)
+        line = json.dumps(point)
         try:
             if self._file is None:
                 self._file = self._path.open("a", encoding="utf-8")

@@ -19,6 +19,7 @@ from node.health import Facts, assess, verdict
 from node.probe import LagProbe, descriptor_limit, open_descriptors, process_snapshot
 from node.run import RunService
 from node.schema import Config
+from node.traffic import TrafficMeter
 from transport.endpoint import Endpoint
 from transport.peer import Peer
 
@@ -36,6 +37,7 @@ class Parts:
     dht: Dht
     run: RunService | None
     lag: LagProbe
+    traffic: TrafficMeter
     started_at: float
     advertised: tuple[str, ...]
 
@@ -63,8 +65,8 @@ def status_document(parts: Parts, *, stopping: bool = False) -> dict[str, Any]:
         "peers": peers,
         "checkpoint": _checkpoint(parts.run),
         "traffic": {
-            "bytes_sent": sum(row["bytes_sent"] for row in peers),
-            "bytes_received": sum(row["bytes_received"] for row in peers),
+            "bytes_sent": parts.traffic.bytes_sent,
+            "bytes_received": parts.traffic.bytes_received,
         },
         "counters": dict(sorted(parts.endpoint.counters.items())),
         "dht": parts.dht.stats(),
@@ -178,10 +180,10 @@ def peer_rows(parts: Parts) -> list[dict[str, Any]]:
                 "name": lost.name,
                 "state": "left" if left else "lost",
                 "path": None,
-                "address": None if lost.address is None else str(lost.address),
+                "address": str(lost.address),
                 "rtt_s": None,
-                "bytes_sent": lost.bytes_sent,
-                "bytes_received": lost.bytes_received,
+                "bytes_sent": None,
+                "bytes_received": None,
                 "last_seen_s": round(now - lost.at, 1),
                 "reason": lost.reason,
             }
