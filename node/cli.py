@@ -563,8 +563,7 @@ def config_explain(key: str | None) -> None:
     from node.config_text import explain
 
     settings = _settings()
-    every = list(knobs())
-    chosen = [entry for entry in every if key is None or entry.key.partition(".")[0] == key]
+    chosen = [entry for entry in knobs() if key is None or entry.key.partition(".")[0] == key]
     if not chosen and key is not None:
         chosen = [knob(key)]
     if settings.json:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import inspect
 import itertools
 import json
@@ -125,8 +126,13 @@ class LoadedConfig:
         return self.sources.get(key, "default")
 
 
-def knobs() -> Iterator[Knob]:
+@functools.cache
+def knobs() -> tuple[Knob, ...]:
     """Every key there is, in the order of the schema."""
+    return tuple(_read_schema())
+
+
+def _read_schema() -> Iterator[Knob]:
     for section, struct in _SECTIONS.items():
         hints = get_type_hints(struct, include_extras=True)
         texts = _docstrings(struct) if struct is Limits else {}
@@ -354,7 +360,10 @@ def _convert(
     try:
         return msgspec.convert(tree, Config, strict=True)
     except msgspec.ValidationError as error:
-        text, _, tail = str(error).partition(" - at `$")
+        # From the right: the value itself may hold this text.
+        text, found, tail = str(error).rpartition(" - at `$")
+        if not found:
+            text, tail = tail, ""
         key = re.split(r"[\[`]", tail.lstrip("."), maxsplit=1)[0]
         if text.startswith("Object missing required field"):
             name = text.split("`")[1]

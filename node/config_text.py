@@ -45,7 +45,7 @@ def render_config(values: Mapping[str, Any]) -> str:
     """
     lines = [_HEADER]
     section = ""
-    everything = list(knobs())
+    everything = knobs()
     for entry in everything:
         table, _, name = entry.key.partition(".")
         if table != section:
@@ -87,7 +87,7 @@ def toml_value(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):
-        return repr(value) if "." in repr(value) or not repr(value)[-1].isdigit() else f"{value:f}"
+        return repr(value)  # 1e+16, inf and nan are TOML as well
     if isinstance(value, str):
         # JSON's escapes are TOML's, except that JSON leaves DEL alone and splits astral characters.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

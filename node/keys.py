@@ -129,8 +129,8 @@ def read_secret(path: Path) -> bytes:
             hint="run as the user who owns it",
             exit_code=Refused.exit_code if isinstance(error, PermissionError) else None,
         ) from None
-    with open(fd, "rb") as file:  # noqa: PTH123 (a file descriptor)
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise Refused(f"{path} is not a plain file", hint="move it away")
         if status.st_uid not in {os.geteuid(), 0}:
@@ -145,7 +145,9 @@ def read_secret(path: Path) -> bytes:
                 hint=f"close it:  chmod 600 {path}   "
                 "(and make a new key if somebody may have read it)",
             )
-        data = file.read(MAX_SECRET_BYTES + 1)
+        data = os.read(fd, MAX_SECRET_BYTES + 1)
+    finally:
+        os.close(fd)
     if len(data) > MAX_SECRET_BYTES:
         raise _damaged(path, "a key")
     return data

@@ -1,0 +1,63 @@
+"""Warnings: each code can be raised, is silent without its facts, and names the next step."""
+
+import pytest
+
+from node.health import CODES, Facts, HealthWarning, Severity, assess, verdict
+
+RUN = {"run": "demo", "uptime_s": 100.0, "peers_connected": 1}
+
+CASES = {
+    "bootstrap-silent": Facts(uptime_s=100, bootstrap_configured=2, bootstrap_reached=0),
+    "no-peers": Facts(uptime_s=100),
+    "peer-lost": Facts(peers_lost=[("barn", "reset")]),
+    "wrong-swarm": Facts(refused_wrong_swarm=3),
+    "run-not-found": Facts(run="demo", run_joined=False, uptime_s=100, peers_connected=1),
+    "trainer-gone": Facts(**RUN, trainer="exited"),
+    "trainer-restarting": Facts(**RUN, trainer="running", trainer_restarts=3),
+    "loss-not-finite": Facts(**RUN, loss=float("nan")),
+    "round-stalled": Facts(**RUN, round_age_s=100, round_usual_s=3),
+    "training-alone": Facts(**RUN, rounds_alone=3),
+    "checkpoint-failed": Facts(checkpoint_error="No space left on device"),
+    "disk-low": Facts(disk_free_bytes=1 << 20, checkpoint_bytes=1 << 20),
+    "fds-low": Facts(fds=900, fd_limit=1024),
+    "loop-lag": Facts(loop_lag_max_ms=300.0),
+    "clock-skew": Facts(clock_skew_s={"barn": -4.2}),
+    "listen-failed": Facts(address_warning="cannot listen on 0.0.0.0:7447: in use"),
+}
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_each_code_is_raised_by_its_facts_alone(code):
+    warnings = assess(CASES[code])
+    assert [warning.code for warning in warnings] == [code]
+    assert warnings[0].text
+    assert warnings[0].hint
+    assert warnings[0].to_json()["severity"] in {"info", "warning", "failing"}
+
+
+def test_a_quiet_node_and_a_young_one_have_no_warnings():
+    assert assess(Facts()) == []
+    assert assess(Facts(uptime_s=5, bootstrap_configured=1, bootstrap_reached=0)) == []
+    assert assess(Facts(uptime_s=5, run="demo", run_joined=False)) == []
+    assert assess(Facts(**RUN, trainer="running", loss=2.0, round_age_s=50, round_usual_s=3)) == []
+
+
+def test_a_stall_that_the_trainers_death_explains_is_not_reported_as_well():
+    facts = Facts(**RUN, trainer="exited", round_age_s=1000, round_usual_s=3)
+    assert [warning.code for warning in assess(facts)] == ["trainer-gone"]
+
+
+def test_the_worst_comes_first_and_is_the_verdict():
+    facts = Facts(**RUN, refused_wrong_swarm=1, loss=float("inf"), loop_lag_max_ms=300.0)
+    warnings = assess(facts)
+    assert [warning.code for warning in warnings] == ["loss-not-finite", "wrong-swarm", "loop-lag"]
+    assert verdict(warnings) == "failing"
+    assert verdict(warnings[1:]) == "warning"
+    assert verdict([HealthWarning("no-peers", Severity.INFO, "x", "y")]) == "ok"
+    assert verdict([]) == "ok"
+
+
+def test_many_lost_peers_are_one_warning():
+    facts = Facts(peers_lost=[(f"p{n}", "reset") for n in range(10)])
+    (warning,) = assess(facts)
+    assert warning.text.endswith("and 7 more")
