@@ -158,6 +158,8 @@ class ControlServer:
             self.counters[outcome] += 1
         with trio.move_on_after(REQUEST_TIMEOUT_S):
             await _respond(http, connection, status, answer)
+            if http.their_state is not h11.DONE:
+                await _discard(connection)
 
     def _route(self, request: h11.Request) -> Handler:
         if any(name == b"origin" for name, _ in request.headers):
@@ -358,6 +360,15 @@ async def _respond(
     # A HEAD request gets no body; h11 drops it for us.
     message = http.send(head) + http.send(h11.Data(data=data)) + http.send(h11.EndOfMessage())
     await _send_all(connection, message)
+
+
+async def _discard(connection: trio.socket.SocketType) -> None:
+    """Read what a refused client is still sending: closing over it would destroy the answer."""
+    connection.shutdown(socket.SHUT_WR)
+    left = 16 * MAX_BODY_BYTES
+    with trio.move_on_after(1.0):
+        while left > 0 and (data := await connection.recv(MAX_BODY_BYTES)):
+            left -= len(data)
 
 
 async def _send_all(connection: trio.socket.SocketType, data: bytes) -> None:

@@ -228,6 +228,8 @@ def _make_dirs(path: Path) -> None:
         current = current.parent
     for directory in reversed(missing):
         directory.mkdir(mode=0o700, exist_ok=True)
+        if stat.S_IMODE(directory.stat().st_mode) != 0o700:  # the umask took more than it should
+            directory.chmod(0o700)
     if not path.is_dir():
         raise FileExistsError(path)
 
