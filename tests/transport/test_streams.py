@@ -135,8 +135,7 @@ async def test_a_message_cancelled_halfway_is_completed_by_the_next_send(
         received: list[bytes] = []
 
         async def read() -> None:
-            async for message in messages_of(theirs):
-                received.append(message)
+            received.extend([message async for message in messages_of(theirs)])
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)
@@ -163,8 +162,7 @@ async def test_a_stream_closed_amid_a_message_is_reset_not_ended(autojump_clock:
                 await ours.send_message(bytes(60_001))
         await ours.aclose()
         with pytest.raises(StreamReset):
-            while True:
-                await theirs.receive_message()
+            [_ async for _ in messages_of(theirs)]
 
 
 async def test_reset_tells_the_code_and_drops_what_was_not_read(autojump_clock: object) -> None:
