@@ -48,7 +48,7 @@ def bound(path: Path, *, backlog: int) -> Iterator[socket.socket]:
         status = os.lstat(path)
         if stat.S_IMODE(status.st_mode) != 0o600:  # not Linux: the directory has guarded it so far
             path.chmod(0o600)
-        sock.setblocking(False)  # noqa: FBT003
+        sock.setblocking(False)
         sock.listen(backlog)
     except OSError as error:
         sock.close()

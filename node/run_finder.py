@@ -65,7 +65,9 @@ class RunFinder:
         self._known[manifest.hash] = manifest
         swarm = self._endpoint.swarm.id
         value = pack(_MemberValue(tuple(str(address) for address in addresses[:16])))
-        await self._dht.put(record_key(swarm, "run", manifest.name), manifest.hash, ttl_s=RECORD_TTL_S)
+        await self._dht.put(
+            record_key(swarm, "run", manifest.name), manifest.hash, ttl_s=RECORD_TTL_S
+        )
         await self._dht.put(record_key(swarm, "member", manifest.hash), value, ttl_s=RECORD_TTL_S)
 
     def withdraw(self, manifest: RunManifest) -> None:

@@ -91,7 +91,9 @@ class Trainers:
         self._checkpoints = checkpoints
         self._newest_checkpoint = newest_checkpoint
         self._on_note = on_note
-        self._vectors = load_protocol(manifest.protocol).averager(manifest.protocol_settings).vectors
+        self._vectors = (
+            load_protocol(manifest.protocol).averager(manifest.protocol_settings).vectors
+        )
         self._attached, self._links = trio.open_memory_channel[TrainerLink](0)
         self._stopping = False
         self.useless = trio.Event()

@@ -173,9 +173,7 @@ class BulkLink:
         await self._fill(whole)
         buffer, start = self._receive_buffer, self._start
         body = start + HEADER_BYTES
-        opened = self._opener.open_into(
-            buffer[start:body], buffer[body : start + whole], target
-        )
+        opened = self._opener.open_into(buffer[start:body], buffer[body : start + whole], target)
         self._start = start + whole
         if self._start == self._end:
             self._start = self._end = 0
