@@ -102,6 +102,7 @@ class Connection:
         self._ending = trio.Event()
         self._scope = trio.CancelScope(shield=True)  # gets its deadline when the end begins
         self._handlers: trio.Nursery | None = None
+        self._serving = 0  # handlers at work, also for streams that are gone already
         self.on_end: Callable[[Connection], None] = lambda _: None
 
     def __repr__(self) -> str:
@@ -361,7 +362,13 @@ class Connection:
             self._reporter.count("no-such-protocol")
             self.mux.reset(stream_id, ResetCode.NO_SUCH_PROTOCOL)
             return
+        if self._serving >= 2 * self._limits.streams_per_peer:
+            # A peer that resets its streams while our handlers sleep must not gather tasks here.
+            self._reporter.count("refused-handlers")
+            self.mux.reset(stream_id, ResetCode.REFUSED)
+            return
         stream = self._streams[stream_id] = Stream(self, stream_id, protocol)
+        self._serving += 1
         self._handlers.start_soon(self._serve, handler, stream)
 
     async def _serve(self, handler: Handler, stream: Stream) -> None:
@@ -385,6 +392,8 @@ class Connection:
                 raise rest from None
         else:
             stream.close()
+        finally:
+            self._serving -= 1
 
 
 def _is_lost(error: BaseException) -> bool:

@@ -301,6 +301,11 @@ def handler_of_calls(handler: CallHandler) -> Handler:
     """Turn a request handler into a stream handler, see the module for the bytes."""
 
     async def serve_call(stream: Stream) -> None:
+        with trio.CancelScope() as scope:
+            stream.scope = scope  # a caller that gave up needs no answer
+            await answer_call(stream)
+
+    async def answer_call(stream: Stream) -> None:
         try:
             request = await stream.receive_to_end(MAX_MESSAGE_BYTES)
         except MessageTooLarge:

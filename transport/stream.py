@@ -62,10 +62,12 @@ class Stream(trio.abc.HalfCloseableStream):
     Attributes:
         peer: who is at the other end.
         protocol: the name it was opened with.
+        scope: cancelled when the stream fails; for a handler that is useless without it.
     """
 
     def __init__(self, connection: "Connection", stream_id: int, protocol: str) -> None:
         self.protocol = protocol
+        self.scope: trio.CancelScope | None = None
         self._connection = connection
         self._mux = connection.mux
         self._id = stream_id
@@ -407,6 +409,8 @@ class Stream(trio.abc.HalfCloseableStream):
                 self._inbox.clear()
                 self._unread = self._offset = 0
                 self._finished = False
+            if self.scope is not None:
+                self.scope.cancel()
             self._wake()
 
 
