@@ -18,6 +18,7 @@ and nothing else, and the delay before the next attempt grows to `RETRY_MOST_S`.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from collections import Counter
@@ -33,6 +34,7 @@ from gossip.antientropy import AntiEntropy, RefusedUpdate
 from gossip.errors import GossipError
 from transport.codec import decode_untrusted, pack
 from transport.errors import EndOfStream, MalformedMessage, TransportError
+from transport.frames import MAX_PROTOCOL_CHARS
 from transport.identity import NodeId
 
 RETRY_FIRST_S: Final = 0.5
@@ -73,9 +75,8 @@ class StateEndpoint(Protocol):
 
     @property
     def peers(self) -> Mapping[NodeId, StatePeer]: ...  # noqa: D102
-    def serve(  # noqa: D102
-        self, protocol: str, handler: Callable[[Any], Awaitable[None]]
-    ) -> AbstractContextManager[object]: ...
+    def serve(self, protocol: str, handler: Callable[[Any], Awaitable[None]]) -> None: ...  # noqa: D102
+    def unserve(self, protocol: str) -> None: ...  # noqa: D102
     def watch(self) -> AbstractContextManager[trio.abc.ReceiveChannel[Any]]: ...  # noqa: D102
 
 
@@ -98,6 +99,7 @@ class Replication:
 
     Attributes:
         state: the replica. Edit it, then call `notify`.
+        protocol: what streams are opened with.
         counters: "updates", "refused", "unserved" (streams to peers that ended),
             "opened", and the messages of conversations that ended.
     """
@@ -113,9 +115,9 @@ class Replication:
         rng: random.Random,
     ) -> None:
         self.state = state
+        self.protocol = protocol_of(name)
         self.counters: Counter[str] = Counter()
         self._endpoint = endpoint
-        self._protocol = f"state/{name}"
         self._nursery = nursery
         self._interval_s = interval_s
         self._rng = rng
@@ -191,6 +193,8 @@ class Replication:
     def _close(self) -> None:
         self._closed = True
         self._changed.set()
+        for node, link in list(self._links.items()):
+            self._drop(node, link)  # handlers are the endpoint's tasks: they do not end with ours
 
     async def _watch(self) -> None:
         with self._endpoint.watch() as events:
@@ -235,7 +239,7 @@ class Replication:
                 link.heard = trio.Event()
                 opened_at = trio.current_time()
                 with suppress(TransportError):
-                    stream = await link.peer.open_stream(self._protocol)
+                    stream = await link.peer.open_stream(self.protocol)
                     await self._use(link, stream)
                 self.counters["unserved"] += 1
                 if trio.current_time() - opened_at > RETRY_MOST_S:
@@ -332,7 +336,7 @@ async def open_replication(
     Args:
         endpoint: an open `transport.endpoint.Endpoint`.
         state: this node's replica. Nobody else may merge into it meanwhile; edits are welcome.
-        name: the run's id in hex; part of the protocol name.
+        name: the run's id in hex; part of the protocol name. Printable ASCII without spaces.
         interval_s: mean time between comparisons with each peer.
         rng: jitter.
 
@@ -344,14 +348,23 @@ async def open_replication(
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         replication = Replication(endpoint, state, name, nursery, interval_s=interval_s, rng=rng)
-        with endpoint.serve(replication._protocol, replication._listen):  # noqa: SLF001 (one unit)
-            nursery.start_soon(replication._watch)  # noqa: SLF001
-            try:
-                yield replication
-            except Exception as error:  # noqa: BLE001 (raised again, outside of the nursery's group)
-                failure = error
-            finally:
-                replication._close()  # noqa: SLF001
-                nursery.cancel_scope.cancel()
+        endpoint.serve(replication.protocol, replication._listen)  # noqa: SLF001 (one unit)
+        nursery.start_soon(replication._watch)  # noqa: SLF001
+        try:
+            yield replication
+        except Exception as error:  # noqa: BLE001 (raised again, outside of the nursery's group)
+            failure = error
+        finally:
+            endpoint.unserve(replication.protocol)
+            replication._close()  # noqa: SLF001
+            nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+def protocol_of(name: str) -> str:
+    """The stream protocol for a document: its name, or a hash of a name too long for one."""
+    protocol = f"state/{name}"
+    if len(protocol) > MAX_PROTOCOL_CHARS:
+        protocol = f"state/{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+    return protocol

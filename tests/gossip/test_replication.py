@@ -1,7 +1,7 @@
 """The replication driver against a small fake of the endpoint, in virtual time."""
 
 import random
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 
 import pytest
 import trio
@@ -100,28 +100,26 @@ class FakeEndpoint:
         self.node_id, self.nursery = node(index), nursery
         self.peers, self.handlers, self.watchers = {}, {}, []
 
-    @contextmanager
     def serve(self, protocol, handler):
         assert protocol not in self.handlers
         self.handlers[protocol] = handler
-        try:
-            yield
-        finally:
-            del self.handlers[protocol]
+
+    def unserve(self, protocol):
+        self.handlers.pop(protocol, None)
 
     @contextmanager
     def watch(self):
         sender, receiver = trio.open_memory_channel(1)
         self.watchers.append(sender)
-        yield receiver
-        self.watchers.remove(sender)
+        try:
+            yield receiver
+        finally:
+            self.watchers.remove(sender)
 
     def tell(self):
         for watcher in self.watchers:
-            try:
+            with suppress(trio.WouldBlock):  # the watcher looks at `peers` anyway
                 watcher.send_nowait("something happened")
-            except trio.WouldBlock:
-                pass  # the watcher looks at `peers` anyway
 
     def connect(self, other):
         for here, there in ((self, other), (other, self)):
@@ -174,7 +172,7 @@ class Swarm:
             version = await self.replications[index].wait_change(version)
 
     async def until_equal(self):
-        while len({state.digest() for state in self.states}) > 1:
+        while len({state.digest() for state in self.states}) > 1:  # noqa: ASYNC110 (virtual time)
             await trio.sleep(0.01)
 
 
@@ -192,12 +190,7 @@ async def open_swarm(count):
         nursery.cancel_scope.cancel()
 
 
-@pytest.fixture(autouse=True)
-def _virtual_time(autojump_clock):
-    pass
-
-
-async def test_edits_reach_all_peers_at_once():
+async def test_edits_reach_all_peers_at_once(autojump_clock):
     async with open_swarm(4) as swarm:
         swarm.mesh()
         for index in range(4):
@@ -217,7 +210,7 @@ async def test_edits_reach_all_peers_at_once():
         assert swarm.replications[0].partners == [node(1), node(2), node(3)]
 
 
-async def test_missed_notifications_are_made_good_by_the_interval():
+async def test_missed_notifications_are_made_good_by_the_interval(autojump_clock):
     async with open_swarm(2) as swarm:
         swarm.mesh()
         for index in range(2):
@@ -228,14 +221,13 @@ async def test_missed_notifications_are_made_good_by_the_interval():
             await swarm.until(1, lambda state: len(state.members()) == 1)
 
 
-async def test_a_peer_that_serves_later_is_found_when_it_does():
+async def test_a_peer_that_serves_later_is_found_when_it_does(autojump_clock):
     async with open_swarm(2) as swarm:
         swarm.mesh()
         await swarm.open(0)
         swarm.say(0)
         await trio.sleep(600)
         peer = swarm.endpoints[0].peers[node(1)]
-        print("REFUSED", peer.refused, flush=True)
         assert 20 <= peer.refused <= 40  # tried again, ever more rarely
         assert swarm.replications[0].partners == []
         assert swarm.replications[0].counters["unserved"] >= peer.refused - 1
@@ -244,13 +236,13 @@ async def test_a_peer_that_serves_later_is_found_when_it_does():
         swarm.say(1)
         with trio.fail_after(1):
             await swarm.until_equal()
-            while not swarm.replications[0].partners:
+            while not swarm.replications[0].partners:  # noqa: ASYNC110 (virtual time)
                 await trio.sleep(0.01)
         assert trio.current_time() - began < 1
         assert len(swarm.states[1].members()) == 2
 
 
-async def test_other_runs_are_left_alone():
+async def test_other_runs_are_left_alone(autojump_clock):
     async with open_swarm(2) as swarm:
         swarm.mesh()
         await swarm.open(0, "aa")
@@ -261,7 +253,7 @@ async def test_other_runs_are_left_alone():
         assert [len(state.members()) for state in swarm.states] == [1, 1]
 
 
-async def test_peers_that_come_go_and_come_back():
+async def test_peers_that_come_go_and_come_back(autojump_clock):
     async with open_swarm(3) as swarm:
         a, b, c = swarm.endpoints
         for index in range(3):
@@ -292,7 +284,7 @@ async def test_peers_that_come_go_and_come_back():
             await swarm.until(1, lambda state: state.progress()[node(0)].step == 5)
 
 
-async def test_a_restarted_node_is_active_again():
+async def test_a_restarted_node_is_active_again(autojump_clock):
     async with open_swarm(2) as swarm:
         swarm.mesh()
         await swarm.open(0)
@@ -314,7 +306,7 @@ async def test_a_restarted_node_is_active_again():
             await swarm.until(0, lambda state: state.members()[node(1)].status == "active")
 
 
-async def test_meeting_its_former_self_is_pushed_to_others():
+async def test_meeting_its_former_self_is_pushed_to_others(autojump_clock):
     async with open_swarm(3) as swarm:
         a, b, c = swarm.endpoints
         ahead = RunState(node(1), HybridClock(node(1), lambda: NOW_MS + 50_000))
@@ -331,7 +323,7 @@ async def test_meeting_its_former_self_is_pushed_to_others():
                 await swarm.until(index, lambda state: state.members()[node(1)].name == "n1")
 
 
-async def test_a_large_document_travels_in_bounded_messages():
+async def test_a_large_document_travels_in_bounded_messages(autojump_clock):
     async with open_swarm(2) as swarm:
         swarm.mesh()
         for index in range(100, 400):
@@ -345,30 +337,30 @@ async def test_a_large_document_travels_in_bounded_messages():
         assert len(swarm.states[1].members()) == 300
 
 
-async def test_a_peer_that_does_not_read_delays_nobody_and_costs_little():
+async def test_a_peer_that_does_not_read_delays_nobody_and_costs_little(autojump_clock):
     async with open_swarm(3) as swarm:
         swarm.mesh()
 
         async def deaf(stream):
             await trio.sleep_forever()
 
-        with swarm.endpoints[2].serve("state/aa", deaf):
-            for index in range(2):
-                await swarm.open(index)
-            for step in range(200):
-                swarm.say(0, step)
-                await trio.sleep(0.1)
-            with trio.fail_after(1):
-                await swarm.until(1, lambda state: state.progress()[node(0)].step == 199)
-            link = swarm.replications[0]._links[node(2)]
-            assert link.core.counters["sent delta"] <= 6  # what the window took
-            assert not link.settled
-            with trio.move_on_after(5) as scope:
-                await swarm.replications[0].flush()
-            assert scope.cancelled_caught  # which is why `flush` wants a deadline
+        swarm.endpoints[2].serve("state/aa", deaf)
+        for index in range(2):
+            await swarm.open(index)
+        for step in range(200):
+            swarm.say(0, step)
+            await trio.sleep(0.1)
+        with trio.fail_after(1):
+            await swarm.until(1, lambda state: state.progress()[node(0)].step == 199)
+        link = swarm.replications[0]._links[node(2)]
+        assert link.core.counters["sent delta"] <= 6  # what the window took
+        assert not link.settled
+        with trio.move_on_after(5) as scope:
+            await swarm.replications[0].flush()
+        assert scope.cancelled_caught  # which is why `flush` wants a deadline
 
 
-async def test_malformed_updates_end_their_stream_only():
+async def test_malformed_updates_end_their_stream_only(autojump_clock):
     async with open_swarm(2) as swarm:
         swarm.mesh()
         for index in range(2):
@@ -389,7 +381,7 @@ async def test_malformed_updates_end_their_stream_only():
             await swarm.until(0, lambda state: node(1) in state.progress())
 
 
-async def test_opening_streams_again_and_again_does_not_hurry_us():
+async def test_opening_streams_again_and_again_does_not_hurry_us(autojump_clock):
     async with open_swarm(2) as swarm:
         swarm.mesh()
         await swarm.open(0)
@@ -401,7 +393,7 @@ async def test_opening_streams_again_and_again_does_not_hurry_us():
         assert peer.refused <= 10 / driver.RETRY_LEAST_S + 2
 
 
-async def test_a_clock_ahead_does_not_end_the_conversation():
+async def test_a_clock_ahead_does_not_end_the_conversation(autojump_clock):
     async with open_swarm(2) as swarm:
         swarm.mesh()
         swarm.states[1] = RunState(node(1), HybridClock(node(1), lambda: NOW_MS + 3_600_000))
@@ -415,7 +407,7 @@ async def test_a_clock_ahead_does_not_end_the_conversation():
         assert len(swarm.states[1].members()) == 2
 
 
-async def test_closing_wakes_those_who_wait_and_stops_serving():
+async def test_closing_wakes_those_who_wait_and_stops_serving(autojump_clock):
     async with open_swarm(2) as swarm, trio.open_nursery() as nursery:
         swarm.mesh()
         woken = []
@@ -441,7 +433,7 @@ async def test_closing_wakes_those_who_wait_and_stops_serving():
         await replication._listen(FakeStream(swarm.endpoints[0].peers[node(1)], "state/aa"))
 
 
-async def test_a_stream_from_a_peer_that_is_gone_is_dropped():
+async def test_a_stream_from_a_peer_that_is_gone_is_dropped(autojump_clock):
     async with open_swarm(2) as swarm:
         await swarm.open(0)
         stranger = FakePeer(swarm.endpoints[0], swarm.endpoints[1])
@@ -449,7 +441,7 @@ async def test_a_stream_from_a_peer_that_is_gone_is_dropped():
         assert swarm.replications[0].partners == []
 
 
-async def test_the_bodys_own_error_comes_out_alone():
+async def test_the_bodys_own_error_comes_out_alone(autojump_clock):
     async with open_swarm(1) as swarm:
         with pytest.raises(ZeroDivisionError):
             async with open_replication(
@@ -468,7 +460,7 @@ async def test_the_bodys_own_error_comes_out_alone():
                     pass
 
 
-async def test_cancellation_ends_it():
+async def test_cancellation_ends_it(autojump_clock):
     async with open_swarm(2) as swarm:
         swarm.mesh()
         await swarm.open(1)
