@@ -107,6 +107,10 @@ class FakeDaemon:
 
     # ---- answers ----
 
+    def vectors(self) -> tuple[str, ...]:
+        settings = self.manifest.protocol_settings
+        return load_protocol(self.manifest.protocol).averager(settings).vectors
+
     def start_own(self, ready: Ready) -> None:
         self.post(Start(ready.round, ready.step, "own"))
 
@@ -134,9 +138,10 @@ class FakeDaemon:
             reader.feed(data)
             while (body := reader.next_body()) is not None:
                 message = decode_trainer_message(body)
-                self._react(connection, message)
                 with self._changed:
                     self.messages.append(message)
+                self._react(connection, message)
+                with self._changed:
                     self._changed.notify_all()
 
     def _react(self, connection: socket.socket, message: object) -> None:
@@ -145,13 +150,11 @@ class FakeDaemon:
             if refusal is not None:
                 connection.sendall(encode(refusal))
                 return
-            averager = load_protocol(self.manifest.protocol).averager(
-                self.manifest.protocol_settings
-            )
-            self.buffer = SharedBuffer.create(message.numel, averager.vectors)
+            vectors = self.vectors()
+            self.buffer = SharedBuffer.create(message.numel, vectors)
             attached = Attached(
                 message.numel,
-                averager.vectors,
+                vectors,
                 self.manifest,
                 str(self.data_dir),
                 self.checkpoint,
