@@ -40,8 +40,6 @@ _log = logging.getLogger(__name__)
 _CALLER_OPERATIONS = 32
 # Addresses given to `bootstrap`, over the service's life.
 _MAX_BOOTSTRAP = 64
-# Peers whose dialed address is remembered.
-_MAX_PROVED = 1024
 _IDLE_S = 60.0
 _MAX_REASON_CHARS = 300
 
@@ -57,6 +55,8 @@ class DhtPeer(Protocol):
     def address(self) -> Address: ...  # noqa: D102
     @property
     def listen(self) -> Sequence[Address]: ...  # noqa: D102
+    @property
+    def initiated(self) -> bool: ...  # noqa: D102
     async def call(self, protocol: str, request: bytes) -> bytes: ...  # noqa: D102
     def close(self, reason: str) -> None: ...  # noqa: D102
 
@@ -80,6 +80,7 @@ class DhtEndpoint(Protocol[Peer_co]):
         self, addresses: Sequence[Address], *, expected: NodeId | None = None
     ) -> Peer_co: ...
     def serve_calls(self, protocol: str, handler: Handler) -> None: ...  # noqa: D102
+    def unserve(self, protocol: str) -> None: ...  # noqa: D102
     def watch(  # noqa: D102
         self,
     ) -> AbstractContextManager[trio.abc.ReceiveChannel[object]]: ...
@@ -136,7 +137,6 @@ class Dht:
         self._waiters: dict[int, _Waiter] = {}
         self._bootstraps: dict[Address, _Bootstrap] = {}
         self._bootstrap_changed = trio.Event()
-        self._proved: dict[NodeId, Address] = {}  # the address we dialed each at
         self._opened: dict[NodeId, float] = {}  # connections made here -> last used
         self._closed = False
 
@@ -272,7 +272,7 @@ class Dht:
             self._node.counters["malformed_in"] += 1
         except TransportError:
             pass  # unreachable, lost, refused: the node counts it as unanswered
-        except Exception:  # one query must not end the service
+        except Exception:  # noqa: BLE001 (one query must not end the service)
             self._failed_within("a query")
         self._open_calls -= 1
         now = trio.current_time()
@@ -303,7 +303,7 @@ class Dht:
         try:
             with trio.move_on_after(self._settings.bootstrap_dial_s):
                 peer = await self._endpoint.connect([entry.address])
-                self._note_dialed(peer, [entry.address])
+                self._opened[peer.node_id] = trio.current_time()
                 query = Query(server=self._settings.server, body=Ping())
                 answer = decode_untrusted(await peer.call(PROTOCOL, pack(query)), Answer)
                 if isinstance(answer.body, Pong):
@@ -316,7 +316,7 @@ class Dht:
                     reason = "the node there does not take part in the DHT"
         except TransportError as error:
             reason = (str(error) or type(error).__name__)[:_MAX_REASON_CHARS]
-        except Exception:
+        except Exception:  # noqa: BLE001 (nor must one address)
             self._failed_within("bootstrapping")
             reason = "internal error, see the log"
         entry.reason = reason
@@ -332,8 +332,6 @@ class Dht:
 
     async def _answer(self, peer: DhtPeer, request: bytes) -> bytes:
         """Answer one query; the endpoint's guard is around it."""
-        if self._closed:
-            return pack(Answer(server=False, body=Refused("closing")))
         try:
             query = decode_untrusted(request, Query)
         except MalformedMessage:
@@ -380,25 +378,17 @@ class Dht:
         if peer is None:
             addresses = [Address.parse(text) for text in contact.addresses]
             peer = await self._endpoint.connect(addresses, expected=node_id)
-            self._note_dialed(peer, addresses)
-        if node_id in self._opened:
+            self._opened[node_id] = trio.current_time()
+        elif node_id in self._opened:
             self._opened[node_id] = trio.current_time()
         return peer
 
-    def _note_dialed(self, peer: DhtPeer, addresses: Sequence[Address]) -> None:
-        self._opened[peer.node_id] = trio.current_time()
-        if peer.address not in addresses and all(address.is_ip for address in addresses):
-            return  # an older or crossing connection was used: its address proves nothing
-        self._proved.pop(peer.node_id, None)
-        self._proved[peer.node_id] = peer.address
-        if len(self._proved) > _MAX_PROVED:
-            del self._proved[next(iter(self._proved))]
-
     def _contact_of(self, peer: DhtPeer) -> Contact:
-        dialed = self._proved.get(peer.node_id) == peer.address
         advertised = [(address.host, address.port) for address in peer.listen]
         remote = (peer.address.host, peer.address.port)
-        return Contact(bytes(peer.node_id), peer_addresses(advertised, remote, dialed=dialed))
+        return Contact(
+            bytes(peer.node_id), peer_addresses(advertised, remote, dialed=peer.initiated)
+        )
 
     def _greet_all(self) -> None:
         now = trio.current_time()
@@ -473,6 +463,7 @@ async def open_dht(
         except Exception as error:  # noqa: BLE001 (raised again below, outside of the nursery's group)
             failure = error
         finally:
+            endpoint.unserve(PROTOCOL)
             dht._close()  # noqa: SLF001
             nursery.cancel_scope.cancel()
     if failure is not None:

@@ -84,10 +84,12 @@ class World:
 
     # nodes
 
-    def add(self, *, server: bool = True) -> SimNode:
+    def add(self, *, server: bool | None = None) -> SimNode:
         name = len(self.nodes)
         credentials = self.credentials(name)
-        settings = attrs.evolve(self.settings, server=server)
+        settings = self.settings
+        if server is not None:
+            settings = attrs.evolve(settings, server=server)
         address = f"10.{name >> 16}.{(name >> 8) & 255}.{name & 255}:7447"
         sim = SimNode(
             name,
