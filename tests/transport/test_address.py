@@ -30,9 +30,34 @@ def test_parse_gives_one_spelling(text, canonical):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "host", ":1", "host:", "host:65536", "host:-1", "host:1x", "host:٣", "::1:80", "[::1]", "[::1]80", "[host]:1",
-        "256.1.1.1:1", "1.2.3:1", "0x7f000001 :1", "a b:1", "-x:1", "x-:1", "a..b:1", "é:1", "x" * 254 + ":1", "h:1:2",
-        "[fe80::1%a b]:1", "host\n:1", "host\x00:1", "127.1:1", "1:1", "h:000001",
+        "",
+        "host",
+        ":1",
+        "host:",
+        "host:65536",
+        "host:-1",
+        "host:1x",
+        "host:٣",
+        "::1:80",
+        "[::1]",
+        "[::1]80",
+        "[host]:1",
+        "256.1.1.1:1",
+        "1.2.3:1",
+        "0x7f000001 :1",
+        "a b:1",
+        "-x:1",
+        "x-:1",
+        "a..b:1",
+        "é:1",
+        "x" * 254 + ":1",
+        "h:1:2",
+        "[fe80::1%a b]:1",
+        "host\n:1",
+        "host\x00:1",
+        "127.1:1",
+        "1:1",
+        "h:000001",
     ],
 )
 def test_bad_texts(text):
@@ -56,7 +81,11 @@ def test_bad_ports(port):
 
 
 def test_order_and_kinds():
-    assert sorted([Address("b", 1), Address("a", 2), Address("a", 1)]) == [Address("a", 1), Address("a", 2), Address("b", 1)]
+    assert sorted([Address("b", 1), Address("a", 2), Address("a", 1)]) == [
+        Address("a", 1),
+        Address("a", 2),
+        Address("b", 1),
+    ]
     assert Address("1.2.3.4", 5).is_ip
     assert Address("::1", 5).is_ip
     assert not Address("h", 5).is_ip
@@ -65,7 +94,10 @@ def test_order_and_kinds():
     assert not Address("10.0.0.1", 1).is_loopback
 
 
-@pytest.mark.parametrize("value", [{"host": "BAD host!", "port": 1}, {"host": "UPPER", "port": 1}, {"host": "h", "port": 70000}])
+@pytest.mark.parametrize(
+    "value",
+    [{"host": "BAD host!", "port": 1}, {"host": "UPPER", "port": 1}, {"host": "h", "port": 70000}],
+)
 def test_msgspec_cannot_build_what_the_constructor_refuses(value):
     with pytest.raises((InvalidAddress, msgspec.ValidationError)):
         msgspec.convert(value, Address)

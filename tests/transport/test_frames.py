@@ -81,16 +81,17 @@ def test_a_record_cut_anywhere_inside_a_frame_is_refused(frames, data):
 def test_random_bytes_raise_only_protocol_violation(data):
     try:
         frames = list(decode(data))
-    except ProtocolViolation as error:
-        assert str(error).isprintable()
-    else:
-        assert all(frame is not None for frame in frames)
+    except ProtocolViolation:
+        return
+    assert all(frame is not None for frame in frames)
 
 
 @settings(max_examples=300)
 @given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 9), st.binary(max_size=14))
 def test_well_formed_headers_with_any_payload(type_, flags, id_, payload):
-    data = bytes([type_, flags]) + len(payload).to_bytes(2, "big") + id_.to_bytes(4, "big") + payload
+    data = (
+        bytes([type_, flags]) + len(payload).to_bytes(2, "big") + id_.to_bytes(4, "big") + payload
+    )
     try:
         frames = list(decode(data))
     except ProtocolViolation:
@@ -136,7 +137,9 @@ def test_refused_frames(text):
 
 
 def test_extensions_are_skipped_and_what_follows_is_read():
-    data = bytes.fromhex("80000002" + "00000000" + "abcd" + "ff000000" + "00000005") + encode(Ping(1))
+    data = bytes.fromhex("80000002" + "00000000" + "abcd" + "ff000000" + "00000005") + encode(
+        Ping(1)
+    )
     assert list(decode(data)) == [Ping(1)]
 
 

@@ -1,7 +1,8 @@
 """The handshake: agreement for any split of the bytes, a clear error for every mismatch, and no way in for anybody else."""
 
-import hashlib
+import json
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -105,16 +106,43 @@ def test_the_two_directions_have_different_keys():
         initiator.result.opener.open_into(records[0][:5], records[0][5:], memoryview(bytearray(5)))
 
 
+WIRE = json.loads((Path(__file__).parent / "vectors" / "handshake.json").read_text())
+
+
 def test_golden_flights():
-    """The exact bytes of one seeded handshake; a change here is a change of the wire protocol (see docs/wire.md)."""
-    assert FIRST.hex() == GOLDEN_FIRST
-    assert SECOND[:HELLO_BYTES].hex() == GOLDEN_RESPONDER_HELLO
-    assert hashlib.sha256(FIRST + SECOND + THIRD).hexdigest() == GOLDEN_ALL
+    """The exact bytes of one handshake with given keys; a change here is a change of the wire protocol (see docs/wire.md)."""
 
+    def scripted(role):
+        given_bytes = [
+            bytes.fromhex(WIRE[f"{role}_{what}"]) for what in ("ephemeral", "static", "tie_break")
+        ]
 
-GOLDEN_FIRST = "936e6f6465640d0a01010000798bf1fc0a9794164dcf5c4f958500fc96b31609d060ed6b0e9a7bd499adcfc08d0c6d41fd1c1687bd24c355adf5cc4ca595f75e6bab91b90ab69ebc6dc96a93"
-GOLDEN_RESPONDER_HELLO = "936e6f6465640d0a01020000d8af4ab27d24476a4dcf5c4f958500fc"
-GOLDEN_ALL = "e2142d08579747fffe114b52bb016ba74d1c4eb80485de315f4152e9f887ca10"
+        def random_bytes(size):
+            data = given_bytes.pop(0)
+            assert len(data) == size
+            return data
+
+        return Handshake(
+            role=role,
+            identity=Identity.from_seed(bytes.fromhex(WIRE[f"{role}_identity_seed"])),
+            swarm=Swarm(bytes.fromhex(WIRE["swarm_key"])),
+            intro=Intro(name=role, listen=(Address.parse(WIRE[f"{role}_listen"]),)),
+            random_bytes=random_bytes,
+        )
+
+    initiator, responder = scripted("initiator"), scripted("responder")
+    first, second, third = flights(initiator, responder)
+    assert first.hex() == WIRE["first_flight"]
+    assert second.hex() == WIRE["second_flight"]
+    assert third.hex() == WIRE["third_flight"]
+    assert initiator.result.session_id.hex() == WIRE["session_id"]
+    for result, record in (
+        (initiator.result, WIRE["first_record_of_initiator"]),
+        (responder.result, WIRE["first_record_of_responder"]),
+    ):
+        out = bytearray(8 + 21)
+        result.sealer.seal_into(0, bytes.fromhex(WIRE["record_payload"]), memoryview(out))
+        assert out.hex() == record
 
 
 @settings(max_examples=40)
@@ -158,7 +186,11 @@ def test_every_single_bit_flip_breaks_the_handshake(flight):
     data = (FIRST, SECOND, THIRD)[flight - 1]
     # Every byte, a different bit each; all eight bits of the clear-text hellos, lengths and proof.
     clear = HELLO_BYTES + 50 if flight < 3 else 2
-    places = [(place, bit) for place in range(len(data)) for bit in (range(8) if place < clear else (place % 8,))]
+    places = [
+        (place, bit)
+        for place in range(len(data))
+        for bit in (range(8) if place < clear else (place % 8,))
+    ]
     for place, bit in places:
         wrong = bytearray(data)
         wrong[place] ^= 1 << bit
@@ -205,7 +237,7 @@ def test_truncation_never_gives_a_result(flight):
         assert reader.result is None
         with pytest.raises(HandshakeFailed):
             reader.receive_eof()
-        if flight == 2 or size < len(data) and flight == 1:
+        if flight == 2 or (size < len(data) and flight == 1):
             assert initiator.result is None
 
 
@@ -259,7 +291,7 @@ def test_a_reflection_through_the_responder_role_finds_our_own_identity():
 
 def test_a_copied_key_is_noticed_by_the_responder_too():
     """An initiator that holds our key and does not check: `malicious` signs as Carol, the responder is Carol."""
-    liar = malicious("initiator", lambda self: _payload(self))
+    liar = malicious("initiator", _payload)
     responder = make("responder", identity=CAROL)
     responder.receive(liar.outgoing())
     liar._identity = ALICE  # switches its own check off
@@ -326,7 +358,9 @@ def test_another_version_is_named_on_both_sides(version):
     hello = bytearray(initiator.outgoing())
     hello[8] = version
     with pytest.raises(VersionMismatch, match=f"version {version}"):
-        responder.receive(bytes(hello[:9]))  # at the first possible byte: a later version may have another hello
+        responder.receive(
+            bytes(hello[:9])
+        )  # at the first possible byte: a later version may have another hello
     answer = bytearray(responder.outgoing())
     assert len(answer) == HELLO_BYTES
     answer[8] = version
@@ -345,7 +379,17 @@ def test_an_edited_hello_field_breaks_the_handshake(field, flight):
     assert initiator.result is None
 
 
-@pytest.mark.parametrize("garbage", [b"\x00", b"GET / HTTP/1.1\r\n\r\n", b"SSH-2.0-x", b"\x16\x03\x01", MAGIC[:-1] + b"\r", b"\x93nodes"])
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x00",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"SSH-2.0-x",
+        b"\x16\x03\x01",
+        MAGIC[:-1] + b"\r",
+        b"\x93nodes",
+    ],
+)
 def test_garbage_is_refused_at_the_first_wrong_byte_without_a_reply(garbage):
     for role in ("initiator", "responder"):
         handshake = make(role)
@@ -406,7 +450,16 @@ def malicious(role, payload_of):
     )
 
 
-def _payload(self, *, public_key=CAROL.public_key, signer=CAROL, role=None, swarm=SWARM, static=None, intro=None):
+def _payload(
+    self,
+    *,
+    public_key=CAROL.public_key,
+    signer=CAROL,
+    role=None,
+    swarm=SWARM,
+    static=None,
+    intro=None,
+):
     signed = b"noded identity v1\x00" + swarm.id
     signed += bytes([{"initiator": 1, "responder": 2}[role or self._role]])
     signed += static or self._static.public
@@ -419,19 +472,33 @@ LIES = {
     "no signature": lambda self: CAROL.public_key,
     "somebody else's key": lambda self: _payload(self, public_key=ALICE.public_key),
     "signed by another key": lambda self: _payload(self, signer=ALICE),
-    "signed for the other role": lambda self: _payload(self, role="responder" if self._role == "initiator" else "initiator"),
+    "signed for the other role": lambda self: _payload(
+        self, role="responder" if self._role == "initiator" else "initiator"
+    ),
     "signed for another swarm": lambda self: _payload(self, swarm=Swarm(bytes(32))),
     "signed for another static key": lambda self: _payload(self, static=bytes(32)),
-    "identity point as a key": lambda self: IDENTITY_POINT + IDENTITY_POINT + bytes(32) + self._intro,
+    "identity point as a key": lambda self: (
+        IDENTITY_POINT + IDENTITY_POINT + bytes(32) + self._intro
+    ),
     "zero signature": lambda self: CAROL.public_key + bytes(64) + self._intro,
     "no intro": lambda self: _payload(self, intro=b""),
     "intro is not a map": lambda self: _payload(self, intro=b"\x90"),
     "intro of an unknown kind": lambda self: _payload(self, intro=module.pack({"kind": "other"})),
-    "name too long": lambda self: _payload(self, intro=module.pack({"kind": "control", "name": "x" * 65})),
-    "name with an escape": lambda self: _payload(self, intro=module.pack({"kind": "control", "name": "a\x1b[2J"})),
-    "too many addresses": lambda self: _payload(self, intro=module.pack({"kind": "control", "listen": ["h:1"] * 17})),
-    "bad address": lambda self: _payload(self, intro=module.pack({"kind": "control", "listen": ["nowhere"]})),
-    "label too long": lambda self: _payload(self, intro=module.pack({"kind": "bulk", "label": bytes(65)})),
+    "name too long": lambda self: _payload(
+        self, intro=module.pack({"kind": "control", "name": "x" * 65})
+    ),
+    "name with an escape": lambda self: _payload(
+        self, intro=module.pack({"kind": "control", "name": "a\x1b[2J"})
+    ),
+    "too many addresses": lambda self: _payload(
+        self, intro=module.pack({"kind": "control", "listen": ["h:1"] * 17})
+    ),
+    "bad address": lambda self: _payload(
+        self, intro=module.pack({"kind": "control", "listen": ["nowhere"]})
+    ),
+    "label too long": lambda self: _payload(
+        self, intro=module.pack({"kind": "bulk", "label": bytes(65)})
+    ),
     "label is text": lambda self: _payload(self, intro=module.pack({"kind": "bulk", "label": "x"})),
     "intro with an extension": lambda self: _payload(self, intro=b"\x81\xa4kind\xc7\x00\x05"),
 }
@@ -459,7 +526,12 @@ def test_the_honest_payload_of_the_malicious_class_passes(role):
 
 
 def test_unknown_intro_fields_are_ignored():
-    liar = malicious("initiator", lambda self: _payload(self, intro=module.pack({"kind": "bulk", "label": b"x", "new": {"a": [1]}})))
+    liar = malicious(
+        "initiator",
+        lambda self: _payload(
+            self, intro=module.pack({"kind": "bulk", "label": b"x", "new": {"a": [1]}})
+        ),
+    )
     responder = make("responder")
     flights(liar, responder)
     assert responder.result.intro == Intro(kind="bulk", label=b"x")
@@ -499,7 +571,10 @@ def test_an_intro_over_three_kibibytes_cannot_be_sent():
 
 
 def test_the_largest_intro_fits_the_four_kibibytes():
-    addresses = tuple(Address(f"fe80::{port:x}:1111:2222:3333%eth0123456789", port) for port in range(50000, 50016))
+    addresses = tuple(
+        Address(f"fe80::{port:x}:1111:2222:3333%eth0123456789", port)
+        for port in range(50000, 50016)
+    )
     intro = Intro(kind="bulk", name="é" * 64, listen=addresses, label=bytes(64))
     initiator, responder = make("initiator", intro=intro), make("responder", intro=intro)
     flights(initiator, responder)

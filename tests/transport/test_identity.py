@@ -31,7 +31,9 @@ SMALL_ORDER = [
     "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
 ]
 NON_CANONICAL = [
-    (FIELD_PRIME + extra | sign << 255).to_bytes(32, "little") for extra in range(19) for sign in (0, 1)
+    (FIELD_PRIME + extra | sign << 255).to_bytes(32, "little")
+    for extra in range(19)
+    for sign in (0, 1)
 ] + [
     (1 | 1 << 255).to_bytes(32, "little"),  # x = 0 with the sign set
     (FIELD_PRIME - 1 | 1 << 255).to_bytes(32, "little"),
@@ -53,7 +55,6 @@ def test_golden_text_of_a_node_id():
         "nd-aaaq-eaye-auda-ocaj-bifq-ydio-b4ib-ceqt-cqkr-mfyy-denb-wha5-dypq-j"
     )
     assert NodeId(bytes(range(32))).short == "nd-aaaq-eaye"
-
 
 
 @pytest.mark.parametrize("key", [bytes.fromhex(text) for text in SMALL_ORDER] + NON_CANONICAL)
@@ -160,5 +161,8 @@ def test_private_bytes_stay_out_of_repr():
 
 
 def test_generate_uses_the_given_randomness():
-    assert Identity.generate(random.Random(1).randbytes).public_key == Identity.generate(random.Random(1).randbytes).public_key
+    assert (
+        Identity.generate(random.Random(1).randbytes).public_key
+        == Identity.generate(random.Random(1).randbytes).public_key
+    )
     assert issubclass(InvalidNodeId, TransportError)

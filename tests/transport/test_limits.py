@@ -125,12 +125,19 @@ def test_sources_are_bounded_and_pinned_while_pending():
 
 @settings(max_examples=60)
 @given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 20), st.sampled_from(["admit", "fail", "member"])), max_size=120),
+    st.lists(
+        st.tuples(
+            st.sampled_from("abc"), st.floats(0, 20), st.sampled_from(["admit", "fail", "member"])
+        ),
+        max_size=120,
+    ),
     st.integers(1, 6),
 )
 def test_the_budget_is_never_exceeded(steps, burst):
     limits = Limits(
-        new_connections_per_source_burst=burst, pending_handshakes=8, pending_handshakes_per_source=4
+        new_connections_per_source_burst=burst,
+        pending_handshakes=8,
+        pending_handshakes_per_source=4,
     )
     admission = Admission(limits)
     pending = dict.fromkeys("abc", 0)

@@ -193,6 +193,7 @@ def check_credit(sender, receiver):
             == theirs.window
         )
         assert ours.credit >= 0
+        assert set(ours.blocked) <= set(sender.mux._streams)
         streams = [s for s in sender.mux._streams.values() if s.priority is priority]
         assert (
             ours.queued
@@ -203,7 +204,7 @@ def check_credit(sender, receiver):
         assert all(s.in_ring for s in streams if s.sendable())
     for id_, stream in sender.mux._streams.items():
         other = receiver.mux._streams.get(id_)
-        assert 0 <= stream.credit
+        assert stream.credit >= 0
         assert stream.queued <= WINDOW
         if other is not None and not other.fin_received:
             assert other.window + other.unconsumed + other.to_grant == WINDOW

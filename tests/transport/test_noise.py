@@ -13,7 +13,11 @@ VECTORS = json.loads((Path(__file__).parent / "vectors" / "noise_xx.json").read_
 
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector["source"] for vector in VECTORS])
 def test_published_vectors(vector):
-    value = {key: bytes.fromhex(text) for key, text in vector.items() if key.startswith(("init_", "resp_"))}
+    value = {
+        key: bytes.fromhex(text)
+        for key, text in vector.items()
+        if key.startswith(("init_", "resp_"))
+    }
     initiator = NoiseXX(
         "initiator",
         static=KeyPair.from_private(value["init_static"]),
@@ -26,7 +30,9 @@ def test_published_vectors(vector):
         ephemeral=KeyPair.from_private(value["resp_ephemeral"]),
         prologue=value["resp_prologue"],
     )
-    messages = [(bytes.fromhex(m["payload"]), bytes.fromhex(m["ciphertext"])) for m in vector["messages"]]
+    messages = [
+        (bytes.fromhex(m["payload"]), bytes.fromhex(m["ciphertext"])) for m in vector["messages"]
+    ]
     for number, (payload, ciphertext) in enumerate(messages[:3]):
         sender, receiver = (initiator, responder) if number % 2 == 0 else (responder, initiator)
         assert sender.write_message(payload) == ciphertext

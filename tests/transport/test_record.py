@@ -68,7 +68,11 @@ GOLDEN_REKEY = "0201675c87335949b909793da5bb4d92fcf6d44b92a6e0792b6ae48b1881259d
 
 
 @settings(max_examples=60)
-@given(st.lists(st.tuples(st.binary(max_size=200), st.sampled_from(RecordKind)), max_size=20), st.integers(1, 300), st.integers(1, 7))
+@given(
+    st.lists(st.tuples(st.binary(max_size=200), st.sampled_from(RecordKind)), max_size=20),
+    st.integers(1, 300),
+    st.integers(1, 7),
+)
 def test_round_trip_over_rekeys(messages, rekey_bytes, rekey_records):
     sealer = Sealer(KEY, rekey_bytes=rekey_bytes, rekey_records=rekey_records)
     opener = Opener(KEY, rekey_bytes=rekey_bytes, rekey_records=rekey_records)
@@ -100,7 +104,9 @@ def test_no_key_and_nonce_pair_occurs_twice(monkeypatch):
     for size in range(50):
         seal(sealer, bytes(size))
     assert len({key for key, _ in ledger}) > 10
-    assert len(ledger) == 50 + len({key for key, _ in ledger}) - 1  # records, and one rekey per old key
+    assert (
+        len(ledger) == 50 + len({key for key, _ in ledger}) - 1
+    )  # records, and one rekey per old key
 
 
 @pytest.mark.parametrize(("rekey_bytes", "rekey_records"), [(100, 10**9), (10**9, 3)])
@@ -196,7 +202,9 @@ def test_payloads_of_wider_items_are_taken_as_bytes():
 def test_sizes_are_checked_before_anything_is_used_up():
     sealer = Sealer(KEY)
     with pytest.raises(RecordTooLarge):
-        sealer.seal_into(0, bytes(MAX_RECORD_BYTES + 1), memoryview(bytearray(MAX_RECORD_BYTES + 100)))
+        sealer.seal_into(
+            0, bytes(MAX_RECORD_BYTES + 1), memoryview(bytearray(MAX_RECORD_BYTES + 100))
+        )
     with pytest.raises(UsageError):
         sealer.seal_into(0, bytes(10), memoryview(bytearray(30)))
     data = seal(sealer, b"first")
