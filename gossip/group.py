@@ -437,11 +437,13 @@ class Group:
             stream = await peer.open_stream(self._protocol, priority=Priority.URGENT)
             self.machine.peer_up(peer.node_id, peer.public_key, trio.current_time())
             self._flush()
-            async with stream:
+            async with stream, trio.open_nursery() as nursery:
+                nursery.start_soon(_wait_for_end, stream, nursery.cancel_scope)
                 async for message in queue:
                     await stream.send_message(message)
-        except TransportError as error:
-            reason = str(error)
+                nursery.cancel_scope.cancel()
+        except* TransportError as group:
+            reason = str(_first(group))
         finally:
             if self._senders.get(peer.node_id) is sender:
                 self._forget(peer.node_id, reason)
@@ -465,6 +467,14 @@ class Group:
 
 
 _SINGLE = RingPlace(0, 1, None, None)  # type: ignore[arg-type]  # a ring of one uses no links
+
+
+async def _wait_for_end(stream: Stream, writer: trio.CancelScope) -> None:
+    """Nothing ever comes back on this stream, except its end: a peer that is not in the run."""
+    try:
+        await stream.receive_some(1)
+    finally:
+        writer.cancel()
 
 
 def _bind_descriptor(descriptor: bytes, source: Array, *, mean: bool) -> bytes:

@@ -22,8 +22,8 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, Protocol
 
 import attrs
@@ -33,7 +33,7 @@ from crdt.state import RunState
 from gossip.antientropy import AntiEntropy, RefusedUpdate
 from gossip.errors import GossipError
 from transport.codec import decode_untrusted, pack
-from transport.errors import EndOfStream, MalformedMessage, TransportError
+from transport.errors import EndOfStream, MalformedMessage, TransportError, UsageError
 from transport.frames import MAX_PROTOCOL_CHARS
 from transport.identity import NodeId
 
@@ -340,6 +340,9 @@ async def open_replication(
         interval_s: mean time between comparisons with each peer.
         rng: jitter.
 
+    Raises:
+        GossipError: the name is not acceptable, or is replicated on this endpoint already.
+
     Leaving the context stops serving and ends every task at once; `Replication.flush` before that
     if the last edits matter. Cancellation does the same.
     """
@@ -348,18 +351,29 @@ async def open_replication(
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         replication = Replication(endpoint, state, name, nursery, interval_s=interval_s, rng=rng)
-        endpoint.serve(replication.protocol, replication._listen)  # noqa: SLF001 (one unit)
-        nursery.start_soon(replication._watch)  # noqa: SLF001
         try:
-            yield replication
+            with _serving(endpoint, replication):
+                nursery.start_soon(replication._watch)  # noqa: SLF001 (one unit)
+                yield replication
         except Exception as error:  # noqa: BLE001 (raised again, outside of the nursery's group)
             failure = error
         finally:
-            endpoint.unserve(replication.protocol)
             replication._close()  # noqa: SLF001
             nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+@contextmanager
+def _serving(endpoint: StateEndpoint, replication: Replication) -> Iterator[None]:
+    try:
+        endpoint.serve(replication.protocol, replication._listen)  # noqa: SLF001 (one unit)
+    except UsageError as error:
+        raise GossipError(f"the state cannot be replicated: {error}") from error
+    try:
+        yield
+    finally:
+        endpoint.unserve(replication.protocol)
 
 
 def protocol_of(name: str) -> str:
