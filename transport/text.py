@@ -58,5 +58,5 @@ def decode32(prefix: str, text_untrusted: str) -> bytes:
         raise ValueError("the check character does not match: something was mistyped or left out")
     value = base64.b32decode(body.upper() + "====")
     if base64.b32encode(value).decode("ascii").rstrip("=").lower() != body:
-        raise ValueError("the unused last bit is set")
+        raise ValueError("the unused last bits are not zero")
     return value
