@@ -178,7 +178,10 @@ def status(watch: bool, check: bool) -> None:
     if check:
         answer = client.call("GET", "/readyz", accept=frozenset({503}))
         if not answer.get("ready"):
-            raise NotReady(f"not ready: {answer.get('reason') or 'the daemon does not say why'}")
+            raise NotReady(
+                f"not ready: {answer.get('state', 'n/a')}, {answer.get('verdict', 'n/a')}",
+                hint="noded status says more",
+            )
         return
     if watch:
         _watch(client, settings)
@@ -258,22 +261,21 @@ def ping(peer: str, count: int, interval: float) -> None:
     settings = _settings()
     client = settings.client()
     replies: list[dict[str, Any]] = []
-    target: dict[str, Any] = {}
+    answer: dict[str, Any] = {}
     for number in range(count):
         if number:
             time.sleep(interval)
         answer = client.post("/v1/ping", {"peer": peer, "count": 1})
-        target = answer.get("peer") or target
         for reply in answer.get("replies") or []:
             replies.append(reply)
             if not settings.json:
-                name = printable(str(target.get("name") or peer), 64)
+                name = printable(str(answer.get("name") or peer), 64)
                 click.echo(
-                    f"pong from {name} ({short_id(target.get('id'))}) via "
+                    f"pong from {name} ({short_id(answer.get('peer'))}) via "
                     f"{printable(str(reply.get('path') or 'n/a'), 80)} in {rtt(reply.get('rtt_s'))}"
                 )
     if settings.json:
-        _print_json({"schema": "noded.ping/1", "peer": target, "replies": replies})
+        _print_json({"schema": "noded.ping/1", **answer, "replies": replies})
     if not replies:
         raise PeerNotReachable(
             f"no reply from {printable(peer, 80)}", hint="noded peers shows when it was last seen"

@@ -1,0 +1,431 @@
+"""The command: codes, streams, JSON, and how little it imports."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+
+import node
+from node.cli import cli, main
+from node.control import open_control
+from node.errors import NotReady, PeerNotReachable
+from transport.swarm import Swarm
+
+ROOT = Path(__file__).parents[2]
+
+STATUS = {
+    "schema": "noded.status/1",
+    "version": "0.1.0",
+    "state": "training",
+    "verdict": "ok",
+    "node": {"id": "nd-7kq2-m4xf-aaaa", "name": "attic", "addresses": [], "uptime_s": 1},
+    "peers": [],
+    "health": [],
+}
+PEER = {"id": "nd-b2cd-91aa-x", "name": "barn", "state": "active", "path": "direct", "rtt_s": 0.02}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A home of its own, and none of the caller's settings."""
+    for name in list(os.environ):
+        if name.startswith(("NODED_", "XDG_", "STATE_DIR", "RUNTIME_DIR")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NO_COLOR", "1")
+    return tmp_path
+
+
+class FakeDaemon:
+    """A control socket in a thread, answering from a table."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.asked: list[tuple[str, object]] = []
+        self.answers: dict[tuple[str, str], object] = {
+            ("GET", "/v1/status"): STATUS,
+            ("GET", "/v1/peers"): {"schema": "noded.peers/1", "peers": [PEER]},
+            ("GET", "/readyz"): {"ready": True},
+            ("GET", "/healthz"): {"alive": True},
+            ("POST", "/v1/ping"): {
+                "schema": "noded.ping/1",
+                "peer": PEER["id"],
+                "name": "barn",
+                "replies": [{"rtt_s": 0.021, "path": "direct"}],
+            },
+            ("POST", "/v1/stop"): {"schema": "noded.stop/1", "stopping": True},
+        }
+        self.stops = True
+        self._end = lambda: None
+
+    def _handler(self, route):
+        async def handle(body):
+            self.asked.append((route[1], body))
+            answer = self.answers[route]
+            if isinstance(answer, Exception):
+                raise answer
+            if route[1] == "/v1/stop" and self.stops:
+                self._end()
+            status = 503 if route[1] == "/readyz" and not answer["ready"] else 200
+            return status, answer
+
+        return handle
+
+    @contextlib.contextmanager
+    def serve(self):
+        started = threading.Event()
+        token: list[trio.lowlevel.TrioToken] = []
+
+        async def serve():
+            handlers = {route: self._handler(route) for route in self.answers}
+            stop = trio.Event()
+            self._end = stop.set
+            async with open_control(self.path, handlers):
+                token.append(trio.lowlevel.current_trio_token())
+                started.set()
+                await stop.wait()
+
+        thread = threading.Thread(target=trio.run, args=(serve,))
+        thread.start()
+        assert started.wait(10)
+        try:
+            yield self
+        finally:
+            with contextlib.suppress(trio.RunFinishedError):
+                token[0].run_sync_soon(lambda: self._end())
+            thread.join(10)
+
+
+@pytest.fixture
+def daemon(home):
+    with FakeDaemon(home / ".local" / "state" / "noded" / "control.sock").serve() as fake:
+        yield fake
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = main(arguments)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+# ---- talking to the daemon ---------------------------------------------------------------------
+
+
+def test_status_as_text_and_as_json(capsys, daemon):
+    code, out, err = run(capsys, "status")
+    assert (code, err) == (0, "")
+    assert out.startswith('ok  noded 0.1.0  id nd-7kq2-m4xf ("attic")  training')
+    for arguments in (("status", "--json"), ("--json", "status")):
+        code, out, err = run(capsys, *arguments)
+        assert (code, json.loads(out), err) == (0, STATUS, "")
+
+
+@pytest.mark.parametrize("verb", ["status", "peers", "stop", "ping"])
+def test_a_daemon_that_is_off_is_code_3_and_names_the_start_command(capsys, home, verb):
+    arguments = [verb, "barn"] if verb == "ping" else [verb]
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (3, "")
+    assert "the daemon is not running (no socket at " in err
+    assert "noded run" in err
+    code, out, err = run(capsys, *arguments, "--json")
+    assert json.loads(out)["schema"] == "noded.error/1"
+    assert json.loads(out)["exit_code"] == code == 3
+
+
+def test_check_answers_by_its_code_alone(capsys, daemon, home):
+    assert run(capsys, "status", "--check") == (0, "", "")
+    daemon.answers["GET", "/readyz"] = {"ready": False, "state": "degraded", "verdict": "failing"}
+    code, out, err = run(capsys, "status", "--check")
+    assert (code, out) == (4, "")
+    assert "degraded, failing" in err
+    assert run(capsys, "--socket", str(home / "nobody"), "status", "--check")[0] == 3
+
+
+def test_peers_and_ping(capsys, daemon):
+    code, out, _ = run(capsys, "peers")
+    assert code == 0
+    assert "barn  active  direct" in out
+    assert json.loads(run(capsys, "peers", "--json")[1])["peers"] == [PEER]
+    code, out, _ = run(capsys, "ping", "barn", "-c", "2", "--interval", "0")
+    assert code == 0
+    assert out.splitlines() == ["pong from barn (nd-b2cd-91aa) via direct in 21 ms"] * 2
+    code, out, _ = run(capsys, "ping", "barn", "-c", "2", "--interval", "0", "--json")
+    answer = json.loads(out)
+    assert answer["schema"] == "noded.ping/1"
+    assert len(answer["replies"]) == 2
+
+
+def test_the_daemons_own_errors_keep_hint_and_code(capsys, daemon):
+    daemon.answers["POST", "/v1/ping"] = PeerNotReachable("no such peer", hint="noded peers")
+    assert run(capsys, "ping", "x") == (6, "", "noded: no such peer\n  noded peers\n")
+    daemon.answers["GET", "/v1/status"] = NotReady("starting")
+    assert run(capsys, "status")[0] == 4
+    daemon.answers["GET", "/v1/status"] = ZeroDivisionError()
+    assert run(capsys, "status")[0] == 1
+
+
+def test_a_ping_without_any_reply_is_unreachable(capsys, daemon):
+    daemon.answers["POST", "/v1/ping"] = {"peer": "nd-x", "replies": []}
+    assert run(capsys, "ping", "x", "-c", "1")[0] == 6
+
+
+def test_stop_waits_until_the_daemon_is_gone(capsys, daemon):
+    assert run(capsys, "stop") == (0, "stopped\n", "")
+    assert not daemon.path.exists()
+
+
+def test_a_stop_that_does_not_happen_times_out(capsys, daemon):
+    daemon.stops = False
+    code, _, err = run(capsys, "stop", "--timeout", "0.2")
+    assert code == 5
+    assert "still there" in err
+
+
+def test_watch_prints_until_it_is_interrupted(capsys, daemon, monkeypatch):
+    import time
+
+    def interrupt(_seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    code, out, _ = run(capsys, "status", "--watch", "--json")
+    assert code == 130
+    assert json.loads(out) == STATUS
+
+
+# ---- setting up --------------------------------------------------------------------------------
+
+
+def test_init_makes_a_node_and_the_line_for_the_next_one(capsys, home, monkeypatch):
+    import node.client
+
+    monkeypatch.setattr(node.client, "own_host", lambda: "192.0.2.20")
+    code, out, err = run(capsys, "init", "--name", "attic", "--run", "demo", "--create")
+    assert (code, err) == (0, "")
+    (line,) = [line.strip() for line in out.splitlines() if "--bootstrap" in line]
+    assert line.endswith("--bootstrap 192.0.2.20:7447")
+    data = home / ".local" / "state" / "noded"
+    assert sorted(path.name for path in data.iterdir()) == ["node.key", "noded.toml", "swarm.key"]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in [data, *data.iterdir()])
+    node_id = json.loads(run(capsys, "id", "--json")[1])
+    assert run(capsys, "id")[1].strip() == node_id["id"] in out
+
+    # The line, on another machine, makes a node of the same swarm with an identity of its own.
+    monkeypatch.setenv("NODED_CONFIG", str(home / "other" / "noded.toml"))
+    code, out, _ = run(capsys, *line.split()[1:], "--json")
+    assert code == 0
+    other = json.loads(out)
+    assert other["schema"] == "noded.init/1"
+    assert other["swarm"] == node_id["swarm"]
+    assert other["id"] != node_id["id"]
+    assert json.loads(run(capsys, "config", "show", "--json")[1])["keys"]["network.bootstrap"] == {
+        "value": ["192.0.2.20:7447"],
+        "source": other["config"],
+    }
+
+
+def test_the_join_line_never_names_loopback_unless_asked(capsys, home, monkeypatch):
+    import node.client
+
+    monkeypatch.setattr(node.client, "own_host", lambda: "")
+    config = ["--config", str(home / "a" / "noded.toml")]
+    out = run(capsys, "init", *config, "--listen", "127.0.0.1:7447")[1]
+    assert "--bootstrap HOST:7447" in out
+    assert "in place of HOST" in out
+    config = ["--config", str(home / "b" / "noded.toml")]
+    assert "--bootstrap 127.0.0.1:7447" in run(capsys, "init", *config, "--preset", "local")[1]
+    config = ["--config", str(home / "c" / "noded.toml")]
+    out = run(capsys, "init", *config, "--advertise", "203.0.113.7:9")[1]
+    assert "--bootstrap 203.0.113.7:9" in out
+
+
+def test_init_twice_changes_nothing(capsys, home):
+    assert run(capsys, "init")[0] == 0
+    data = home / ".local" / "state" / "noded"
+    before = {path.name: path.read_bytes() for path in data.iterdir()}
+    code, out, err = run(capsys, "init", "--name", "other")
+    assert (code, out) == (1, "")
+    assert "noded run" in err
+    assert run(capsys, "init", "--if-needed")[0] == 0
+    assert {path.name: path.read_bytes() for path in data.iterdir()} == before
+    assert run(capsys, "init", "--force", "--name", "other")[0] == 0
+    after = {path.name: path.read_bytes() for path in data.iterdir()}
+    assert after["node.key"] == before["node.key"]
+    assert after["swarm.key"] == before["swarm.key"]
+    assert b'name = "other"' in after["noded.toml"]
+
+
+def test_an_interrupted_init_is_finished_by_the_next(capsys, home):
+    assert run(capsys, "init")[0] == 0
+    data = home / ".local" / "state" / "noded"
+    identity = (data / "node.key").read_bytes()
+    (data / "noded.toml").unlink()
+    code, out, _ = run(capsys, "init")
+    assert code == 0
+    assert "kept swarm.key, node.key" in out
+    assert (data / "node.key").read_bytes() == identity
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["--swarm", "ns-garbage", "--bootstrap", "a:1"], 2, "swarm key"),
+        (["--bootstrap", "nonsense"], 7, "network.bootstrap"),
+        (["--set", "run.evrey=3"], 7, "run.every"),
+        (["--set", "run.every"], 2, "KEY=VALUE"),
+        (["--create"], 2, "--run"),
+        (["--run", "../x"], 7, "run.name"),
+        (["--preset", "moon"], 2, "preset"),
+    ],
+)
+def test_a_wrong_init_writes_nothing(capsys, home, arguments, code, word):
+    result, out, err = run(capsys, "init", *arguments)
+    assert (result, out) == (code, "")
+    assert word in err
+    assert not (home / ".local").exists()
+
+
+def test_joining_needs_an_address_and_the_same_swarm(capsys, home):
+    first, second = (Swarm.generate(os.urandom).key_text for _ in range(2))
+    code, _, err = run(capsys, "init", "--swarm", first)
+    assert code == 7
+    assert "--bootstrap" in err
+    join = ["init", "--bootstrap", "192.0.2.1:7447", "--swarm"]
+    assert run(capsys, *join, first)[0] == 0
+    assert run(capsys, *join, second, "--force")[0] == 8
+
+
+def test_the_swarm_key_can_come_from_standard_input(capsys, home, monkeypatch):
+    import io
+
+    swarm = Swarm.generate(os.urandom)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(swarm.key_text + "\n"))
+    code, out, _ = run(capsys, "init", "--swarm", "-", "--bootstrap", "192.0.2.1:1", "--json")
+    assert code == 0
+    assert json.loads(out)["swarm"] == swarm.id.hex()
+
+
+def test_id_without_a_key_says_how_to_make_one(capsys, home):
+    code, _, err = run(capsys, "id")
+    assert code == 1
+    assert "noded init" in err
+
+
+def test_config_check_show_and_explain(capsys, home):
+    path = home / "noded.toml"
+    path.write_text('[run]\nname = "r"\nevrey = 3\n')
+    config = ["--config", str(path)]
+    code, out, err = run(capsys, "config", "check", *config)
+    assert (code, out) == (7, "")
+    assert err == "noded: unknown key run.evrey\n  did you mean run.every?\n"
+    path.write_text('[run]\nname = "r"\ndata = "missing"\n')
+    code, _, err = run(capsys, "config", "check", *config)
+    assert code == 7
+    assert f"run.data: there is nothing at {home / 'missing'}" in err
+    path.write_text('[run]\nname = "r"\n')
+    assert run(capsys, "config", "check", *config)[0] == 0
+    out = run(capsys, "config", "show", *config, "--set", "run.every=5")[1]
+    assert ["run.every", "5", "--set"] in [line.split() for line in out.splitlines()]
+    assert "NODED_RUN_EVERY" in run(capsys, "config", "explain", "run.every")[1]
+    explained = json.loads(run(capsys, "config", "explain", "limits", "--json")[1])
+    assert {entry["key"].partition(".")[0] for entry in explained["keys"]} == {"limits"}
+    assert run(capsys, "config", "explain", "run.evry")[0] == 7
+
+
+# ---- the command itself ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["sttus"], "'status'"),
+        (["config", "chek"], "'check'"),
+        (["status", "--chek"], "--check"),
+        (["ping"], "PEER"),
+        (["local", "--peers", "0"], "peers"),
+        (["status", "--timeout", "0"], "timeout"),
+        (["completion", "tcsh"], "bash"),
+    ],
+)
+def test_usage_errors_are_code_2_and_help(capsys, arguments, word):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert word in err
+
+
+@pytest.mark.parametrize("path", [[], ["config"], *[[name] for name in sorted(cli.commands)]])
+def test_every_verb_has_help(capsys, path):
+    code, out, _ = run(capsys, *path, "--help")
+    assert code == 0
+    assert "--json" in out
+    assert "Usage: noded" in out
+
+
+def test_the_version_is_the_projects(capsys):
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert run(capsys, "--version")[1] == f"noded {project['version']}\n"
+    assert node.__version__ == project["version"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(capsys, shell):
+    code, out, _ = run(capsys, "completion", shell)
+    assert code == 0
+    assert "_NODED_COMPLETE" in out
+
+
+def test_the_documented_verbs_are_the_real_ones():
+    text = (ROOT / "docs" / "cli.md").read_text()
+    for name in cli.commands:
+        assert f"`noded {name}" in text, name
+
+
+def modules_after(*arguments: str) -> set[str]:
+    """What a command has imported when it ends, seen from inside its process."""
+    program = (
+        "import sys; from node.cli import main; code = main(sys.argv[1:]);"
+        "print('|'.join(sorted(sys.modules)))"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return set(result.stdout.splitlines()[-1].split("|"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["status"], ["status", "--check"], ["peers"], ["ping", "barn", "-c", "1"], ["stop"]],
+    ids=" ".join,
+)
+def test_asking_the_daemon_imports_click_and_the_standard_library_alone(daemon, arguments):
+    found = {name.partition(".")[0] for name in modules_after(*arguments)}
+    heavy = {"trio", "torch", "numpy", "msgspec", "msgpack", "attr", "attrs", "cryptography", "h11"}
+    assert not found & (heavy | {"rich", "transport", "gossip", "dht", "crdt"})
+
+
+def test_importing_the_package_imports_nothing():
+    program = "import sys, node; print('|'.join(sys.modules))"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    out = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
+    ).stdout
+    assert not {"trio", "torch", "click", "msgspec", "node.cli", "node.errors"} & set(
+        out.strip().split("|")
+    )
+    assert node.NodedError.__module__ == "node.errors"
+    with pytest.raises(AttributeError):
+        node.nonsense  # noqa: B018
