@@ -274,7 +274,10 @@ class Connection:
                 if frames:
                     await link.send(RecordKind.DATA, frames)
                 elif mux.closed:
-                    return  # the goodbye is out; the reader waits for the peer to hang up
+                    # The mux ignores what comes after its own goodbye, so two sides that close
+                    # at once tell each other with this record that they are through.
+                    await link.send(RecordKind.CLOSE, b"")
+                    return  # the reader waits for the peer to hang up
                 else:
                     await self._writer.park()
         except ConnectionBroken as error:

@@ -145,7 +145,7 @@ async def test_a_result_is_discarded_when_another_attempt_crashes(autojump_clock
             raise KeyError("a bug in the losing attempt") from None
         return address.host
 
-    with pytest.RaisesGroup(KeyError):
+    with pytest.raises(ExceptionGroup):
         await dial(network, at("10.0.0.1", "10.0.0.2"), establish, discarded.append)
     assert discarded == ["10.0.0.1"]
 

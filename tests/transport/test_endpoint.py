@@ -100,6 +100,19 @@ async def test_leaving_by_cancellation_says_goodbye_too(autojump_clock: object) 
         assert peer.close_reason == "closed by the peer: shutting down"
 
 
+async def test_two_sides_that_close_at_once_do_not_wait_for_each_other(
+    autojump_clock: object,
+) -> None:
+    world = MemoryNetwork(1)
+    async with nodes(world, 2) as (a, b):
+        ours = await a.connect([address(2)])
+        theirs = await peer_of(b, a)
+        ours.close("one")
+        theirs.close("other")
+        await trio.sleep(0.01)
+        assert world.open_connections == 0
+
+
 async def test_an_exception_from_the_block_comes_out_bare() -> None:
     async def block() -> None:
         async with nodes(MemoryNetwork(1), 2) as (a, _b):
