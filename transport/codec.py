@@ -38,7 +38,9 @@ def _encode_known(value: object) -> object:
 def _decode_known(type_: type[Any], value: Any) -> Any:
     if isinstance(type_, type) and issubclass(type_, NodeId):
         return type_(value)  # InvalidNodeId for anything but 32 bytes
-    raise NotImplementedError(f"cannot decode {type_.__name__}")  # a wrong annotation: our own mistake
+    raise NotImplementedError(
+        f"cannot decode {type_.__name__}"
+    )  # a wrong annotation: our own mistake
 
 
 def pack(obj: object, *, limit: int = MAX_MESSAGE_BYTES) -> bytes:
@@ -135,5 +137,3 @@ def decode_untrusted(data: Buffer, type_: type[T], *, limit: int = MAX_MESSAGE_B
         # The text may quote values of the peer: one printable line of bounded length.
         text = "".join(c if c.isprintable() else "?" for c in str(error)[:200])
         raise MalformedMessage(f"not a {getattr(type_, '__name__', 'value')}: {text}") from None
-    except RecursionError:
-        raise MalformedMessage("nested too deeply") from None

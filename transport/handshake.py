@@ -282,8 +282,6 @@ class Handshake:
 
     def _step(self) -> bool:
         """Consume the next unit of input; False when more bytes (or none) are needed."""
-        if self._result is not None:
-            return False
         if not self._remote_hello:
             return self._receive_hello()
         if self._noise is None:  # responder only

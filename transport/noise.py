@@ -110,11 +110,8 @@ class SymmetricState:
 
     __slots__ = ("_chaining_key", "_cipher", "hash")
 
-    def __init__(self, protocol_name: bytes = PROTOCOL_NAME) -> None:
-        if len(protocol_name) <= hashlib.sha256().digest_size:
-            self.hash = protocol_name.ljust(32, b"\x00")
-        else:
-            self.hash = hashlib.sha256(protocol_name).digest()
+    def __init__(self) -> None:
+        self.hash = PROTOCOL_NAME.ljust(32, b"\x00")  # a name of at most 32 bytes is its own hash
         self._chaining_key = self.hash
         self._cipher = CipherState()
 

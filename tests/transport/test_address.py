@@ -80,6 +80,12 @@ def test_bad_ports(port):
         Address("h", port)
 
 
+@pytest.mark.parametrize("host", [None, 5, b"h", "x" * 1000])
+def test_bad_hosts(host):
+    with pytest.raises(InvalidAddress):
+        Address(host, 1)
+
+
 def test_order_and_kinds():
     assert sorted([Address("b", 1), Address("a", 2), Address("a", 1)]) == [
         Address("a", 1),

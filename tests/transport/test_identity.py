@@ -126,6 +126,27 @@ def test_random_text_raises_only_the_typed_error(text):
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("nd" + "a" * 200, "too long"),
+        ("xx-aaaa", "begin with nd-"),
+        ("nd-aaa!", "not base32"),
+        ("nd-aaaa", "4 characters"),
+        (str(NodeId(bytes(32)))[:-1] + "b", "check character"),
+    ],
+)
+def test_what_is_wrong_with_a_text_is_said(text, reason):
+    with pytest.raises(InvalidNodeId, match=reason):
+        NodeId.parse(text)
+
+
+@pytest.mark.parametrize("size", [0, 31, 33])
+def test_a_public_key_has_32_bytes(size):
+    with pytest.raises(InvalidPublicKey):
+        NodeId.of_public_key(bytes([2]) * size)
+
+
 def test_the_unused_bit_must_be_zero():
     from transport.text import check_character
 

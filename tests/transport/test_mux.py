@@ -80,6 +80,8 @@ def remote_id(number, priority=NORMAL):
     return stream_id(number, priority, opened_by_responder=True)
 
 
+OPEN = Open(remote_id(1), "x")
+
 # Life of a stream.
 
 
@@ -440,6 +442,19 @@ def test_a_stream_reset_before_its_open_left_is_never_heard_of():
     assert events(b) == [Opened(t, "y", NORMAL)]
 
 
+def test_data_and_reset_in_one_record_leave_no_view_of_it():
+    a, _ = pair()
+    receive(a, OPEN)
+    events(a)
+    record = bytearray(
+        encode(Data(OPEN.stream_id, memoryview(b"void"))) + encode(ResetFrame(OPEN.stream_id, 4))
+    )
+    a.receive(memoryview(record), NOW)
+    record.clear()  # raises BufferError if a view were kept
+    assert events(a) == [Reset(OPEN.stream_id, 4)]
+    assert a.statistics().unconsumed_bytes == 0
+
+
 def test_frames_under_way_to_a_stream_we_reset_are_ignored():
     a, b = pair()
     s = a.open("x")
@@ -590,7 +605,6 @@ def test_protocol_names(name):
 
 # Violations.
 
-OPEN = Open(remote_id(1), "x")
 VIOLATIONS = {
     "data for a stream never opened": [Data(remote_id(1), memoryview(b"x"))],
     "credit for a stream never opened": [Credit(remote_id(1), 1)],
