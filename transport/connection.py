@@ -44,7 +44,7 @@ from transport.mux import (
 )
 from transport.record import RecordKind
 from transport.reporter import Reporter
-from transport.stream import Stream
+from transport.stream import Stream, Waiter
 
 if TYPE_CHECKING:
     from transport.peer import Peer
@@ -98,7 +98,7 @@ class Connection:
         self._ping_waiters: dict[int, tuple[trio.Event, list[float]]] = {}
         self._next_token = 1
         self._idle_since = self.opened_at
-        self._writer = trio.lowlevel.ParkingLot()
+        self._writer = Waiter()
         self._ending = trio.Event()
         self._scope = trio.CancelScope(shield=True)  # gets its deadline when the end begins
         self._handlers: trio.Nursery | None = None
@@ -138,7 +138,7 @@ class Connection:
 
     def kick(self) -> None:
         """Have the writer look at the mux."""
-        self._writer.unpark()
+        self._writer.wake()
 
     def forget(self, stream_id: int) -> None:
         """Stop telling a stream what happens to it."""
@@ -279,7 +279,7 @@ class Connection:
                     await link.send(RecordKind.CLOSE, b"")
                     return  # the reader waits for the peer to hang up
                 else:
-                    await self._writer.park()
+                    await self._writer.wait()
         except ConnectionBroken as error:
             self._fail(str(error))
 

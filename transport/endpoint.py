@@ -24,7 +24,6 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from types import MappingProxyType
 from typing import Final
 
-import attrs
 import trio
 
 from transport.address import Address
@@ -53,7 +52,7 @@ from transport.peer import CallHandler, Peer, handler_of_calls
 from transport.rendezvous import Delivery, Rendezvous
 from transport.reporter import Reporter
 from transport.swarm import Swarm
-from transport.watch import PeerDown, PeerEvent, PeerUp, Watchers
+from transport.watch import LostPeer, PeerDown, PeerEvent, PeerUp, Watchers
 
 DIAL_BACK: Final = "bulk/dial-back"
 TOKEN_BYTES: Final = 16
@@ -65,23 +64,6 @@ MAX_LOST: Final = 1024
 """Lost peers remembered, for status and for people."""
 
 _log = logging.getLogger(__name__)
-
-
-@attrs.frozen
-class LostPeer:
-    """A peer that was connected once and is not now."""
-
-    reason: str
-    """Why the last connection ended."""
-
-    at: float
-    """Trio time of its end."""
-
-    name: str
-    """What it called itself."""
-
-    address: Address
-    """Where it was."""
 
 
 class Endpoint:

@@ -42,6 +42,31 @@ LENGTH_BYTES: Final = 4
 """Before each message: its length, unsigned big-endian."""
 
 
+class Waiter:
+    """Lets one task sleep until another wakes it: a parking lot for one, on the path of each call."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+
+    async def wait(self) -> None:
+        """Sleep until `wake`, which may come for any reason: look again. Cancellable."""
+        assert self._task is None, "only one task may wait here"
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def wake(self) -> None:
+        """Wake the sleeper, if there is one."""
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+
 class StreamPeerLost(PeerLost, trio.BrokenResourceError):
     """The connection that carried the stream is gone."""
 
@@ -81,8 +106,8 @@ class Stream(trio.abc.HalfCloseableStream):
         self._full = False  # the mux took less than it was given; Writable will follow
         self._tail: Buffer = b""  # the rest of a message whose sending was cancelled
         self._sending = self._receiving = False
-        self._readers = trio.lowlevel.ParkingLot()
-        self._writers = trio.lowlevel.ParkingLot()
+        self._reader = Waiter()
+        self._writer = Waiter()
 
     def __repr__(self) -> str:
         state = " closed" if self._closed else " broken" if self._failure else ""
@@ -173,7 +198,7 @@ class Stream(trio.abc.HalfCloseableStream):
     async def _wait_room(self) -> None:
         """Wait for the Writable that the mux owes after it took less than it was given."""
         while self._full:
-            await self._writers.park()
+            await self._writer.wait()
             self._check_send()
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -293,7 +318,7 @@ class Stream(trio.abc.HalfCloseableStream):
         while self._unread < count and not self._finished:
             if self._failure is not None:
                 raise _copy(self._failure)
-            await self._readers.park()
+            await self._reader.wait()
             if self._closed:
                 raise StreamIsClosed("the stream was closed on this side")
 
@@ -378,8 +403,8 @@ class Stream(trio.abc.HalfCloseableStream):
         self._wake()
 
     def _wake(self) -> None:
-        self._readers.unpark_all()
-        self._writers.unpark_all()
+        self._reader.wake()
+        self._writer.wake()
 
     # What the connection tells us
 
@@ -387,19 +412,19 @@ class Stream(trio.abc.HalfCloseableStream):
         """More bytes have arrived."""
         self._inbox.append(data)
         self._unread += len(data)
-        self._readers.unpark_all()
+        self._reader.wake()
 
     def on_finished(self) -> None:
         """The other side will send no more."""
         self._finished = True
         if self._eof_sent:
             self._connection.forget(self._id)
-        self._readers.unpark_all()
+        self._reader.wake()
 
     def on_writable(self) -> None:
         """The mux has room again."""
         self._full = False
-        self._writers.unpark_all()
+        self._writer.wake()
 
     def on_failure(self, failure: PeerLost | StreamReset) -> None:
         """The stream or its connection is gone; wakes every waiter."""

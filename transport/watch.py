@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
+from transport.address import Address
+
 if TYPE_CHECKING:
     from transport.peer import Peer
 
@@ -40,6 +42,23 @@ class PeerDown:
 @attrs.frozen
 class Lagged:
     """Events were left out: look at `endpoint.peers`."""
+
+
+@attrs.frozen
+class LostPeer:
+    """A peer that was connected once and is not now."""
+
+    reason: str
+    """Why the last connection ended."""
+
+    at: float
+    """Trio time of its end."""
+
+    name: str
+    """What it called itself."""
+
+    address: Address
+    """Where it was."""
 
 
 PeerEvent = PeerUp | PeerDown | Lagged
