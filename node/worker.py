@@ -37,7 +37,7 @@ from node.task_loop import TaskLoop
 
 __all__ = ["main"]
 
-PARENT_GRACE_S: Final = 5.0
+PARENT_GRACE_S: Final = 2.0
 """From the parent's end to ours, if the closed socket has not ended us before."""
 
 

@@ -40,7 +40,7 @@ class ByteGPTSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[run.task_settings]` of the byte-level GPT."""
 
     layers: Annotated[int, Meta(ge=1, le=64)] = 3
-    width: Annotated[int, Meta(ge=8, le=8192)] = 96
+    width: Annotated[int, Meta(ge=8, le=8192)] = 64
     heads: Annotated[int, Meta(ge=1, le=128)] = 4
     context: Annotated[int, Meta(ge=8, le=65536)] = 64
     """Bytes per window."""

@@ -375,6 +375,7 @@ def test_reports_are_rare(socket_path):
         link = DaemonLink.connect(socket_path)
         session = Session("demo", model, optimizer, link=link, clock=lambda: now[0])
         with session as run:
+            assert run.wait_synced(60)
 
             def tick(_step):
                 now[0] += 0.125
