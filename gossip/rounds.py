@@ -107,6 +107,9 @@ async def run_rounds(
 ) -> None:
     """Run rounds until the trainer has finished.
 
+    A finished node stays ready at its last position, so that one that comes late can form an epoch
+    with it and be handed the final state.
+
     `on_phase` hears "joining", "syncing", "training", "waiting" and "finished".
 
     Cancellation stops between two awaits; the trainer's state stays that of its last applied round.
@@ -118,8 +121,9 @@ async def run_rounds(
     life = _Life(group, handover, protocol, averager, trainer, nonce, on_phase, on_round)
     try:
         await life.run()
-    finally:
+    except BaseException:
         group.set_not_ready("its trainer has stopped")
+        raise
 
 
 @attrs.define

@@ -98,6 +98,7 @@ class RunService:
         self._metrics = _MetricsFile(self.directory / "metrics.jsonl")
         self._saves, self._to_publish = trio.open_memory_channel[Saved](2)
         self._hurry_at: float | None = None
+        self._link: TrainerLink | None = None
         self._replication: Replication | None = None
 
     @property
@@ -145,7 +146,7 @@ class RunService:
                 nursery.start_soon(self._watch_useless, trainers)
                 group.on_waiting = self._members_wait
                 while True:
-                    link = await trainers.next_link()
+                    self._link = link = await trainers.next_link()
                     group.machine.model = link.attach.model
                     self._set_member("active", link.attach.model)
                     try:
@@ -233,7 +234,7 @@ class RunService:
 
     def _held(self) -> HeldState | None:
         """The consensus state that can be handed over now."""
-        link = None if self.trainers is None else self.trainers.current
+        link = self._link
         if link is None or link.position is None or self.manifest is None:
             return None
         protocol = load_protocol(self.manifest.protocol)

@@ -92,12 +92,13 @@ class TrainerLink(TrainerPort):
             self.error = f"the trainer spoke nonsense: {group.exceptions[0]}"
             _log.warning("%s", self.error)
         finally:
-            self.position = None
+            if not self.finished:
+                self.position = None
             self._arrived.close()
             self._outbox.close()
             self.gone.set()
             await trio.aclose_forcefully(self._stream)
-            self._buffer.close()
+            self._buffer.close()  # the views stay valid: a finished state is still handed over
 
     async def _write(self) -> None:
         async for frame in self._to_write:
