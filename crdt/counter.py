@@ -57,12 +57,14 @@ class PNCounter:
         return PNCounter(totals)
 
     def delta_since(self, known: "PNCounter") -> "PNCounter":
-        """What a replica at `known` lacks: the writers whose totals differ."""
+        """What a replica at `known` lacks: the writers of whom it has seen less."""
+        none = (0, 0)
         return PNCounter(
             {
-                writer: pair
-                for writer, pair in self.totals.items()
-                if (known.totals.get(writer, (0, 0))) != pair
+                writer: (raised, lowered)
+                for writer, (raised, lowered) in self.totals.items()
+                if raised > known.totals.get(writer, none)[0]
+                or lowered > known.totals.get(writer, none)[1]
             }
         )
 

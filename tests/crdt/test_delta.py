@@ -78,6 +78,19 @@ def test_an_entry_without_its_dot_in_the_context_is_refused():
         ORSet.from_wire([[], [[b"a", 1, "x"]]])
 
 
+def test_a_delta_since_tells_of_removals_that_the_other_has_not_seen():
+    theirs, _ = ORSet().add(b"a", "x")
+    theirs, _ = theirs.add(b"a", "y")
+    mine, _ = theirs.remove("x")
+    delta = mine.delta_since(theirs.summary())
+    assert delta.store.entries == {}
+    assert theirs.join(delta).elements() == ["y"]
+    # Added and removed before the other saw either: its context must still learn of the dot.
+    mine, _ = mine.add(b"b", "z")
+    mine, _ = mine.remove("z")
+    assert theirs.join(mine.delta_since(theirs.summary())) == theirs.join(mine)
+
+
 def test_a_reused_dot_ends_alike_everywhere():
     one = DotStore({Dot(b"a", 1): ("x",)}, DotSet.of([Dot(b"a", 1)]))
     two = DotStore({Dot(b"a", 1): ("y",)}, DotSet.of([Dot(b"a", 1)]))

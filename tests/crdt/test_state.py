@@ -257,6 +257,21 @@ def test_one_sequence_for_two_contents_still_ends_alike():
     two.say("two")
     b.state.merge(one.state.to_wire())
     c.state.merge(two.state.to_wire())
+    # Either side alone would notice, by telling or by asking.
+    want = b.state.want_since(c.state.context())
+    assert want == c.state.want_since(b.state.context())
+    assert want == {"v": 1, "writers": [b"a"], "checkpoint": False}
+    exchange(b, c)
+    assert b.state.digest() == c.state.digest()
+
+
+def test_one_step_with_two_checkpoints_is_noticed_too():
+    b, c = Node(b"b"), Node(b"c")
+    b.state.set_checkpoint(CheckpointInfo(5, 1, HASH, b"b"))
+    c.state.set_checkpoint(CheckpointInfo(5, 1, HASH, b"c"))
+    want = b.state.want_since(c.state.context())
+    assert want == c.state.want_since(b.state.context())
+    assert want == {"v": 1, "writers": [], "checkpoint": True}
     exchange(b, c)
     assert b.state.digest() == c.state.digest()
 

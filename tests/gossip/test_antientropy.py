@@ -58,10 +58,10 @@ class Pair:
         self.kinds = []
         self.bytes = 0
 
-    def run(self, now):
-        """Tick both, then deliver until nobody has anything to say."""
-        for side in self.sides:
-            side.tick(now)
+    def run(self, now, who=(0, 1)):
+        """Tick both (or some), then deliver until nobody has anything to say."""
+        for side in who:
+            self.sides[side].tick(now)
         for _ in range(1000):
             quiet = True
             for here, there in ((0, 1), (1, 0)):
@@ -104,6 +104,18 @@ def test_two_that_differ_are_equal_after_one_comparison(left, right):
         assert len(pair.states[0]) == right
 
 
+@pytest.mark.parametrize("size", [5, 200])
+@pytest.mark.parametrize("asks", [0, 1])
+def test_one_comparison_from_one_side_finds_what_either_lacks(size, asks):
+    pair = Pair(crowd(size), crowd(size))
+    pair.run(0.0)
+    for side, first in ((0, 1000), (1, 2000)):
+        pair.states[side].merge(crowd(5, first=first).to_wire())
+    pair.run(pair.sides[asks].next_deadline(), who=(asks,))
+    assert pair.equal
+    assert len(pair.states[0]) == size + 10
+
+
 def test_both_directions_at_once():
     pair = Pair(crowd(300), crowd(300, first=200))
     pair.run(0.0)
@@ -115,10 +127,11 @@ def test_both_directions_at_once():
 def test_a_checkpoint_alone_is_found_too(size):
     for holder in (0, 1):
         pair = Pair(crowd(size), crowd(size))
+        pair.run(0.0)  # from here on no push of own edits carries it
         pair.states[holder].merge(
             {"v": 1, "records": [], "checkpoint": [320, [4, HASH, name_of(1)]]}
         )
-        pair.run(0.0)
+        pair.run(10.0, who=(0,))
         assert pair.equal
         assert pair.states[1 - holder].checkpoint() == CheckpointInfo(320, 4, HASH, name_of(1))
 
