@@ -49,6 +49,8 @@ class Entry:
     """Unanswered queries since it was last heard from."""
     retry_at: float = 0.0
     """When a failing entry is worth asking again."""
+    retrying: bool = False
+    """Whether it is being asked again, so that it is not due twice."""
 
 
 class Bucket:
@@ -108,6 +110,7 @@ class Bucket:
         if entry.failures and now < entry.retry_at:
             return entry  # queries that were under way together fail together: that is one failure
         entry.failures += 1
+        entry.retrying = False
         pause_s = min(RETRY_MOST_S, RETRY_FIRST_S * 2.0 ** min(entry.failures - 1, 10))
         entry.retry_at = now + pause_s
         if entry.failures >= EVICT_AFTER and self._replacements:

@@ -66,6 +66,9 @@ MAX_SIGNERS = 256
 # Failing contacts asked again at one tick.
 _RETRIES_PER_TICK = 8
 _EXPIRE_EVERY_S = 60.0
+# The first search of our neighbourhood may go wrong (a lost answer, dead hints) and leave us with one contact, so it is
+# repeated after this pause, then after pauses three times as long each, up to `refresh_s`.
+_REFRESH_FIRST_S = 5.0
 
 
 @attrs.frozen
@@ -182,6 +185,7 @@ class DhtNode:
         self._pinging: set[bytes] = set()  # membership only, never iterated
         self._background: int | None = None
         self._refresh_targets: deque[bytes] = deque()
+        self._refresh_pause_s = _REFRESH_FIRST_S
         self._refresh_at = now + self._settings.refresh_s
         self._expire_at = now + _EXPIRE_EVERY_S
 
@@ -403,6 +407,7 @@ class DhtNode:
             for record in self.publisher.wanted_by(contact):
                 self._call(contact, Store(record), None)
             if first:
+                self._refresh_pause_s = _REFRESH_FIRST_S
                 self._refresh_at = min(self._refresh_at, now)
         elif oldest is not None:
             self.greet(oldest, now)
@@ -435,9 +440,13 @@ class DhtNode:
         self._check_busy()
         self._numbers += 1
         self.table.touch(target, now)
+        # Those that just fell silent are asked only when there is nobody better.
+        seeds = self.table.closest(target, self._k, retry_at=now) or self.table.closest(
+            target, self._k, retry_at=math.inf
+        )
         lookup = Lookup(
             target,
-            self.table.closest(target, self._k, retry_at=now),
+            seeds,
             own_id=self._me.node_id,
             now=now,
             settings=self._settings.lookup,
@@ -562,7 +571,9 @@ class DhtNode:
             self._start(_Purpose.REFRESH, FindNode(me), me, now, wall)
 
     def _next_refresh(self) -> float:
-        return self._settings.refresh_s * self._rng.uniform(0.8, 1.2)
+        pause_s = min(self._settings.refresh_s, self._refresh_pause_s)
+        self._refresh_pause_s = min(self._settings.refresh_s, 3.0 * pause_s)
+        return pause_s * self._rng.uniform(0.8, 1.2)
 
 
 def _keep_newest(held: dict[bytes, SignedRecord], records: list[SignedRecord]) -> None:

@@ -120,11 +120,12 @@ class Table:
         upcoming: float | None = None
         for _, bucket in sorted(self._buckets.items()):
             for entry in _all(bucket):
-                if not entry.failures:
+                if not entry.failures or entry.retrying:
                     continue
                 if entry.retry_at <= now and len(due) < limit:
                     due.append(entry.contact)
-                    continue  # still due until its answer or failure is known
+                    entry.retrying = True
+                    continue
                 if upcoming is None or entry.retry_at < upcoming:
                     upcoming = entry.retry_at
         self._next_retry = upcoming

@@ -32,6 +32,7 @@ class SimNode:
     credentials: Credentials
     contact: Contact
     node: DhtNode
+    born_at: float
     alive: bool = True
     timer: int = 0
     events: dict[int, Event] = attrs.field(factory=dict)
@@ -101,15 +102,18 @@ class World:
                 now=self.now,
                 settings=settings,
             ),
+            self.now,
         )
         self.nodes[credentials.node_id] = sim
         self.flush(sim)
         return sim
 
     def join(self, sim: SimNode, through: SimNode) -> None:
-        """Bootstrap: what the driver does once it is connected to a bootstrap address."""
-        sim.node.greet(through.contact, self.now)
-        self.flush(sim)
+        """Bootstrap through one node, again and again until it has answered, as the driver does."""
+        if sim.alive and through.contact.node_id not in sim.node.table:
+            sim.node.greet(through.contact, self.now)
+            self.flush(sim)
+            self.at(self.now + self.settings.query_s + 0.1, self.join, sim, through)
 
     def kill(self, sim: SimNode) -> None:
         sim.alive = False
@@ -119,14 +123,14 @@ class World:
 
     def prefill(self) -> None:
         """Give every table what a long, quiet life would have: contacts at every distance, in random order."""
-        everybody = list(self.nodes.values())
-        for sim in everybody:
-            for other in self.rng.sample(everybody, min(len(everybody), 400)):
+        everybody = sorted(self.nodes.values(), key=lambda sim: sim.contact.node_id)
+        for place, sim in enumerate(everybody):
+            # nodes that follow each other in order share long prefixes: they are (nearly) the nearest
+            near = everybody[max(0, place - 16) : place + 17]
+            far = self.rng.sample(everybody, min(len(everybody), 150))
+            for other in near + far:
                 if other is not sim:
                     sim.node.table.seen(other.contact, self.now)
-            for contact in self.nearest(sim.contact.node_id, 25):
-                if contact is not sim:
-                    sim.node.table.seen(contact.contact, self.now)
 
     def nearest(self, target: bytes, count: int) -> list[SimNode]:
         return heapq.nsmallest(
