@@ -71,6 +71,8 @@ class Facts:
     """The run's name, None without one."""
     run_joined: bool = True
     """Whether the run has been found."""
+    run_finished: bool = False
+    """Whether the run is over: then a trainer that ended did as it should."""
     trainer: str = "none"
     """The trainer's state, as in status JSON."""
     trainer_restarts: int = 0
@@ -208,7 +210,7 @@ def _network(facts: Facts) -> list[HealthWarning]:
 
 
 def _run(facts: Facts) -> list[HealthWarning]:
-    if facts.run is None:
+    if facts.run is None or facts.run_finished:
         return []
     if not facts.run_joined:
         if facts.uptime_s < START_GRACE_S:

@@ -55,25 +55,23 @@ def draw_losses(
         colour = _COLOURS[number % len(_COLOURS)]
         axes.plot(steps, losses, color=colour, alpha=0.18, linewidth=0.8)
         axes.plot(steps, _running_mean(losses), color=colour, linewidth=1.3, label=name)
-    drawn = [points for points in validation.values() if points]
-    for number, points in enumerate(drawn):
+    at_step: dict[int, list[float]] = {}
+    for number, points in enumerate(validation.values()):
         steps, losses = _columns(points)
-        axes.plot(
-            steps,
-            losses,
-            color="#222222",
-            linewidth=1.6,
-            alpha=0.8,
-            marker="o",
-            markersize=3.5,
-            label="validation" if number == 0 else None,
-            zorder=3,
-        )
-    if drawn and drawn[0]:
-        step, loss = max((points[-1] for points in drawn), key=lambda point: point[0])
+        colour = _COLOURS[number % len(_COLOURS)]
+        axes.plot(steps, losses, color=colour, linestyle="", marker="o", markersize=6, zorder=3)
+        for step, loss in zip(steps, losses, strict=True):
+            at_step.setdefault(step, []).append(loss)
+    if at_step:
+        # All peers hold the same model at these steps, so one line stands for them; a peer that was
+        # away then has no point on it.
+        steps = sorted(at_step)
+        losses = [sum(at_step[step]) / len(at_step[step]) for step in steps]
+        style: Any = {"color": "#222222", "linewidth": 1.6, "marker": "o", "markersize": 3}
+        axes.plot(steps, losses, label="validation", zorder=4, **style)
         axes.annotate(
-            f"{loss:.2f}",
-            (step, loss),
+            f"{losses[-1]:.2f}",
+            (steps[-1], losses[-1]),
             textcoords="offset points",
             xytext=(-4, 10),
             ha="right",
@@ -96,8 +94,9 @@ def _columns(points: Points) -> tuple[list[int], list[float]]:
     return [step for step, _ in finite], [loss for _, loss in finite]
 
 
-def _running_mean(values: Sequence[float], share: float = 0.15) -> list[float]:
-    """Exponential mean, corrected for its start, so it begins at the first value."""
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """Exponential mean over about a fortieth of the picture, corrected for its start."""
+    share = min(1.0, 40 / max(1, len(values)))
     smoothed, mean, weight = [], 0.0, 0.0
     for value in values:
         mean = (1 - share) * mean + share * value

@@ -106,7 +106,7 @@ class Summary:
         header = ["PEER", "STEP", "ROUND", "VAL LOSS", "SENT", "RECEIVED", "LIVES", "PARAMETERS"]
         lines += [table(header, rows), ""]
         if self.sample:
-            shown = "\n".join("  | " + printable(line, 200) for line in self.sample.split("\n"))
+            shown = "\n".join("  | " + printable(line, 100) for line in self.sample.split("\n"))
             lines += ["a sample of what it writes:", shown, ""]
         if self.chart:
             lines.append(f"loss curve  {self.chart}")

@@ -75,6 +75,7 @@ class LocalSwarm:
         self._watcher = Watcher()
         self._progress = Progress(options.steps)
         self._signals: list[int] = []
+        self._warned: set[tuple[str, str]] = set()
         self._started_at = clock()
 
     def run(self) -> int:
@@ -185,6 +186,12 @@ class LocalSwarm:
         now = self._clock()
         self._progress.update(self._watcher.views, now)
         view.update(self._watcher.views, self._progress, now)
+        for peer in self._watcher.views:
+            for code, text in peer.warnings:
+                # A lost peer is announced by the one who sees its process end.
+                if code != "peer-lost" and (peer.name, code) not in self._warned:
+                    self._warned.add((peer.name, code))
+                    view.event("warning", f"{peer.name}: {text}", peer=peer.name, code=code)
 
     def _before_restart(self, daemon: Daemon) -> None:
         """Give a peer that comes back the port it had, and the addresses of the others.

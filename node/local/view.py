@@ -45,13 +45,16 @@ class Progress:
         training = [view.step for view in views if view.daemon.running and view.step > 0]
         if training:
             self.step = max(self.step, min(training))
-        self._samples.append((now, self.step))
-        while self._samples[0][0] < now - _RATE_WINDOW_S:
+        if self.step > 0:  # the time until the first step says nothing about the pace
+            self._samples.append((now, self.step))
+        while self._samples and self._samples[0][0] < now - _RATE_WINDOW_S:
             self._samples.popleft()
 
     @property
     def eta_s(self) -> float | None:
         """Seconds to the end at the pace of the last half minute; None while there is none."""
+        if not self._samples:
+            return None
         (start, first), (end, last) = self._samples[0], self._samples[-1]
         if last <= first or end <= start:
             return None

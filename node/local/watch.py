@@ -110,6 +110,17 @@ class PeerView:
                 counts[path] = counts.get(path, 0) + 1
         return ", ".join(f"{count} {path}" for path, count in sorted(counts.items())) or "none"
 
+    @property
+    def warnings(self) -> list[tuple[str, str]]:
+        """(code, text) of what its daemon says is wrong."""
+        # When the run is over, what its end looks like from a daemon is nobody's worry here.
+        health = self.status.get("health") if self.answering and not self.finished else None
+        return [
+            (str(entry.get("code")), f"{entry.get('text')}; {entry.get('hint') or ''}".rstrip("; "))
+            for entry in (health if isinstance(health, list) else ())
+            if isinstance(entry, Mapping) and entry.get("severity") in {"warning", "failing"}
+        ]
+
     def take(self, answer: Mapping[str, Any] | None) -> None:
         """Remember an answer; None if there was none."""
         if self._life != self.daemon.lives:

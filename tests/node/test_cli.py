@@ -98,7 +98,7 @@ class FakeDaemon:
             yield self
         finally:
             with contextlib.suppress(trio.RunFinishedError):
-                token[0].run_sync_soon(lambda: self._end())
+                token[0].run_sync_soon(self._end)
             thread.join(10)
 
 

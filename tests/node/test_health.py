@@ -47,6 +47,11 @@ def test_a_stall_that_the_trainers_death_explains_is_not_reported_as_well():
     assert [warning.code for warning in assess(facts)] == ["trainer-gone"]
 
 
+def test_a_finished_run_needs_no_trainer_and_no_rounds():
+    facts = Facts(**RUN, run_finished=True, trainer="exited", round_age_s=9e9, round_usual_s=3)
+    assert assess(facts) == []
+
+
 def test_the_worst_comes_first_and_is_the_verdict():
     facts = Facts(**RUN, refused_wrong_swarm=1, loss=float("inf"), loop_lag_max_ms=300.0)
     warnings = assess(facts)

@@ -85,7 +85,19 @@ def test_the_status_leads_with_the_verdict_and_ends_with_health():
 
 def test_peers_are_aligned_columns_and_lost_ones_keep_their_reason():
     lines = peers_text(STATUS["peers"]).splitlines()
-    assert lines[0].split() == ["ID", "NAME", "STATE", "PATH", "RTT", "ROUND", "LOSS", "TOK/S", "UP", "DOWN", "SEEN"]
+    assert lines[0].split() == [
+        "ID",
+        "NAME",
+        "STATE",
+        "PATH",
+        "RTT",
+        "ROUND",
+        "LOSS",
+        "TOK/S",
+        "UP",
+        "DOWN",
+        "SEEN",
+    ]
     assert "direct 198.51.100.4:7447" in lines[1]
     assert "21 ms" in lines[1]
     assert "1.1 GiB" in lines[1]
