@@ -34,21 +34,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-import msgspec
 import numpy as np
 import torch
 
 from gossip.errors import GossipError
 from gossip.protocol import Averager, load_protocol
-from node.binding import Binding, capture_private, restore_private
-from node.checkpoint import TEMPORARY_PREFIX, CheckpointCorrupt, Trust, load
+from node.binding import Binding
+from node.checkpoint import TEMPORARY_PREFIX
 from node.daemon_link import DaemonLink, DaemonLost
 from node.errors import ExitCode, NodedError, TimedOut
 from node.launch import SOCKET_VARIABLE
 from node.manifest import RunManifest
 from node.paths import default_data_dir, node_paths
 from node.shared_buffer import SharedBuffer, Vector
-from node.tensor_file import Array, BadTensorFile, write_tensors
+from node.snapshot import Loop, Position, read_snapshot, write_snapshot
+from node.tensor_file import BadTensorFile
 from node.trainer_messages import (
     MAX_SAMPLE_CHARACTERS,
     VERSION,
@@ -80,26 +80,12 @@ _log = logging.getLogger("noded")
 REPORT_INTERVAL_S: Final = 0.5
 ATTACH_TIMEOUT_S: Final = 60.0
 """The daemon answers `Attach` at once; more than this means that it hangs."""
-METADATA_KEY: Final = "noded"
-_DISCARDED: Final = ("params", "delta", "reduced")
-"""Vectors that hold nothing worth saving between two rounds."""
 
 
 class JoinRefused(NodedError):
     """The daemon does not take this trainer; the message says why."""
 
     exit_code = ExitCode.REFUSED
-
-
-class _Metadata(msgspec.Struct, frozen=True):
-    """The private part of a checkpoint that is not tensors."""
-
-    round: int
-    step: int
-    tokens: int
-    cursor: dict[str, int]
-    numbers: dict[str, float]
-    vectors: list[str]
 
 
 class Session:
@@ -264,8 +250,8 @@ class Session:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
-            tensors, metadata = self._collect()
-            written = write_tensors(path, tensors, {METADATA_KEY: metadata})
+            position = Position(self._round, step, self._tokens, dict(self.cursor))
+            written = write_snapshot(path, self._loop(), position)
             if self._averager.state_digest(self._views) != self._digest:
                 # Stopped in the middle of a round: the daemon is writing a peer's state there.
                 path.unlink(missing_ok=True)
@@ -363,59 +349,21 @@ class Session:
             raise JoinRefused(f"the daemon shares no vectors {missing}: is it of another version?")
         self._binding.attach(self._views["params"])
         if attached.checkpoint is not None:
-            self._load(Path(attached.checkpoint))
+            self._resume(read_snapshot(Path(attached.checkpoint), self.manifest.hash, self._loop()))
         else:
             self._averager.start(self._views)
         self._digest = self._averager.state_digest(self._views)
         self._send(Ready(self._round, self.manifest.step_after(self._round), self._digest))
 
-    def _load(self, path: Path) -> None:
-        checkpoint, found = load(path, Trust(run_id=self.manifest.hash))
-        layout, tensors = self._binding.layout, found.tensors
-        try:
-            metadata = msgspec.json.decode(found.metadata.get(METADATA_KEY, ""), type=_Metadata)
-            for name in self._saved_vectors():
-                prefix = self._prefix(name)
-                parts = {slot.name: tensors[prefix + slot.name] for slot in layout.slots}
-                layout.join(parts, self._views[name])
-        except (KeyError, ValueError, TypeError, msgspec.MsgspecError) as error:
-            raise CheckpointCorrupt(
-                checkpoint.path, f"it does not fit the model: {error}"
-            ) from error
-        restore_private(self._model, self._optimizer, self._binding, tensors, metadata.numbers)
-        self._averager.resume(self._views)
-        self._binding.fetch()
-        self._round = checkpoint.manifest.round
-        self._tokens = self._tokens_contributed = metadata.tokens
-        self._reported = (self._clock(), metadata.tokens)
-        self.cursor = dict(metadata.cursor)
-        self._saved_step = checkpoint.manifest.step
+    def _resume(self, position: Position) -> None:
+        self._round = position.round
+        self._tokens = self._tokens_contributed = position.tokens
+        self._reported = (self._clock(), position.tokens)
+        self.cursor = dict(position.cursor)
+        self._saved_step = position.step
 
-    def _collect(self) -> tuple[dict[str, Array], str]:
-        tensors, numbers = capture_private(self._model, self._optimizer, self._binding)
-        for name in self._saved_vectors():
-            prefix = self._prefix(name)
-            for part, view in self._binding.layout.split(self._views[name]):
-                tensors[prefix + part] = view
-        metadata = _Metadata(
-            self._round,
-            self.manifest.step_after(self._round),
-            self._tokens,
-            dict(self.cursor),
-            numbers,
-            list(self._saved_vectors()),
-        )
-        return tensors, msgspec.json.encode(metadata).decode()
-
-    def _saved_vectors(self) -> tuple[str, ...]:
-        """The consensus vectors, and private ones that live on between rounds."""
-        consensus = self._averager.consensus
-        own = [n for n in self._averager.vectors if n not in consensus and n not in _DISCARDED]
-        return (*consensus, *own)
-
-    def _prefix(self, vector: str) -> str:
-        # The parameters go under their own names, so that any program can load the model.
-        return "" if vector == self._averager.consensus[0] else f"noded.{vector}."
+    def _loop(self) -> Loop:
+        return Loop(self._model, self._optimizer, self._binding, self._averager, self._views)
 
     # ---- rounds ----
 
@@ -620,13 +568,14 @@ def join(
         JoinRefused: the daemon does not take this model or run.
         CheckpointCorrupt: the checkpoint to resume from is damaged or of another model.
     """
-    link = DaemonLink.connect(trainer_socket(socket))
     try:
+        link = DaemonLink.connect(trainer_socket(socket))
         session = Session(
             run, model, optimizer, link=link, every=every, protocol=protocol, strict=strict
         )
-    except BaseException:
-        link.close()
+    except NodedError as error:
+        if error.hint:
+            error.add_note(error.hint)  # a script shows it below its traceback
         raise
     with session:
         session.wait_synced(timeout_s)

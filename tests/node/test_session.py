@@ -320,6 +320,7 @@ def test_no_daemon_is_one_clear_error(socket_path):
     ):
         raise AssertionError
     assert "noded run" in caught.value.hint
+    assert caught.value.__notes__ == [caught.value.hint]
 
 
 def test_the_socket_may_come_from_the_environment(socket_path, monkeypatch):
