@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import random
 import struct
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -55,6 +55,8 @@ QUEUE_MESSAGES: Final = 256
 """Per peer; a peer that lets this many small messages pile up is treated as lost to the run."""
 MAX_NOTES: Final = 64
 RING_CONNECT_S: Final = 5.0
+RETRY_S: Final = 0.2
+"""Before a refused stream is tried again while the peer talks to us."""
 
 Array = npt.NDArray[Any]
 
@@ -115,6 +117,9 @@ class Group:
         self._nursery = nursery
         self._protocol = f"run/{run.hex()[:32]}"
         self._senders: dict[NodeId, trio.MemorySendChannel[bytes]] = {}
+        self._inbound: Counter[NodeId] = Counter()
+        self._talking: set[NodeId] = set()
+        self._linked: set[NodeId] = set()
         self._kick = trio.Event()
         self._changed = trio.Event()
         self._running: _Running | None = None
@@ -304,11 +309,16 @@ class Group:
         try:
             sender.send_nowait(encode(message))
         except trio.WouldBlock:
-            self._senders.pop(node).close()
             self.notes.append(f"{node.short} does not read its messages")
-            self.machine.peer_down(node, "does not read its messages", trio.current_time())
+            self._nursery.start_soon(self._drop_deaf, node)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._senders.pop(node, None)
+
+    async def _drop_deaf(self, node: NodeId) -> None:
+        peer = self._endpoint.peers.get(node)
+        if peer is not None:
+            peer.close("does not read its messages")
+        self._forget(node, "does not read its messages")
 
     # ---- ring links --------------------------------------------------------------------------
 
@@ -400,11 +410,11 @@ class Group:
     async def _watch_peers(self) -> None:
         with self._endpoint.watch() as events:
             for peer in list(self._endpoint.peers.values()):
-                self._nursery.start_soon(self._talk_to, peer)
+                self._talk(peer)
             async for event in events:
                 match event:
                     case PeerUp(peer=peer):
-                        self._nursery.start_soon(self._talk_to, peer)
+                        self._talk(peer)
                     case PeerDown(peer=peer, reason=reason):
                         self._forget(peer.node_id, reason)
                     case Lagged():
@@ -416,27 +426,61 @@ class Group:
         for node in [node for node in self._senders if node not in peers]:
             self._forget(node, "lost")
         for node in sorted(peers):
-            if node not in self._senders:
-                self._nursery.start_soon(self._talk_to, peers[node])
+            self._talk(peers[node])
+
+    def _talk(self, peer: Peer) -> None:
+        if peer.node_id not in self._talking:
+            self._talking.add(peer.node_id)
+            self._nursery.start_soon(self._talk_to, peer)
 
     def _forget(self, node: NodeId, reason: str) -> None:
+        """The outgoing stream to `node` is of no use any more."""
         sender = self._senders.pop(node, None)
         if sender is not None:
             sender.close()
-        self.machine.peer_down(node, reason, trio.current_time())
+        self._update(node, reason)
+
+    def _update(self, node: NodeId, reason: str = "") -> None:
+        """A peer takes part once both directions are there: then neither side misses a message."""
+        linked = node in self._senders and self._inbound[node] > 0
+        if linked and node not in self._linked:
+            peer = self._endpoint.peers.get(node)
+            if peer is not None:
+                self._linked.add(node)
+                self.machine.peer_up(node, peer.public_key, trio.current_time())
+        elif not linked and node in self._linked:
+            self._linked.discard(node)
+            self.machine.peer_down(node, reason, trio.current_time())
         self._flush()
 
     async def _talk_to(self, peer: Peer) -> None:
-        """Own the outgoing stream to one peer for as long as it takes part in the run."""
-        if peer.node_id in self._senders:
-            return
+        """Own the outgoing stream to one peer for as long as it is connected and interested.
+
+        A peer that does not serve the run (yet) refuses the stream; it opens one itself when it
+        does, and then this side tries again.
+        """
+        node = peer.node_id
+        try:
+            while not peer.closed.is_set():
+                await self._speak(peer)
+                if self._inbound[node] == 0:
+                    break
+                await trio.sleep(RETRY_S)
+        finally:
+            self._talking.discard(node)
+            current = self._endpoint.peers.get(node)
+            if current is not None and current is not peer:
+                self._talk(current)
+
+    async def _speak(self, peer: Peer) -> None:
+        """One outgoing stream, from opening it to its end."""
+        node = peer.node_id
         sender, queue = trio.open_memory_channel[bytes](QUEUE_MESSAGES)
-        self._senders[peer.node_id] = sender
         reason = "left the run"
         try:
             stream = await peer.open_stream(self._protocol, priority=Priority.URGENT)
-            self.machine.peer_up(peer.node_id, peer.public_key, trio.current_time())
-            self._flush()
+            self._senders[node] = sender
+            self._update(node)
             async with stream, trio.open_nursery() as nursery:
                 nursery.start_soon(_wait_for_end, stream, nursery.cancel_scope)
                 async for message in queue:
@@ -445,25 +489,31 @@ class Group:
         except* TransportError as group:
             reason = str(_first(group))
         finally:
-            if self._senders.get(peer.node_id) is sender:
-                self._forget(peer.node_id, reason)
+            if self._senders.get(node) is sender:
+                self._forget(node, reason)
 
     async def _listen(self, stream: Stream) -> None:
         """Handler of a peer's incoming stream."""
         peer = stream.peer
-        if peer.node_id not in self._senders:
-            # It has joined the run after our own attempt to open a stream was refused.
-            self._nursery.start_soon(self._talk_to, peer)
-        while True:
-            try:
+        node = peer.node_id
+        reason = "left the run"
+        self._inbound[node] += 1
+        self._talk(peer)
+        self._update(node)
+        try:
+            while True:
                 message = decode_message_untrusted(await stream.receive_message())
-            except MalformedMessage as error:
-                peer.close(f"malformed run message: {error}")
-                return
-            except TransportError:
-                return
-            self.machine.receive(peer.node_id, message, trio.current_time())
-            self._flush()
+                self.machine.receive(node, message, trio.current_time())
+                self._flush()
+        except MalformedMessage as error:
+            peer.close(f"malformed run message: {error}")
+        except TransportError as error:
+            reason = str(error) or reason
+        finally:
+            self._inbound[node] -= 1
+            if not self._inbound[node]:
+                del self._inbound[node]
+            self._update(node, reason)
 
 
 _SINGLE = RingPlace(0, 1, None, None)  # type: ignore[arg-type]  # a ring of one uses no links

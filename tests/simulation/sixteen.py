@@ -15,7 +15,7 @@ COUNT = 16
 LIMIT_S = 600.0
 
 
-async def scenario(seed: int, count: int = COUNT, rounds: int = 12) -> World:
+async def scenario(seed: int, count: int = COUNT, rounds: int = 8) -> World:
     """Cold start with one bootstrap address; then kills, restarts, resets and a partition."""
     world = World(count, seed, rounds=rounds, min_members=count)
     rng = random.Random(f"faults/{seed}")
