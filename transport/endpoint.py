@@ -211,6 +211,11 @@ class Endpoint:
         done = self._dialing[expected] = trio.Event()
         try:
             return await self._dial(addresses, expected)
+        except PeerUnreachable:
+            peer = self._peers.get(expected)
+            if peer is None:
+                raise
+            return peer  # it could reach us while we could not reach it
         finally:
             del self._dialing[expected]
             done.set()

@@ -20,9 +20,9 @@ Model (after turmoil and FoundationDB's sim2, for streams instead of datagrams):
 * A killed host vanishes: politely (its peers see a reset, as when a process dies) or silently
   (as when power fails: nothing is ever heard again).
 
-There is no network task and no queue of events. A chunk carries its arrival time, and the reader
-sleeps until that time: a run costs one wake-up per delivery, which suffices for 64 endpoints with
-full heartbeats. Arrival times are rounded up to `tick_s`, so that deliveries share loop passes.
+Nothing moves the bytes: a chunk lies in the receiver's inbox with its arrival time, and the
+reader sleeps until then. One alarm clock wakes all readers of the world; arrival times are
+rounded up to `tick_s`, so that many share one loop pass.
 
 `trace_digest()` hashes every send, delivery, connection and fault with its time and content;
 two equal digests mean two equal runs. `network.statistics()` tells how often each fault fired,
@@ -46,6 +46,7 @@ from transport.buffer import Buffer
 from transport.errors import AddressInUse, ConnectFailed, ListenFailed
 from transport.link_model import LinkModel, LinkSettings
 from transport.network import Network, RawListener, RawStream
+from transport.wakeup import AlarmClock
 
 FIRST_EPHEMERAL_PORT: Final = 49152
 CONNECT_TIMEOUT_S: Final = 127.0
@@ -88,6 +89,7 @@ class MemoryNetwork:
         self._connections: dict[int, tuple[MemoryStream, MemoryStream]] = {}
         self._connection_count = 0
         self._dead: dict[str, Literal["reset", "silent"]] = {}
+        self._alarms = AlarmClock()
         self._healing = trio.lowlevel.ParkingLot()  # connection attempts over a blocked link
         self._trace = hashlib.sha256(struct.pack("<q", seed))
         self._statistics: Counter[str] = Counter()
@@ -540,11 +542,9 @@ class MemoryStream(RawStream):
             until = min(until, self._peer._link.redelivery(self._reset_at))
         if link.blocked:
             until = math.inf  # nothing comes through it, not even a reset; healing wakes us
-        if until == math.inf:
-            await lot.park()
-        else:
-            with trio.CancelScope(deadline=until):
-                await lot.park()
+        if until != math.inf:
+            self._world._alarms.set(until, lot.unpark_all)
+        await lot.park()
 
     def _wake(self) -> None:
         self._readers.unpark_all()

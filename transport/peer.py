@@ -248,7 +248,10 @@ class Peer:
     # Ending
 
     def close(self, reason: str) -> None:
-        """Disconnect on purpose: everything fails here at once, the peer is told why."""
+        """Disconnect on purpose: everything fails here at once, the peer is told why.
+
+        Bytes that streams have not sent yet are dropped. Never blocks.
+        """
         for connection in list(self._connections):
             connection.close(reason)
 

@@ -33,6 +33,7 @@ from transport.errors import (
     StreamReset,
 )
 from transport.frames import ResetCode
+from transport.wakeup import Waiter
 
 if TYPE_CHECKING:
     from transport.connection import Connection
@@ -40,31 +41,6 @@ if TYPE_CHECKING:
 
 LENGTH_BYTES: Final = 4
 """Before each message: its length, unsigned big-endian."""
-
-
-class Waiter:
-    """Lets one task sleep until another wakes it: a parking lot for one, on the path of each call."""
-
-    __slots__ = ("_task",)
-
-    def __init__(self) -> None:
-        self._task: trio.lowlevel.Task | None = None
-
-    async def wait(self) -> None:
-        """Sleep until `wake`, which may come for any reason: look again. Cancellable."""
-        assert self._task is None, "only one task may wait here"
-        self._task = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._abort)
-
-    def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self._task = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    def wake(self) -> None:
-        """Wake the sleeper, if there is one."""
-        task, self._task = self._task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task)
 
 
 class StreamPeerLost(PeerLost, trio.BrokenResourceError):

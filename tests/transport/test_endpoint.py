@@ -306,6 +306,24 @@ async def test_unreachable_lists_every_reason(autojump_clock: object) -> None:
         assert peer.node_id == c.node_id
 
 
+async def test_a_dial_that_fails_is_saved_by_the_peer_that_dials_us(
+    autojump_clock: object,
+) -> None:
+    world = MemoryNetwork(1)
+    async with nodes(world, 2) as (a, b):
+        async with trio.open_nursery() as nursery:
+            found: list[Peer] = []
+
+            async def dial() -> None:
+                found.append(await a.connect([address(9)], expected=b.node_id))
+
+            world.block("10.0.0.1", "10.0.0.9")
+            nursery.start_soon(dial)
+            await trio.sleep(1)
+            await b.connect([address(1)])
+        assert found == [a.peers[b.node_id]]
+
+
 async def test_another_swarm_is_refused_on_both_sides(autojump_clock: object) -> None:
     world = MemoryNetwork(1)
     async with node(world.host("10.0.0.1"), 1) as a:
