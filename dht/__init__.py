@@ -6,7 +6,8 @@ every contact is proved by the handshake of the connection to it. Safety never r
 
 Cores (no input or output, time and chance are arguments): `key` (XOR metric), `contact` (where a node may be
 reached), `bucket` and `table` (who is known), `lookup` (iterative search), `record` (signed values), `store`
-(records held for others), `publish` (records of our own), `messages` (the wire), `node` (all of it together).
+(records held for others), `publish` (records of our own), `messages` (the wire), `operation` (what
+is under way), `node` (all of it together), `settings`.
 Driver: `service` (`open_dht`), the only file that sees the transport and trio. Errors: `errors`, rooted in
 `DhtError`.
 """

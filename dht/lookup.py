@@ -85,7 +85,7 @@ class Lookup:
         self._started_at = now
         self._answers = 0
         self._flight: dict[bytes, _Candidate] = {}  # asked and not late, earliest first
-        self._order: list[_Candidate] = []  # sorted by distance
+        self._order: list[_Candidate] = []  # those not late or failed, sorted by distance
         self._by_id: dict[bytes, _Candidate] = {}
         self._add(seeds)
         self._settle(now)
@@ -153,13 +153,14 @@ class Lookup:
                 continue
             known = self._by_id.get(contact.node_id)
             if known is not None:
-                _learn(known, contact)
+                if _learn(known, contact):
+                    self._enlist(known)
                 continue
             candidate = _Candidate(distance(contact.node_id, self.target), contact)
             if len(self._order) >= MAX_CANDIDATES and not self._drop_for(candidate):
                 continue
             self._by_id[contact.node_id] = candidate
-            bisect.insort(self._order, candidate, key=lambda item: item.distance)
+            self._enlist(candidate)
 
     def _drop_for(self, newcomer: _Candidate) -> bool:
         for index in range(len(self._order) - 1, -1, -1):
@@ -174,27 +175,31 @@ class Lookup:
 
     def _frontier(self) -> list[_Candidate]:
         """Return the k nearest candidates that are not known to be silent."""
-        near: list[_Candidate] = []
-        for candidate in self._order:
-            if candidate.standing not in (_Standing.FAILED, _Standing.LATE):
-                near.append(candidate)
-                if len(near) >= self._settings.k:
-                    break
-        return near
+        return self._order[: self._settings.k]
+
+    def _enlist(self, candidate: _Candidate) -> None:
+        bisect.insort(self._order, candidate, key=_by_distance)
 
     def _budget(self) -> bool:
         return self.queries < self._settings.max_queries
 
     def _leave_flight(self, candidate: _Candidate, standing: _Standing) -> None:
         self._flight.pop(candidate.contact.node_id, None)
+        was_listed = candidate.standing is not _Standing.LATE
         candidate.standing = standing
+        if standing is _Standing.ANSWERED:
+            if not was_listed:
+                self._enlist(candidate)
+        elif was_listed:
+            place = bisect.bisect_left(self._order, candidate.distance, key=_by_distance)
+            del self._order[place]  # distances are unique: one id each
 
     def _settle(self, now: float) -> None:
         if self.finished:
             return
-        age_s = now - self._started_at
-        hopeless = not self._answers and age_s >= self._settings.patience_s
-        if hopeless or age_s >= self._settings.limit_s:
+        # The same sums as in next_deadline: a difference would round differently and never be due.
+        hopeless = not self._answers and now >= self._started_at + self._settings.patience_s
+        if hopeless or now >= self._started_at + self._settings.limit_s:
             self.finished = True
             return
         self.finished = not any(
@@ -204,15 +209,24 @@ class Lookup:
         )
 
 
-def _learn(known: _Candidate, heard: Contact) -> None:
-    """Add newly heard addresses to a candidate that has not answered."""
+def _by_distance(candidate: _Candidate) -> int:
+    return candidate.distance
+
+
+def _learn(known: _Candidate, heard: Contact) -> bool:
+    """Add newly heard addresses to a candidate without answer; return whether it may be asked again."""
     if known.standing is _Standing.NEW:
-        merged = merge_addresses(
-            known.contact.addresses, heard.addresses, limit=_MAX_CANDIDATE_ADDRESSES
-        )
-        known.contact = Contact(known.contact.node_id, merged)
+        if len(known.contact.addresses) < _MAX_CANDIDATE_ADDRESSES and any(
+            text not in known.contact.addresses for text in heard.addresses
+        ):
+            merged = merge_addresses(
+                known.contact.addresses, heard.addresses, limit=_MAX_CANDIDATE_ADDRESSES
+            )
+            known.contact = Contact(known.contact.node_id, merged)
     elif known.standing is _Standing.FAILED and known.attempts < _MAX_ATTEMPTS:
         untried = tuple(text for text in heard.addresses if text not in known.contact.addresses)
         if untried:
             known.contact = Contact(known.contact.node_id, untried)
             known.standing = _Standing.NEW
+            return True
+    return False

@@ -19,12 +19,9 @@ node that accepts our dial is taken to be reachable by all.
 
 from __future__ import annotations
 
-import enum
 import math
 import random
 from collections import Counter, deque
-
-import attrs
 
 from dht.bucket import Seen
 from dht.contact import Contact, on_loopback
@@ -51,8 +48,20 @@ from dht.messages import (
     from_hints,
     to_hint,
 )
+from dht.operation import (
+    BACKGROUND,
+    PUBLISHING,
+    Call,
+    Credentials,
+    Event,
+    Found,
+    Operation,
+    Pending,
+    Published,
+    Purpose,
+)
 from dht.publish import Publisher
-from dht.record import Sign, SignedRecord, Verify, check
+from dht.record import SignedRecord, check
 from dht.settings import DhtSettings
 from dht.store import Kept, RecordStore
 from dht.table import Table
@@ -67,80 +76,14 @@ MAX_SIGNERS = 256
 _RETRIES_PER_TICK = 8
 _EXPIRE_EVERY_S = 60.0
 # The first search of our neighbourhood may go wrong (a lost answer, dead hints) and leave us with one contact, so it is
-# repeated after this pause, then after pauses three times as long each, up to `refresh_s`.
+# repeated after this pause,
+# then after pauses three times as long each, up to `refresh_s`.
 _REFRESH_FIRST_S = 5.0
-
-
-@attrs.frozen
-class Credentials:
-    """Who this node is, and the two operations it needs from the identity's owner."""
-
-    node_id: bytes
-    public_key: bytes
-    swarm_id: bytes
-    sign: Sign
-    verify: Verify
-
-
-@attrs.frozen
-class Call:
-    """A query for the driver to carry to `contact`; `number` names it in `receive` and `fail`."""
-
-    number: int
-    contact: Contact
-    query: Query
-
-
-@attrs.frozen
-class Found:
-    """A search has ended: the nodes closest to its target that answered, and the verified records."""
-
-    operation: int
-    contacts: tuple[Contact, ...]
-    records: tuple[SignedRecord, ...]
-
-
-@attrs.frozen
-class Published:
-    """A put has ended: how many other nodes say they hold the record."""
-
-    operation: int
-    holders: int
-
-
-Event = Found | Published
-
-
-class _Purpose(enum.Enum):
-    FIND = "find"
-    GET = "get"
-    PUT = "put"
-    JOIN = "join"
-    REFRESH = "refresh"
-    REPUBLISH = "republish"
-
-
-_PUBLISHES = (_Purpose.PUT, _Purpose.REPUBLISH)
-_BACKGROUND = (_Purpose.REFRESH, _Purpose.REPUBLISH)
-
-
-@attrs.define
-class _Operation:
-    number: int
-    purpose: _Purpose
-    lookup: Lookup
-    query: QueryBody
-    records: dict[bytes, SignedRecord] = attrs.field(factory=dict)  # signer -> newest
-    stores: int = 0  # store calls not yet ended
-    holders: int = 0
-    storing: bool = False
-
-
-@attrs.frozen
-class _Pending:
-    contact: Contact
-    query: QueryBody
-    operation: int | None
+# What is counted; the driver adds the last two.
+COUNTERS = (
+    *("queries_in", "queries_out", "lookups", "unanswered", "bad_answers", "wrong_node"),
+    *("forged_records", "stores_refused", "calls_dropped", "malformed_in", "internal_errors"),
+)
 
 
 class DhtNode:
@@ -176,10 +119,10 @@ class DhtNode:
             republish_s=self._settings.republish_s,
             limit=self._settings.records_per_signer,
         )
-        self.counters: Counter[str] = Counter()
+        self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self._numbers = 0
-        self._operations: dict[int, _Operation] = {}
-        self._pending: dict[int, _Pending] = {}
+        self._operations: dict[int, Operation] = {}
+        self._pending: dict[int, Pending] = {}
         self._queue: deque[Call] = deque()
         self._events: deque[Event] = deque()
         self._pinging: set[bytes] = set()  # membership only, never iterated
@@ -235,11 +178,11 @@ class DhtNode:
         Raises:
             InvalidKey, DhtBusy.
         """
-        return self._start(_Purpose.FIND, FindNode(check_key(target)), target, now, 0.0)
+        return self._start(Purpose.FIND, FindNode(check_key(target)), target, now, 0.0)
 
     def get(self, key: bytes, now: float, wall: float) -> int:
         """Search records; ends in a `Found` with the newest verified record of each signer."""
-        return self._start(_Purpose.GET, FindRecords(check_key(key)), key, now, wall)
+        return self._start(Purpose.GET, FindRecords(check_key(key)), key, now, wall)
 
     def put(self, key: bytes, value: bytes, ttl_s: float, now: float, wall: float) -> int:
         """Publish a record until withdrawn; ends in a `Published` once its first round is over.
@@ -251,7 +194,7 @@ class DhtNode:
         self._check_busy()
         self.publisher.put(key, value, ttl_s, now, wall)
         self.publisher.started(key, now)
-        return self._start(_Purpose.PUT, FindRecords(key), key, now, wall)
+        return self._start(Purpose.PUT, FindRecords(key), key, now, wall)
 
     def withdraw(self, key: bytes) -> bool:
         """Stop publishing `key`."""
@@ -261,7 +204,7 @@ class DhtNode:
         """Search our own id, so that neighbours learn of us; ends in a `Found`. All ranges follow."""
         self._refresh_at = now + self._next_refresh()
         me = self._me.node_id
-        return self._start(_Purpose.JOIN, FindNode(me), me, now, 0.0)
+        return self._start(Purpose.JOIN, FindNode(me), me, now, 0.0)
 
     def met(self, contact: Contact, now: float) -> None:
         """Take note of a server that answered outside of a call of ours (the driver's bootstrap)."""
@@ -280,8 +223,8 @@ class DhtNode:
         record stays published.
         """
         running = self._operations.get(operation)
-        if running is not None and running.purpose is _Purpose.PUT:
-            running.purpose = _Purpose.REPUBLISH
+        if running is not None and running.purpose is Purpose.PUT:
+            running.purpose = Purpose.REPUBLISH
             return
         self._operations.pop(operation, None)
         if self._background == operation:
@@ -373,7 +316,7 @@ class DhtNode:
         self._work_in_background(now, wall)
 
     def stats(self) -> dict[str, int]:
-        """Return counters and sizes, all of them bounded sets of names."""
+        """Return sizes and counters, always under the same names."""
         return {
             "contacts": len(self.table),
             "contacts_failing": self.table.failing(),
@@ -425,7 +368,7 @@ class DhtNode:
             return False
         self._numbers += 1
         query = Query(server=self._settings.server, body=body)
-        self._pending[self._numbers] = _Pending(contact, body, operation)
+        self._pending[self._numbers] = Pending(contact, body, operation)
         self._queue.append(Call(self._numbers, contact, query))
         self.counters["queries_out"] += 1
         return True
@@ -435,7 +378,7 @@ class DhtNode:
             raise DhtBusy(f"{MAX_OPERATIONS} searches are running", hint="wait for some to end")
 
     def _start(
-        self, purpose: _Purpose, query: QueryBody, target: bytes, now: float, wall: float
+        self, purpose: Purpose, query: QueryBody, target: bytes, now: float, wall: float
     ) -> int:
         self._check_busy()
         self._numbers += 1
@@ -451,20 +394,20 @@ class DhtNode:
             now=now,
             settings=self._settings.lookup,
         )
-        operation = _Operation(self._numbers, purpose, lookup, query)
+        operation = Operation(self._numbers, purpose, lookup, query)
         if isinstance(query, FindRecords):
             _keep_newest(operation.records, self._local(query.key, wall))
         self._operations[operation.number] = operation
-        if purpose in _BACKGROUND:
+        if purpose in BACKGROUND:
             self._background = operation.number
         self.counters["lookups"] += 1
         self._advance(operation, now, wall)
         return operation.number
 
-    def _operation_of(self, pending: _Pending) -> _Operation | None:
+    def _operation_of(self, pending: Pending) -> Operation | None:
         return None if pending.operation is None else self._operations.get(pending.operation)
 
-    def _lied(self, pending: _Pending, reason: str, now: float, wall: float) -> None:
+    def _lied(self, pending: Pending, reason: str, now: float, wall: float) -> None:
         """Treat silence, nonsense and forgery alike: no use, and not to be recommended."""
         self.counters[reason] += 1
         node_id = pending.contact.node_id
@@ -479,7 +422,7 @@ class DhtNode:
         self._advance(operation, now, wall)
 
     def _verified(
-        self, pending: _Pending, records: list[SignedRecord], wall: float
+        self, pending: Pending, records: list[SignedRecord], wall: float
     ) -> list[SignedRecord] | None:
         """Return the records worth keeping, or None if one is forged: then nothing of it is believed."""
         assert isinstance(pending.query, FindRecords)
@@ -507,7 +450,7 @@ class DhtNode:
             worth.append(record)
         return worth
 
-    def _advance(self, operation: _Operation, now: float, wall: float) -> None:
+    def _advance(self, operation: Operation, now: float, wall: float) -> None:
         if operation.number not in self._operations:
             return
         if not operation.storing:
@@ -515,12 +458,12 @@ class DhtNode:
                 self._call(contact, operation.query, operation.number)
             if not operation.lookup.finished:
                 return
-            if operation.purpose in _PUBLISHES:
+            if operation.purpose in PUBLISHING:
                 self._store_at_closest(operation, wall)
         if operation.stores == 0:
             self._end(operation, now)
 
-    def _store_at_closest(self, operation: _Operation, wall: float) -> None:
+    def _store_at_closest(self, operation: Operation, wall: float) -> None:
         operation.storing = True
         key = operation.lookup.target
         record = self.publisher.get(key)
@@ -532,24 +475,24 @@ class DhtNode:
         for contact in operation.lookup.closest():
             operation.stores += self._call(contact, Store(record), operation.number)
 
-    def _end(self, operation: _Operation, now: float) -> None:
+    def _end(self, operation: Operation, now: float) -> None:
         del self._operations[operation.number]
         contacts = tuple(operation.lookup.closest())
         if self._background == operation.number:
             self._background = None
-        if operation.purpose in _PUBLISHES:
+        if operation.purpose in PUBLISHING:
             self.publisher.ended(operation.lookup.target, now)
         own_range = operation.lookup.target == self._me.node_id
-        if operation.purpose is _Purpose.JOIN or (
-            operation.purpose is _Purpose.REFRESH and own_range
+        if operation.purpose is Purpose.JOIN or (
+            operation.purpose is Purpose.REFRESH and own_range
         ):
             before = now - self._settings.refresh_s / 2
-            joining = operation.purpose is _Purpose.JOIN
+            joining = operation.purpose is Purpose.JOIN
             stale = self.table.stale_targets(now if joining else before, self._rng)
             self._refresh_targets = deque(stale)
-        if operation.purpose is _Purpose.PUT:
+        if operation.purpose is Purpose.PUT:
             self._events.append(Published(operation.number, operation.holders))
-        elif operation.purpose not in _BACKGROUND:
+        elif operation.purpose not in BACKGROUND:
             records = tuple(operation.records[signer] for signer in sorted(operation.records))
             self._events.append(Found(operation.number, contacts, records))
 
@@ -561,14 +504,14 @@ class DhtNode:
         if key is not None:
             self.publisher.renew(key, wall)
             self.publisher.started(key, now)
-            self._start(_Purpose.REPUBLISH, FindRecords(key), key, now, wall)
+            self._start(Purpose.REPUBLISH, FindRecords(key), key, now, wall)
         elif self._refresh_targets:
             target = self._refresh_targets.popleft()
-            self._start(_Purpose.REFRESH, FindNode(target), target, now, wall)
+            self._start(Purpose.REFRESH, FindNode(target), target, now, wall)
         elif now >= self._refresh_at:
             self._refresh_at = now + self._next_refresh()
             me = self._me.node_id
-            self._start(_Purpose.REFRESH, FindNode(me), me, now, wall)
+            self._start(Purpose.REFRESH, FindNode(me), me, now, wall)
 
     def _next_refresh(self) -> float:
         pause_s = min(self._settings.refresh_s, self._refresh_pause_s)

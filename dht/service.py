@@ -25,7 +25,8 @@ import trio
 from dht.contact import Contact, peer_addresses
 from dht.errors import DhtClosed, DhtError
 from dht.messages import PROTOCOL, Answer, Ping, Pong, Query, Refused
-from dht.node import Call, Credentials, DhtNode, Event, Found, Published
+from dht.node import DhtNode
+from dht.operation import Call, Credentials, Event, Found, Published
 from dht.record import SignedRecord
 from dht.settings import DhtSettings
 from transport.address import Address
@@ -404,10 +405,13 @@ class Dht:
         surplus = len(peers) - self._settings.keep_connections
         if surplus <= 0 or self._in_use is None:
             return
-        idle = sorted((at, node_id) for node_id, at in self._opened.items() if now - at > _IDLE_S)
+        idle = sorted(
+            (at, node_id)
+            for node_id, at in self._opened.items()
+            if now - at > _IDLE_S and not self._in_use(node_id)
+        )
         for _, node_id in idle[:surplus]:
-            if not self._in_use(node_id):
-                peers[node_id].close("idle")
+            peers[node_id].close("idle")
 
     def _failed_within(self, what: str) -> None:
         self._node.counters["internal_errors"] += 1

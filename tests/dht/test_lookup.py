@@ -55,6 +55,18 @@ def test_failure_brings_in_the_next() -> None:
     assert lookup.closest() == [contact(1), contact(3), contact(4)]
 
 
+def test_unlucky_floats_do_not_keep_it_from_ending() -> None:
+    started, patience_s = 0.7, 0.1  # (0.7 + 0.1) - 0.7 < 0.1
+    settings = LookupSettings(patience_s=patience_s)
+    lookup = Lookup(TARGET, [contact(1)], own_id=OWN, now=started, settings=settings)
+    lookup.outgoing(started)
+    deadline = lookup.next_deadline()
+    assert deadline is not None
+    assert deadline - started < patience_s
+    lookup.tick(deadline)
+    assert lookup.finished
+
+
 def test_when_nobody_answers_it_ends_after_its_patience() -> None:
     lookup = start([contact(n) for n in range(1, 60)], patience_s=1.0)
     lookup.outgoing(0.0)
@@ -139,7 +151,7 @@ def test_flood_of_invented_neighbours_is_bounded() -> None:
             else:
                 lookup.failed(query.node_id, now)
         assert len(lookup._order) <= MAX_CANDIDATES
-        assert len(lookup._order) == len(lookup._by_id)
+        assert len(lookup._by_id) <= MAX_CANDIDATES + lookup.queries
         pending = lookup.outgoing(now)
     assert lookup.finished
     assert asked == lookup.queries <= 64
@@ -155,6 +167,23 @@ def test_limit_ends_it_whatever_happens() -> None:
         now += 1.0
         lookup.tick(now)
     assert now == 15.0
+
+
+@given(st.floats(0, 1e9), st.floats(0.01, 5.0))
+def test_a_tick_at_the_deadline_always_gets_on(now: float, patience_s: float) -> None:
+    """Sums and differences of floats round differently; a deadline that is never due would spin for ever."""
+    settings = LookupSettings(k=3, alpha=2, patience_s=patience_s, limit_s=7 * patience_s)
+    seeds = [contact(n) for n in (1, 2, 3, 4)]
+    lookup = Lookup(TARGET, seeds, own_id=OWN, now=now, settings=settings)
+    lookup.outgoing(now)
+    lookup.answered(contact(1), [], now)
+    for _ in range(20):
+        deadline = lookup.next_deadline()
+        if deadline is None:
+            break
+        lookup.tick(deadline)
+        lookup.outgoing(deadline)
+    assert lookup.finished
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 8), st.integers(1, 4))

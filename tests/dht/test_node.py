@@ -23,7 +23,8 @@ from dht.messages import (
     Store,
     Stored,
 )
-from dht.node import MAX_OPERATIONS, MAX_QUEUE, Call, Found, Published
+from dht.node import MAX_OPERATIONS, MAX_QUEUE
+from dht.operation import Call, Found, Published
 from dht.record import SignedRecord, make_record
 from dht.settings import DhtSettings
 from tests.dht.world import WALL, SimNode, World

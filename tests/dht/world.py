@@ -19,7 +19,8 @@ import msgspec
 from dht.contact import Contact
 from dht.key import distance
 from dht.messages import Answer, FindRecords, Hint, Nodes, Query, Records
-from dht.node import Call, Credentials, DhtNode, Event, Found, Published
+from dht.node import DhtNode
+from dht.operation import Call, Credentials, Event, Found, Published
 from dht.record import SignedRecord
 from dht.settings import DhtSettings
 
