@@ -75,6 +75,8 @@ class Facts:
     """Whether the run is over: then a trainer that ended did as it should."""
     trainer: str = "none"
     """The trainer's state, as in status JSON."""
+    trainer_error: str = ""
+    """What the trainer said last, if it ended by itself."""
     trainer_restarts: int = 0
     """Restarts in the last ten minutes."""
     loss: float | None = None
@@ -230,8 +232,10 @@ def _run(facts: Facts) -> list[HealthWarning]:
             HealthWarning(
                 "trainer-gone",
                 Severity.FAILING,
-                "the training process has ended, and is not being restarted",
-                "its last words are in the daemon's log; restart the daemon when it is fixed",
+                "the training process has ended, and is not being restarted"
+                + (f": {facts.trainer_error}" if facts.trainer_error else ""),
+                "its last words are in trainer.log of the run's folder; "
+                "restart the daemon when it is fixed",
             )
         )
     elif facts.trainer_restarts >= 3 or facts.trainer == "restarting":

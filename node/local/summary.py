@@ -80,9 +80,7 @@ class Summary:
         ppl_before, ppl_after = perplexity(before), perplexity(after)
         lines = [
             "",
-            style.word("finished" if self.ok else "not finished", "ok" if self.ok else "failing")
-            + f" in {duration(self.seconds)}"
-            + (f": {self.reason}" if self.reason else ""),
+            self._headline(style),
             "",
             f"validation loss        {number(before, 3)} -> {number(after, 3)} nats per byte",
             f"validation perplexity  {number(ppl_before, 1)} -> {number(ppl_after, 2)}",
@@ -114,6 +112,12 @@ class Summary:
             lines.append(f"checkpoint  {self.checkpoint}")
         lines.append(f"everything  {self.out}")
         return "\n".join(lines)
+
+    def _headline(self, style: Style) -> str:
+        if self.ok:
+            return f"{style.word('finished', 'ok')} in {duration(self.seconds)}"
+        what = f"not finished after {duration(self.seconds)}"
+        return style.word(what, "failing") + f": {self.reason}"
 
     def _agreement(self) -> str:
         if self.agree is None:
@@ -173,7 +177,7 @@ def summarise(
     for view in views:
         evaluations = losses_of(view.daemon.peer, "eval")
         before += evaluations[:1]
-        after += evaluations[-1:]
+        after += evaluations[1:][-1:]  # the first one is of the untrained model
         told = view.run.get("tokens")
         tokens += told if isinstance(told, int) else 0
         peers.append(

@@ -51,6 +51,10 @@ START_TIMEOUT_S: Final = 60.0
 STRAGGLER_S: Final = 90.0
 """How long the last peers may go without progress when the others have finished."""
 
+_EXPECTED: Final = frozenset({"peer-lost", "trainer-gone", "loop-lag"})
+"""Warnings that say nothing here: the first two end or are told in other words, and several trainers
+on one machine take each other's cores."""
+
 
 class LocalSwarm:
     """One `noded local`.
@@ -166,6 +170,8 @@ class LocalSwarm:
                     if peer.name in back and peer.ready:
                         back.discard(peer.name)
                         view.event("peer-back", f"{peer.name} is back", peer=peer.name)
+                    if (why := peer.trainer_gone) is not None:
+                        raise _cannot_train(peer, why)
                 alive = [peer for peer in self._watcher.views if not peer.daemon.given_up]
                 if not alive:
                     return "every peer was stopped"
@@ -188,8 +194,7 @@ class LocalSwarm:
         view.update(self._watcher.views, self._progress, now)
         for peer in self._watcher.views:
             for code, text in peer.warnings:
-                # A lost peer is announced by the one who sees its process end.
-                if code != "peer-lost" and (peer.name, code) not in self._warned:
+                if code not in _EXPECTED and (peer.name, code) not in self._warned:
                     self._warned.add((peer.name, code))
                     view.event("warning", f"{peer.name}: {text}", peer=peer.name, code=code)
 
@@ -268,6 +273,17 @@ class LocalSwarm:
         finally:
             for number, handler in before:
                 signal.signal(number, handler)
+
+
+def _cannot_train(view: PeerView, why: str) -> NodedError:
+    # The daemon starts a trainer again after a crash, and gives up only where that cannot help:
+    # on a task, a setting or a corpus that is wrong.
+    lines = [line.strip().removeprefix("noded trainer:").strip() for line in why.split(" | ")]
+    return NodedError(
+        f"{view.name} cannot train: {lines[0]}",
+        hint="\n".join([*lines[1:], f"more in {view.daemon.peer.run_dir / 'trainer.log'}"]),
+        exit_code=ExitCode.BAD_CONFIG,
+    )
 
 
 def _cannot_start(daemon: Daemon) -> NodedError:

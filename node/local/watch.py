@@ -111,6 +111,14 @@ class PeerView:
         return ", ".join(f"{count} {path}" for path, count in sorted(counts.items())) or "none"
 
     @property
+    def trainer_gone(self) -> str | None:
+        """Why its training process ended for good before the run did; None if it did not."""
+        trainer = self.status.get("trainer") if self.answering and not self.finished else None
+        if not isinstance(trainer, Mapping) or trainer.get("state") != "exited":
+            return None
+        return str(trainer.get("error") or "it does not say why")
+
+    @property
     def warnings(self) -> list[tuple[str, str]]:
         """(code, text) of what its daemon says is wrong."""
         # When the run is over, what its end looks like from a daemon is nobody's worry here.

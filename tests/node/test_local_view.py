@@ -60,6 +60,17 @@ def test_a_peer_that_does_not_answer_keeps_its_numbers(tmp_path):
     assert view.warnings == []
 
 
+def test_a_trainer_that_is_gone_for_good_is_told_unless_the_run_is_over(tmp_path):
+    view = PeerView(daemon(tmp_path))
+    gone = {"trainer": {"state": "exited", "error": "no task named 'x'"}}
+    view.take(status())
+    assert view.trainer_gone is None
+    view.take(status("degraded", **gone))
+    assert view.trainer_gone == "no task named 'x'"
+    view.take(status("finished", **gone))
+    assert view.trainer_gone is None
+
+
 def test_nonsense_from_a_daemon_is_shown_as_unknown(tmp_path):
     view = PeerView(daemon(tmp_path))
     for nonsense in ({}, {"run": 3, "traffic": [], "peers": 7, "node": None, "health": {}}):
@@ -148,7 +159,7 @@ def test_a_summary_without_anything_is_honest(tmp_path):
     summary = summarise([view], out=tmp_path, seconds=1.0, chart=None, reason="interrupted")
     assert (summary.ok, summary.finished, summary.agree) == (False, False, None)
     text = summary.text(Style())
-    assert "not finished in 1.0 s: interrupted" in text
+    assert "not finished after 1.0 s: interrupted" in text
     assert "n/a -> n/a" in text
     assert json.loads(json.dumps(summary.to_json()))["validation_perplexity"]["before"] is None
 
