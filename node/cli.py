@@ -13,17 +13,17 @@ printed (streams: one a line), also for an error; exit codes are `node.errors.Ex
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from node import __version__
+from node.cli_base import Settings, Verbs, current_settings
 from node.errors import (
     ExitCode,
     NodedError,
@@ -36,7 +36,6 @@ from node.errors import (
 
 if TYPE_CHECKING:
     from node.client import Client
-    from node.render import Style
 
 __all__ = ["cli", "main"]
 
@@ -52,101 +51,6 @@ Examples:
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 daemon not running, 4 not healthy or not ready,
 5 timed out, 6 peer unreachable, 7 bad configuration, 8 refused, 130 interrupted."""
-
-
-class Settings:
-    """The global options, wherever on the line they stood."""
-
-    def __init__(self) -> None:
-        self.json = False
-        self.config: Path | None = None
-        self.socket: Path | None = None
-        self.verbosity = 0
-        self.no_color = False
-        self.timeout_s: float | None = None
-
-    def client(self, default_timeout_s: float = 10.0) -> Client:
-        """A client of the daemon that the options name."""
-        from node.client import Client, find_socket
-
-        timeout_s = self.timeout_s if self.timeout_s is not None else default_timeout_s
-        return Client(find_socket(self.socket, self.config), timeout_s=timeout_s)
-
-    def style(self) -> Style:
-        """Colours for standard output."""
-        from node.render import style_for
-
-        return style_for(sys.stdout, no_color=self.no_color)
-
-
-def _settings() -> Settings:
-    return click.get_current_context().ensure_object(Settings)
-
-
-def _global_option(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    def store(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
-        settings = ctx.ensure_object(Settings)
-        if name in {"verbose", "quiet"}:
-            settings.verbosity += value if name == "verbose" else -value
-        elif value is not None and value is not False:
-            setattr(settings, name, value)
-
-    return store
-
-
-def _global_options() -> list[click.Parameter]:
-    path = click.Path(path_type=Path)
-
-    def option(*names: str, dest: str, **attributes: Any) -> click.Option:
-        return click.Option(
-            [*names, dest], expose_value=False, callback=_global_option(dest), **attributes
-        )
-
-    return [
-        option("--json", dest="json", is_flag=True, help="Print JSON."),
-        option("--config", dest="config", type=path, help="Configuration file.", metavar="PATH"),
-        option("--socket", dest="socket", type=path, help="Control socket.", metavar="PATH"),
-        option("-q", "--quiet", dest="quiet", count=True, help="Say less."),
-        option("-v", "--verbose", dest="verbose", count=True, help="Say more."),
-        option("--no-color", dest="no_color", is_flag=True, help="No colours (also: NO_COLOR)."),
-        option(
-            "--timeout",
-            dest="timeout_s",
-            type=click.FloatRange(min=0, min_open=True),
-            help="Seconds to wait for an answer.",
-            metavar="S",
-        ),
-    ]
-
-
-class Verb(click.Command):
-    """A verb that takes the global options as well."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.params += _global_options()
-
-
-class Verbs(click.Group):
-    """A group that takes the global options and guesses what a misspelt verb meant."""
-
-    command_class = Verb
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.params += _global_options()
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, with a suggestion in the error."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            if not near or "Did you mean" in error.message:
-                raise
-            raise click.UsageError(f"{error.message} Did you mean {near[0]!r}?", ctx) from None
 
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -173,7 +77,7 @@ def cli() -> None:
 @click.option("--check", is_flag=True, help="Print nothing; 0 is ready, 4 is not, 3 is off.")
 def status(watch: bool, check: bool) -> None:
     """How the node is: verdict, run, traffic, health."""
-    settings = _settings()
+    settings = current_settings()
     client = settings.client(default_timeout_s=5.0)
     if check:
         answer = client.call("GET", "/readyz", accept=frozenset({503}))
@@ -221,7 +125,7 @@ def _watch(client: Client, settings: Settings) -> None:
 @click.option("--sort", type=click.Choice(["rtt", "name", "seen"]), help="Order of the rows.")
 def peers(everything: bool, sort: str | None) -> None:
     """The other nodes: state, path, round-trip time, traffic."""
-    settings = _settings()
+    settings = current_settings()
     answer = settings.client().get("/v1/peers")
     if settings.json:
         _print_json(answer)
@@ -258,7 +162,7 @@ def ping(peer: str, count: int, interval: float) -> None:
 
     from node.render import printable, rtt, short_id
 
-    settings = _settings()
+    settings = current_settings()
     client = settings.client()
     replies: list[dict[str, Any]] = []
     answer: dict[str, Any] = {}
@@ -290,7 +194,7 @@ def stop(no_wait: bool) -> None:
 
     from node.errors import DaemonNotRunning, TimedOut
 
-    settings = _settings()
+    settings = current_settings()
     client = settings.client(default_timeout_s=STOP_TIMEOUT_S)
     deadline = time.monotonic() + client.timeout_s
     answer = client.post("/v1/stop")
@@ -321,7 +225,7 @@ def show_id() -> None:
     from node.client import data_dir_of
     from node.paths import node_paths
 
-    settings = _settings()
+    settings = current_settings()
     paths = node_paths(data_dir_of(settings.config))
     identity = keys.load_identity(paths.node_key)
     swarm_id = None
@@ -361,7 +265,7 @@ def _overrides(assignments: Sequence[str]) -> dict[str, str]:
 @click.option("--parent-pid", type=int, hidden=True, help="End when this process ends.")
 def run(assignments: tuple[str, ...], parent_pid: int | None) -> None:
     """Run the daemon in the foreground (what systemd and compose start)."""
-    settings = _settings()
+    settings = current_settings()
     if parent_pid is not None:
         from node.local.parent import die_with_parent
 
@@ -420,7 +324,7 @@ def init(
     from node.config import find_config
     from node.initialise import initialise
 
-    settings = _settings()
+    settings = current_settings()
     path = find_config(settings.config)
     if if_needed and os.path.lexists(path):
         if not settings.json:
@@ -494,7 +398,7 @@ def local(
     """Start several nodes on this machine and train one model with them."""
     from node.local import LocalOptions, run_local
 
-    settings = _settings()
+    settings = current_settings()
     code = run_local(
         LocalOptions(
             peers=peers,
@@ -528,7 +432,7 @@ def config_show(assignments: tuple[str, ...]) -> None:
     from node.cli_text import effective
     from node.config import load_config
 
-    settings = _settings()
+    settings = current_settings()
     loaded = load_config(settings.config, overrides=_overrides(assignments))
     rows = effective(loaded)
     if settings.json:
@@ -547,7 +451,7 @@ def config_check(assignments: tuple[str, ...]) -> None:
     """Whether the configuration is valid; 7 if it is not."""
     from node.config import check_environment, load_config
 
-    settings = _settings()
+    settings = current_settings()
     loaded = load_config(settings.config, overrides=_overrides(assignments))
     check_environment(loaded.config)
     if settings.json:
@@ -564,7 +468,7 @@ def config_explain(key: str | None) -> None:
     from node.config import knob, knobs
     from node.config_text import explain
 
-    settings = _settings()
+    settings = current_settings()
     chosen = [entry for entry in knobs() if key is None or entry.key.partition(".")[0] == key]
     if not chosen and key is not None:
         chosen = [knob(key)]
