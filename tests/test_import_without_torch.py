@@ -15,7 +15,15 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("node", "transport", "gossip", "dht", "crdt")
 
 # The trainer's side, which is never imported by a daemon.
-TRAINER_SIDE = ("node.binding", "node.session", "node.tasks.*", "node.worker")
+TRAINER_SIDE = (
+    "node.binding",
+    "node.session",
+    "node.snapshot",
+    "node.solo",
+    "node.task_loop",
+    "node.tasks.*",
+    "node.worker",
+)
 
 # Packages of the extras; a node installed without extras has none of them.
 EXTRAS = ("torch", "safetensors", "rich", "matplotlib", "psutil")
