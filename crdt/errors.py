@@ -1,5 +1,4 @@
 """What can go wrong with shared state: bad input, too much input, a clock far off."""
-# ruff: noqa: N818 (an error is named for what happened)
 
 
 class CrdtError(Exception):

@@ -3,7 +3,6 @@
 A lookup that finds nothing is not an error (it returns an empty list), nor is a peer that lies or stays silent
 (it is counted and passed over). What remains is misuse by the caller and a service that has been closed.
 """
-# ruff: noqa: N818 (an error is named for what happened)
 
 from __future__ import annotations
 

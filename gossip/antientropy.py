@@ -64,7 +64,7 @@ _DIGEST_BYTES = 16
 assert DELTA_BYTES > 2 * MAX_RECORD_BYTES
 
 
-class RefusedUpdate(GossipError):  # noqa: N818 (an error is named for what happened)
+class RefusedUpdate(GossipError):
     """A peer sent an update that is malformed or too large; nothing of it was taken over."""
 
     hint = "the peer may run another release; if not, look at its log"

@@ -200,6 +200,8 @@ class EpochMachine:
 
     def set_ready(self, round_: int, state: bytes, now: float) -> None:
         """This node stands at `state` after `round_` rounds and wants to take part."""
+        if self._leaving:
+            return
         self._ready, self._round, self._state = True, round_, state
         self._settling = False
         self._broadcast_status()
@@ -258,10 +260,8 @@ class EpochMachine:
         self._sequence += 1
         self.operation = operation
         self._to_members(Begin(operation.epoch_id, operation.sequence, descriptor))
-        for member in sorted(self._begins):
-            self._check_begin(member, self._begins[member], now)
-            if self.operation is None:
-                break
+        for member, begin in sorted(self._begins.items()):
+            self._check_begin(member, begin, now)  # after a mismatch it does nothing more
         return operation
 
     @property

@@ -92,6 +92,10 @@ class Handover:
         """Fill `into` with the state of (round_, state) from the first holder that has it.
 
         Args:
+            round_: rounds completed in the wanted state.
+            state: its digest.
+            holders: members to ask, in this order.
+            into: one vector per consensus vector, of the right sizes.
             digest: computes the state digest of what lies in `into`.
             nonce: gives 16 fresh random bytes per attempt.
 
@@ -174,18 +178,17 @@ async def _send_vector(link: BulkLink, index: int, vector: Array) -> None:
 async def _receive_vector(link: BulkLink, index: int, vector: Array) -> None:
     data = as_bytes(vector)
     done = 0
+
+    def sink(header: bytes, length: int) -> memoryview:
+        nonlocal done
+        if header != _HEADER.pack(index, done) or not 0 < length <= len(data) - done:
+            raise StateUnavailable("a piece of the state came out of place")
+        piece = data[done : done + length]
+        done += length
+        return piece
+
     while done < len(data):
-        size = 0
-
-        def sink(header: bytes, length: int) -> memoryview:
-            nonlocal size
-            if header != _HEADER.pack(index, done) or not 0 < length <= len(data) - done:
-                raise StateUnavailable("a piece of the state came out of place")
-            size = length
-            return data[done : done + length]
-
         await link.receive(sink)
-        done += size
 
 
 @asynccontextmanager

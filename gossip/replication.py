@@ -48,7 +48,7 @@ RETRY_LEAST_S: Final = 0.1
 """Not even a peer that keeps opening streams makes us open ours more often than this."""
 
 
-class ReplicationClosed(GossipError):  # noqa: N818 (an error is named for what happened)
+class ReplicationClosed(GossipError):
     """The replication ended while somebody waited for a change."""
 
 

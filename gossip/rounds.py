@@ -104,13 +104,15 @@ async def run_rounds(
     nonce: Callable[[], bytes],
     on_phase: Callable[[str], None],
     on_round: Callable[[RunReport], None],
+    on_synced: Callable[[Position], None] = lambda _position: None,
 ) -> None:
     """Run rounds until the trainer has finished.
 
     A finished node stays ready at its last position, so that one that comes late can form an epoch
     with it and be handed the final state.
 
-    `on_phase` hears "joining", "syncing", "training", "waiting" and "finished".
+    `on_phase` hears "joining", "syncing", "training", "waiting" and "finished"; `on_synced` where this
+    node stands after it was brought up to date.
 
     Cancellation stops between two awaits; the trainer's state stays that of its last applied round.
 
@@ -118,7 +120,7 @@ async def run_rounds(
         TrainerGone: the trainer ended before its work was done; the group is set not ready.
         DescriptorMismatch: the other members run another task or other settings.
     """
-    life = _Life(group, handover, protocol, averager, trainer, nonce, on_phase, on_round)
+    life = _Life(group, handover, protocol, averager, trainer, nonce, on_phase, on_round, on_synced)
     try:
         await life.run()
     except BaseException:
@@ -136,6 +138,7 @@ class _Life:
     nonce: Callable[[], bytes]
     on_phase: Callable[[str], None]
     on_round: Callable[[RunReport], None]
+    on_synced: Callable[[Position], None]
 
     async def run(self) -> None:
         self.on_phase("joining")
@@ -239,7 +242,9 @@ class _Life:
             return None
         for name, vector in arrived.items():
             np.copyto(views[name], vector)
-        return Position(epoch.round, epoch.state)
+        position = Position(epoch.round, epoch.state)
+        self.on_synced(position)
+        return position
 
 
 def round_descriptor(vector: str, round_: int, state: bytes) -> bytes:

@@ -1,4 +1,3 @@
-# ruff: noqa: N818 (an error is named for what happened)
 """Checkpoints: a folder that is either whole and signed, or not there.
 
 Problem: a node can be killed at any instant, its disk can fill or rot, and a checkpoint may have

@@ -281,7 +281,9 @@ def run(assignments: tuple[str, ...], parent_pid: int | None) -> None:
     log.configure(loaded.config.log.level, loaded.config.log.format)
     from node.daemon import run_daemon
 
-    code = run_daemon(loaded.config)
+    code = run_daemon(
+        loaded.config, reload=lambda: load_config(settings.config, overrides=overrides).config
+    )
     if code:
         raise SystemExit(code)
 

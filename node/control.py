@@ -274,14 +274,14 @@ def _is_owner(connection: trio.socket.SocketType) -> bool:
     return uid in {os.geteuid(), 0}  # root could read our memory anyway
 
 
-class _BadRequest(Exception):  # noqa: N818 (named for the HTTP status)
+class _BadRequest(Exception):
     def __init__(self, status: int, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.hint = hint
 
 
-class _Disconnected(Exception):  # noqa: N818
+class _Disconnected(Exception):
     """The client went away before it had asked anything."""
 
 

@@ -1,4 +1,3 @@
-# ruff: noqa: N818 (an error is named for what happened)
 """Training text as one array of bytes, with a held-out part that no node trains on.
 
 Problem: a demonstration must work on a machine with no network, and a validation loss means nothing

@@ -16,15 +16,17 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import trio
 
 from dht.service import Dht, open_dht
-from node import __version__, keys
+from gossip.protocol import load_protocol
+from node import __version__, keys, log
 from node.client import own_host
 from node.control import Handlers, open_control
 from node.errors import (
@@ -34,6 +36,7 @@ from node.errors import (
     PeerNotReachable,
     Refused,
     TimedOut,
+    UsageError,
     first_error,
 )
 from node.paths import ensure_private_dir
@@ -61,17 +64,24 @@ WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, not 
 _log = logging.getLogger(__name__)
 
 
-def run_daemon(config: Config) -> int:
+def run_daemon(config: Config, *, reload: Callable[[], Config] | None = None) -> int:
     """Run a node until it is asked to stop; returns the process's exit code.
 
+    Args:
+        config: what `node.config.load_config` gave.
+        reload: reads the configuration again on SIGHUP; None ignores the signal.
+
     Raises:
-        NodedError: it cannot start; nothing is left behind.
+        NodedError, GossipError: it cannot start; nothing is left behind.
     """
+    if config.run is not None:
+        # A wrong protocol or setting ends the start here, not the run a minute later.
+        load_protocol(config.run.protocol).averager(config.run.protocol_settings)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the keys
     ensure_private_dir(config.data_dir)
     with _lock(config.paths.lock):
         try:
-            trio.run(_Daemon(config).main)
+            trio.run(_Daemon(config, reload).main)
         except BaseExceptionGroup as group:
             raise first_error(group) from group
     return int(ExitCode.OK)
@@ -80,8 +90,9 @@ def run_daemon(config: Config) -> int:
 class _Daemon:
     """State that the pieces of one daemon share."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, reload: Callable[[], Config] | None) -> None:
         self._config = config
+        self._reload = reload
         self._stop = trio.Event()
         self._parts: Parts | None = None
         self._notifier = Notifier.from_environ()
@@ -151,14 +162,32 @@ class _Daemon:
             task_status.started()
             async for number in signals:
                 if number == signal.SIGHUP:
-                    _log.info(
-                        "SIGHUP: the configuration is read at start only; restart to apply it"
-                    )
+                    self._read_config_again()
                     continue
                 _log.info("stopping on %s", signal.Signals(number).name)
                 if self._stop.is_set():
                     everything.cancel()
                 self._begin_stop(everything)
+
+    def _read_config_again(self) -> None:
+        """Apply what can change while running, and say what needs a restart."""
+        if self._reload is None:
+            return
+        self._notifier.reloading()
+        try:
+            new, old = self._reload(), self._config
+        except NodedError as error:
+            _log.error("the configuration is not used: %s", error)
+        else:
+            sections = ("node", "network", "limits", "run", "trainer")
+            waiting = [name for name in sections if getattr(new, name) != getattr(old, name)]
+            if new.log != old.log:
+                log.configure(new.log.level, new.log.format)
+                _log.info("log settings applied")
+            if waiting:
+                _log.warning("changes in [%s] take effect at the next start", "], [".join(waiting))
+            self._config = msgspec.structs.replace(old, log=new.log)
+        self._notifier.ready()
 
     def _begin_stop(self, everything: trio.CancelScope) -> None:
         if self._stop.is_set():
@@ -238,7 +267,7 @@ class _Daemon:
     async def _answer_ping(self, body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
         wanted, count = (body or {}).get("peer"), (body or {}).get("count", 1)
         if not isinstance(wanted, str) or not isinstance(count, int) or not 1 <= count <= 100:
-            raise NodedError('ping wants {"peer": TEXT, "count": 1 to 100}')
+            raise UsageError('ping wants {"peer": TEXT, "count": 1 to 100}')
         peer = find_peer(self._up.endpoint, wanted)
         if peer is None:
             lost = [row for row in peer_rows(self._up) if row["reason"] and _means(row, wanted)]

@@ -1,4 +1,3 @@
-# ruff: noqa: N818 (an error is named for what happened)
 """The trainer's end of the trainer socket: messages in and out, blocking or polled.
 
 Training is a plain loop in one thread, so this is plain blocking code: no event loop, no threads.

@@ -1,4 +1,3 @@
-# ruff: noqa: N818 (an error is named for what happened: DaemonNotRunning, PeerNotReachable)
 """What can go wrong in a node, and the exit code each failure ends a command with.
 
 Problem: scripts, service managers and container health checks decide by a process's exit code, so

@@ -48,7 +48,7 @@ MAX_SECRET_BYTES: Final = 4096
 _NODE_KEY_PREFIX: Final = "noded-node-key-1"
 
 
-class KeyExists(NodedError):  # noqa: N818 (an error is named for what happened)
+class KeyExists(NodedError):
     """There is a key file already, and keys are never overwritten."""
 
 

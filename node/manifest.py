@@ -1,4 +1,3 @@
-# ruff: noqa: N818 (an error is named for what happened)
 """What a run is: the one document that every member of it must hold byte for byte.
 
 Problem: nodes that never spoke before have to train the same model with the same settings, and have

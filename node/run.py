@@ -26,12 +26,12 @@ from crdt.record import CheckpointInfo, MemberInfo, Progress
 from crdt.state import RunState
 from dht.service import Dht
 from gossip.epoch import EpochSettings
-from gossip.errors import DescriptorMismatch
+from gossip.errors import GossipError
 from gossip.group import Group, open_group
 from gossip.handover import HeldState, open_handover
 from gossip.protocol import load_protocol
 from gossip.replication import Replication, open_replication
-from gossip.rounds import RunReport, TrainerGone, run_rounds
+from gossip.rounds import Position, RunReport, TrainerGone, run_rounds
 from node import checkpoint
 from node.checkpoint import Checkpoint, CheckpointError, Trust
 from node.errors import NodedError
@@ -41,7 +41,7 @@ from node.run_finder import RunFinder, load_manifest, store_manifest
 from node.schema import Config, RunSection
 from node.trainer import Trainers, open_trainers
 from node.trainer_link import Note, TrainerLink
-from node.trainer_messages import Evaluated, Failed, Report, Sample, Saved
+from node.trainer_messages import Evaluated, Failed, Report, Sample, Saved, SaveFailed
 from transport.address import Address
 from transport.endpoint import Endpoint
 from transport.identity import Identity, NodeId
@@ -140,7 +140,7 @@ class RunService:
                 handover = await enter(open_handover(endpoint, manifest.hash, self._held))
                 self.trainers = trainers = await enter(self._open_trainers(manifest))
                 nursery = await enter(trio.open_nursery())
-                nursery.start_soon(self._stay_connected, finder, manifest, endpoint)
+                nursery.start_soon(self._stay_connected, finder, manifest)
                 nursery.start_soon(self._publish_checkpoints, manifest)
                 nursery.start_soon(self._watch_hurry)
                 nursery.start_soon(self._watch_useless, trainers)
@@ -159,6 +159,7 @@ class RunService:
                             nonce=lambda: random_bytes(16),
                             on_phase=self._on_phase,
                             on_round=self._on_round,
+                            on_synced=self._on_synced,
                         )
                     except TrainerGone as error:
                         _log.warning("the trainer is gone: %s", error)
@@ -170,7 +171,7 @@ class RunService:
                 self._set_phase("finished")
                 self.finished.set()
                 await trio.sleep_forever()
-        except* (NodedError, DescriptorMismatch) as group_error:
+        except* (NodedError, GossipError) as group_error:
             self.failure = str(_leaf(group_error))
             _log.error("the run cannot go on at this node: %s", self.failure)
             self._set_phase("failed")
@@ -243,9 +244,7 @@ class RunService:
             link.position.round, link.position.state, [link.views[name] for name in names]
         )
 
-    async def _stay_connected(
-        self, finder: RunFinder, manifest: RunManifest, endpoint: Endpoint
-    ) -> None:
+    async def _stay_connected(self, finder: RunFinder, manifest: RunManifest) -> None:
         await finder.announce(manifest, [Address.parse(text) for text in self.advertised])
         while True:
             await finder.connect_members(manifest.hash)
@@ -259,7 +258,8 @@ class RunService:
     async def leave(self) -> None:
         """Leave in good order: tell the members and write it into the shared state.
 
-        Takes at most `LEAVE_S`; cancellation leaves peers to find this node lost.
+        Peers hear it within `LEAVE_S`, then the trainer gets its time to save. Cancellation leaves
+        peers to find this node lost.
         """
         with trio.move_on_after(LEAVE_S):
             if self.state is not None and self._replication is not None:
@@ -269,6 +269,8 @@ class RunService:
                 await self.group.leave()
             if self._replication is not None:
                 await self._replication.flush()
+        if self.trainers is not None:
+            await self.trainers.stop("the daemon stops")
 
     def history(self) -> list[dict[str, Any]]:
         """Latest points of this node's training, oldest first."""
@@ -305,6 +307,14 @@ class RunService:
         )
         self._publish_progress()
 
+    def _on_synced(self, position: Position) -> None:
+        assert self.manifest is not None
+        figures = self.figures
+        figures.round, figures.state = position.round, position.state
+        figures.step = self.manifest.step_after(position.round)
+        self._metrics.write("synced", round=position.round, step=figures.step)
+        self._publish_progress()
+
     def _on_note(self, note: Note) -> None:
         figures = self.figures
         match note:
@@ -331,6 +341,9 @@ class RunService:
                 except trio.WouldBlock:
                     self.checkpoint_error = "the disk is slower than the checkpoints come"
                     Path(note.file).unlink(missing_ok=True)
+            case SaveFailed(step=step, error=error):
+                self.checkpoint_error = f"step {step}: {error}"
+                _log.warning("the checkpoint of step %d was not written: %s", step, error)
             case Failed(error=error):
                 _log.error("the trainer failed: %s", error)
 

@@ -1,4 +1,3 @@
-# ruff: noqa: N818 (an error is named for what happened)
 """The training API: `with node.join("run", model, optimizer, every=32) as run:` around a loop.
 
 Problem: an existing PyTorch loop should take part in a swarm without being rewritten, and a swarm

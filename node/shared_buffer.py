@@ -1,4 +1,3 @@
-# ruff: noqa: N818 (an error is named for what happened)
 """The shared vectors: one anonymous piece of memory that daemon and trainer both see.
 
 Problem: a round hands hundreds of megabytes from the trainer to the daemon and back. Sending them

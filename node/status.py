@@ -242,6 +242,8 @@ def _facts(parts: Parts) -> Facts:
         run=None if run is None else run.section.name,
         run_joined=run is None or run.manifest is not None,
         trainer="none" if trainers is None else trainers.status.state,
+        run_finished=figures is not None and figures.phase == "finished",
+        trainer_error="" if trainers is None else trainers.status.error,
         trainer_restarts=0 if trainers is None else trainers.status.restarts,
         loss=None if figures is None else figures.loss,
         round_age_s=None

@@ -1,4 +1,3 @@
-# ruff: noqa: N818 (an error is named for what happened)
 """A task: model, data and loss of a run, in one class.
 
 A task is what a researcher writes. It runs in the trainer process only; the daemon knows its name

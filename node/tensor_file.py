@@ -1,4 +1,3 @@
-# ruff: noqa: N818 (an error is named for what happened)
 """Tensors in a file that is data only: the safetensors format, written and read with numpy alone.
 
 Problem: a checkpoint may come from a crashed disk or from another party. Formats that store objects

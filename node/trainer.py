@@ -121,7 +121,7 @@ class Trainers:
                 await self._attach(stream)
         except (TrainerProtocolError, NodedError, OSError, trio.BrokenResourceError) as error:
             _log.warning("a trainer was turned away: %s", error)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the guard: one trainer must not end the others' socket
             _log.exception("the connection of a trainer failed")
 
     async def _attach(self, stream: trio.SocketStream) -> None:
@@ -191,6 +191,14 @@ class Trainers:
             await stream.send_all(frame[sent:])
         return TrainerLink(stream, attach, self._manifest, buffer, self._on_note)
 
+    async def stop(self, reason: str) -> None:
+        """Ask the trainer to save and end, and wait for it; at most STOP_S."""
+        self._stopping = True
+        if self.current is not None:
+            self.current.stop(reason, save=True)
+            with trio.move_on_after(STOP_S):
+                await self.current.gone.wait()
+
     # ---- supervision -----------------------------------------------------------------------------
 
     async def supervise(self, options: WorkerOptions, log_file: Path) -> None:
@@ -239,19 +247,14 @@ class Trainers:
             self.status.pid = None
 
     async def _end(self, process: trio.Process) -> None:
-        """Bounded: at most STOP_S + TERMINATE_S, then SIGKILL and the kernel's time to reap."""
+        """SIGTERM, and after TERMINATE_S SIGKILL; then the kernel's time to reap."""
         if process.returncode is None:
-            if self.current is not None:
-                self.current.stop("the daemon stops", save=True)
-                with trio.move_on_after(STOP_S):
-                    await process.wait()
             for number in (signal.SIGTERM, signal.SIGKILL):
-                if process.returncode is not None:
-                    break
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
                 with trio.move_on_after(TERMINATE_S):
                     await process.wait()
+                    break
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # whatever it has started and left
 
@@ -301,7 +304,8 @@ async def open_trainers(
 ) -> AsyncIterator[Trainers]:
     """Take trainers of `manifest`'s run on `socket_path`; start one if `supervised` is given.
 
-    Leaving the context ends the supervised process within about seven seconds.
+    Leaving the context ends the supervised process within about three seconds; `Trainers.stop`
+    before that lets it save first.
 
     Raises:
         Refused: another daemon serves this socket.

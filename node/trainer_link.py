@@ -36,6 +36,7 @@ from node.trainer_messages import (
     Resync,
     Sample,
     Saved,
+    SaveFailed,
     SaveNow,
     Start,
     Stop,
@@ -48,7 +49,7 @@ from node.trainer_messages import (
 QUEUE_FRAMES: Final = 64
 READ_BYTES: Final = 65536
 
-Note = Report | Evaluated | Sample | Saved | Failed
+Note = Report | Evaluated | Sample | Saved | SaveFailed | Failed
 _log = logging.getLogger(__name__)
 
 
@@ -113,7 +114,7 @@ class TrainerLink(TrainerPort):
 
     def _dispatch(self, message: TrainerMessage) -> None:
         match message:
-            case Report() | Evaluated() | Sample() | Saved():
+            case Report() | Evaluated() | Sample() | Saved() | SaveFailed():
                 self._on_note(message)
             case Failed(error=error):
                 self.error = error

@@ -7,7 +7,6 @@ and *local* (`UsageError`, `StreamLimitReached`, ...). Foreign exceptions (OSErr
 
 Invariants: messages are one sentence and never contain unescaped bytes chosen by a peer; `hint` may be empty.
 """
-# ruff: noqa: N818  (the names say what happened; "Error" after each would only be noise)
 
 from __future__ import annotations
 

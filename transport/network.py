@@ -29,7 +29,7 @@ from transport.errors import TransportError
 __all__ = ["AcceptOverloaded", "Buffer", "Network", "RawListener", "RawStream"]
 
 
-class AcceptOverloaded(TransportError):  # noqa: N818 (as in transport.errors)
+class AcceptOverloaded(TransportError):
     """Accepting failed for want of a system resource (descriptors, buffers); it may pass.
 
     Attributes:
