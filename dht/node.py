@@ -151,7 +151,7 @@ class DhtNode:
             return self._say(Refused("version"))
         body = query.body
         if query.server:
-            self._admit(sender, now)
+            self._admit(sender, now, challenge=not isinstance(body, Ping))
         if isinstance(body, Ping):
             return self._say(Pong())
         if not self._settings.server:
@@ -341,7 +341,12 @@ class DhtNode:
         mine = [] if own is None or own.expired(wall) else [own]
         return (mine + self.store.get(key, wall))[:MAX_RECORDS]
 
-    def _admit(self, contact: Contact, now: float) -> None:
+    def _admit(self, contact: Contact, now: float, *, challenge: bool = True) -> None:
+        """Let an authenticated server into the table, or have it wait.
+
+        `challenge` is whether the oldest contact of a full bucket may be asked for its life. It is not after a
+        mere ping: each ping would cause the next one somewhere else, and a large swarm would never be at rest.
+        """
         if not contact.addresses or contact.node_id == self._me.node_id:
             return
         first = len(self.table) == 0
@@ -352,7 +357,7 @@ class DhtNode:
             if first:
                 self._refresh_pause_s = _REFRESH_FIRST_S
                 self._refresh_at = min(self._refresh_at, now)
-        elif oldest is not None:
+        elif oldest is not None and challenge:
             self.greet(oldest, now)
 
     def _ping(self, contact: Contact) -> None:

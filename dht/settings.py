@@ -24,8 +24,8 @@ class DhtSettings:
     """How often own id and untouched bucket ranges are looked up."""
     republish_s: float = 2400.0
     """How often own records are signed anew and stored at the nodes closest by then."""
-    fresh_s: float = 60.0
-    """A contact heard from this recently is not asked whether it lives when a newcomer wants its place."""
+    fresh_s: float = 900.0
+    """A contact heard from this recently is not asked whether it lives when a newcomer wants its place (BEP 5)."""
     records_per_signer: int = 64
     records_per_key: int = MAX_RECORDS
     records_total: int = 4096

@@ -57,8 +57,9 @@ def test_failure_brings_in_the_next() -> None:
 
 def test_unlucky_floats_do_not_keep_it_from_ending() -> None:
     started, patience_s = 0.7, 0.1  # (0.7 + 0.1) - 0.7 < 0.1
-    settings = LookupSettings(patience_s=patience_s)
-    lookup = Lookup(TARGET, [contact(1)], own_id=OWN, now=started, settings=settings)
+    settings = LookupSettings(patience_s=patience_s, alpha=1)
+    seeds = [contact(1), contact(2)]
+    lookup = Lookup(TARGET, seeds, own_id=OWN, now=started, settings=settings)
     lookup.outgoing(started)
     deadline = lookup.next_deadline()
     assert deadline is not None

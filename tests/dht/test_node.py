@@ -250,6 +250,34 @@ def test_answer_of_another_node_counts_as_none() -> None:
     assert other.contact.node_id in me.node.table
 
 
+def test_client_that_answers_is_used_but_not_kept() -> None:
+    world, me, other = two()
+    third = world.add()
+    me.node.find(KEY, 0.0)
+    (call,) = me.node.outgoing(9)
+    reply(me, call, other, Nodes([Hint(third.contact.node_id, list(third.contact.addresses))]))
+    (call,) = me.node.outgoing(9)
+    reply(me, call, third, Nodes([]), server=False)
+    event = me.node.next_event()
+    assert isinstance(event, Found)
+    assert third.contact in event.contacts
+    assert third.contact.node_id not in me.node.table
+
+
+def test_senseless_hints_cause_no_calls() -> None:
+    _, me, other = two()
+    me.node.find(KEY, 0.0)
+    (call,) = me.node.outgoing(9)
+    hints = [
+        Hint(b"a" * 32, ["0.0.0.0:7447", "name.example:7447", "127.0.0.1:7447"]),
+        Hint(me.contact.node_id, ["10.0.0.9:7447"]),
+        Hint(b"b" * 32, []),
+    ]
+    reply(me, call, other, Nodes(hints))
+    assert me.node.outgoing(9) == []
+    assert isinstance(me.node.next_event(), Found)
+
+
 def test_refusal_ends_that_branch_without_blame() -> None:
     _, me, other = two()
     me.node.find(KEY, 0.0)
@@ -390,10 +418,13 @@ def test_full_bucket_asks_its_oldest() -> None:
     for number in range(20):
         me.node.table.seen(Contact(index_0[number] + bytes(31), ("10.0.0.1:1",)), 0.0)
     late = Contact(index_0[50] + bytes(31), ("10.0.0.1:1",))
-    query = Query(server=True, body=Ping())
+    query = Query(server=True, body=FindNode(KEY))
     me.node.answer(query, late, bytes(32), 30.0, WALL)
     assert me.node.outgoing(9) == []  # heard from a moment ago
-    me.node.answer(query, late, bytes(32), 61.0, WALL)
+    ping = Query(server=True, body=Ping())
+    me.node.answer(ping, late, bytes(32), 901.0, WALL)
+    assert me.node.outgoing(9) == []  # a ping must not cause the next
+    me.node.answer(query, late, bytes(32), 901.0, WALL)
     (call,) = me.node.outgoing(9)
     assert call.contact.node_id == index_0[0] + bytes(31)
 

@@ -35,6 +35,10 @@ def test_sequence_rises_even_if_the_clock_does_not() -> None:
     sequences = [first.sequence, second.sequence, third.sequence, fourth.sequence]
     assert sequences == [int(WALL * 1000) + n for n in (0, 1, 2, 53)]
     assert fourth.value == b"c"
+    fifth = publisher.renew(key(1), WALL - 1000)
+    assert fifth is not None
+    assert fifth.sequence == fourth.sequence + 1
+    fourth = fifth
     assert publisher.get(key(1)) == fourth
 
 

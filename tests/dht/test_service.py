@@ -193,6 +193,7 @@ async def test_false_address_does_not_stand_in_for_a_node(autojump_clock: MockCl
         found = await dht.find_node(bytes(victim.node_id))
         assert [c.node_id for c in found] == [liar.node_id]
         assert [c.node_id for c in dht.contacts()] == [liar.node_id]
+        assert dht.stats()["wrong_node"] == 0  # the connection itself was refused
 
 
 async def test_garbage_in_either_direction_is_counted_and_harmless(
@@ -248,6 +249,7 @@ async def test_cancelled_search_leaves_nothing_behind(autojump_clock: MockClock)
         with trio.move_on_after(0.1) as scope:
             await dht.get(KEY)
         assert scope.cancelled_caught
+        assert dht.stats()["operations"] == 0
         with trio.move_on_after(0.1) as scope:
             await dht.put(KEY, b"here")
         assert scope.cancelled_caught
