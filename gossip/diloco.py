@@ -39,9 +39,7 @@ from gossip.protocol import (
     Views,
 )
 
-PIECE = (
-    1 << 18
-)  # values per piece: temporaries stay in the cache (1 MiB) instead of doubling memory
+PIECE = 1 << 18  # values: temporaries of 1 MiB stay in the cache instead of doubling memory
 
 
 class OuterNesterov(Averager):
@@ -94,7 +92,8 @@ class MeanOncePerRound(Protocol):
     """Coordinator shared by protocols that exchange one weighted mean per round.
 
     Invariant: at most one collective is asked for at a time, and `Apply` follows only a certified
-    outcome of the round that was contributed last.
+    outcome of the round that was contributed last. A newer contribution replaces everything that an
+    older one has left: the driver may have dropped that round for a peer's state.
     """
 
     _waiting: Contribution | None = None
@@ -103,6 +102,7 @@ class MeanOncePerRound(Protocol):
         """Ask for the mean of everybody's delta."""
         del now
         self._waiting = contribution
+        self._events.clear()
         self._events.append(ReduceMean(contribution.round, "delta", "reduced", contribution.weight))
 
     def collective_done(self, outcome: CollectiveOutcome, now: float) -> None:
