@@ -129,7 +129,8 @@ class DhtNode:
         self._background: int | None = None
         self._refresh_targets: deque[bytes] = deque()
         self._refresh_pause_s = _REFRESH_FIRST_S
-        self._refresh_at = now + self._settings.refresh_s
+        # With jitter: nodes that start together must not search together.
+        self._refresh_at = now + self._settings.refresh_s * rng.uniform(0.8, 1.2)
         self._expire_at = now + _EXPIRE_EVERY_S
 
     # Queries of others

@@ -39,7 +39,7 @@ async def dht_on(endpoint: FakeEndpoint, **settings: object) -> AsyncIterator[Dh
 
 async def until(condition: object, limit_s: float = 300.0) -> None:
     with trio.fail_after(limit_s):
-        while not condition():  # type: ignore[operator]  # noqa: ASYNC110 (virtual time)
+        while not condition():  # type: ignore[operator]
             await trio.sleep(0.1)
 
 
