@@ -247,6 +247,7 @@ def non_finite_is_contained(subject: Subject) -> None:
         "a member that resumed and sat the round out made the state non-finite",
     )
     for member in members:
+        member.train()
         want = member.ask(2, 1.0)
         member.views[want.out][:] = [np.nan, np.inf, -np.inf, 1.0][: subject.numel] + [0.5] * max(
             0, subject.numel - 4
