@@ -54,7 +54,7 @@ def rank_main(rank: int, world: int, ports: list[int], sizes: list[int]) -> None
     import torch.distributed as dist
     import trio
 
-    from gossip.epoch import EpochSettings
+    from gossip.epoch_events import EpochSettings
     from gossip.group import open_group
     from transport.address import Address
     from transport.endpoint import open_endpoint

@@ -28,11 +28,10 @@ import numpy.typing as npt
 import trio
 
 from gossip.certificate import Certificate, Epoch
-from gossip.epoch import (
-    NO_MODEL,
+from gossip.epoch import DEFAULTS, EpochMachine
+from gossip.epoch_events import (
     EpochEntered,
     EpochLeft,
-    EpochMachine,
     EpochSettings,
     MembersWaiting,
     OperationAborted,
@@ -42,6 +41,7 @@ from gossip.errors import CollectiveAborted, DescriptorMismatch, GossipError, In
 from gossip.messages import Message, decode_message_untrusted, encode
 from gossip.operation import Operation, OperationState
 from gossip.ring import Reduction, RingPlace, RingResult, ring_all_reduce
+from gossip.standing import NO_MODEL
 from transport.bulk import BulkLink
 from transport.endpoint import Endpoint, PeerDown, PeerUp
 from transport.errors import MalformedMessage, TransportError
@@ -185,6 +185,7 @@ class Group:
             DescriptorMismatch: a member called a different operation; no retry can help.
         """
         bound = _bind_descriptor(descriptor, source, mean=mean)
+        self._running = None
         while True:
             reduced = await self._attempt(bound, source, out, mean=mean, weight=weight)
             if reduced is not None:
@@ -221,8 +222,11 @@ class Group:
     async def _wait_turn(self) -> None:
         while not self.machine.can_begin:
             self._raise_if_behind()
-            if self._running is not None and self._running.certificate is not None:
+            running = self._running
+            if running is not None and running.certificate is not None:
                 return
+            if running is not None and running.mismatch:
+                raise DescriptorMismatch(running.reason)
             await self._changed.wait()
 
     def _take_certified(self) -> Reduced | None:
@@ -244,7 +248,7 @@ class Group:
         if not running.reason:
             running.reason = str(error)
         if running.operation.state is OperationState.RUNNING:
-            self.machine.fail(str(error), trio.current_time())
+            self.machine.fail(str(error), trio.current_time(), mismatch=running.mismatch)
             self._flush()
 
     def _raise_if_behind(self) -> None:
@@ -556,7 +560,7 @@ async def open_group(
     run: bytes,
     *,
     model: bytes = NO_MODEL,
-    settings: EpochSettings = EpochSettings(),  # noqa: B008 - frozen
+    settings: EpochSettings = DEFAULTS,
     rng: random.Random,
 ) -> AsyncIterator[Group]:
     """Take part in the collectives of `run` with every connected peer that does so too.

@@ -25,7 +25,7 @@ from crdt.clock import HybridClock
 from crdt.record import CheckpointInfo, MemberInfo, Progress
 from crdt.state import RunState
 from dht.service import Dht
-from gossip.epoch import EpochSettings
+from gossip.epoch_events import EpochSettings
 from gossip.errors import GossipError
 from gossip.group import Group, open_group
 from gossip.handover import HeldState, open_handover

@@ -12,10 +12,10 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
-from gossip.epoch import (
+from gossip.epoch import EpochMachine
+from gossip.epoch_events import (
     EpochEntered,
     EpochLeft,
-    EpochMachine,
     EpochSettings,
     MembersWaiting,
     OperationAborted,

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import attrs
 import trio
 
-from gossip.epoch import EpochSettings
+from gossip.epoch_events import EpochSettings
 from gossip.group import Group, open_group
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import trio
 
-from gossip.epoch import EpochSettings
+from gossip.epoch_events import EpochSettings
 from gossip.errors import DescriptorMismatch
 from gossip.group import Behind, Reduced
 from tests.gossip.swarm import Node, open_node, open_swarm

@@ -172,7 +172,7 @@ class Swarm:
             version = await self.replications[index].wait_change(version)
 
     async def until_equal(self):
-        while len({state.digest() for state in self.states}) > 1:  # noqa: ASYNC110 (virtual time)
+        while len({state.digest() for state in self.states}) > 1:
             await trio.sleep(0.01)
 
 
@@ -236,7 +236,7 @@ async def test_a_peer_that_serves_later_is_found_when_it_does(autojump_clock):
         swarm.say(1)
         with trio.fail_after(1):
             await swarm.until_equal()
-            while not swarm.replications[0].partners:  # noqa: ASYNC110 (virtual time)
+            while not swarm.replications[0].partners:
                 await trio.sleep(0.01)
         assert trio.current_time() - began < 1
         assert len(swarm.states[1].members()) == 2
@@ -499,6 +499,6 @@ async def test_a_stream_that_ends_after_long_is_replaced_soon(autojump_clock):
             for stream in swarm.endpoints[0].peers[node(1)].streams:
                 stream.fail(StreamReset("the middle of the network forgot it"))
             began = trio.current_time()
-            while not swarm.replications[0].partners:  # noqa: ASYNC110 (virtual time)
+            while not swarm.replications[0].partners:
                 await trio.sleep(0.01)
             assert trio.current_time() - began < 1

@@ -51,7 +51,7 @@ async def swarm(world, count):
 
 async def until_equal(replications, within_s):
     with trio.fail_after(within_s):
-        while len({each.state.digest() for each in replications}) > 1:  # noqa: ASYNC110
+        while len({each.state.digest() for each in replications}) > 1:
             await trio.sleep(0.01)
 
 

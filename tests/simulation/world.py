@@ -18,7 +18,7 @@ from crdt.record import MemberInfo, Progress
 from crdt.state import RunState
 from dht.service import open_dht
 from gossip.diloco import DiLoCo
-from gossip.epoch import EpochSettings
+from gossip.epoch_events import EpochSettings
 from gossip.group import open_group
 from gossip.handover import HeldState, open_handover
 from gossip.protocol import Apply, Averager, Contribution
