@@ -190,11 +190,18 @@ def load_protocol(name: str) -> type[Protocol]:
     """The protocol class registered under `name`.
 
     Raises:
-        UnknownProtocol: nothing of that name is installed; the hint lists what is.
+        UnknownProtocol: nothing of that name is installed (the hint lists what is), or it cannot
+            be imported, or it is no `Protocol`.
     """
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name == name:
-            loaded = point.load()
+            try:
+                loaded = point.load()
+            except Exception as error:
+                raise UnknownProtocol(
+                    f"protocol {name!r} cannot be loaded from {point.value}: {error}",
+                    hint="install it again, together with what it needs",
+                ) from error
             if not (isinstance(loaded, type) and issubclass(loaded, Protocol)):
                 raise UnknownProtocol(f"{point.value} is registered as {name!r} but is no Protocol")
             return loaded
