@@ -153,9 +153,11 @@ class EpochMachine:
         standing = self._standing
         if standing.leaving:
             return
-        standing.ready, standing.round, standing.state = True, round_, state
+        was_ready, standing.ready = standing.ready, True
+        standing.round, standing.state = round_, state
         self._settling = False
-        standing.broadcast_status()
+        if not was_ready:
+            standing.broadcast_status()
         epoch = self.epoch
         if epoch is not None and round_ == epoch.round and state != epoch.state:
             self._break("the state here is not the one the epoch starts from", now)

