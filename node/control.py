@@ -7,9 +7,7 @@ Idea: h11 speaks HTTP and does no I/O; this module is its trio driver plus the g
 given by the daemon as a table, `(method, path) -> async function`, and deal in JSON values only. One
 request for each connection: local connections cost nothing, and it keeps the state machine trivial.
 
-The socket is made 0600 *when it is created*, whatever the umask is: Linux takes the mode of a bound
-socket from the socket's own inode, so fchmod(2) before bind(2) leaves no window. Beside that the
-directory is 0700 and the caller's user id (SO_PEERCRED) must be ours or root's. A request that carries
+Only the owner (or root) gets that far: see `node.private_socket`. A request that carries
 an `Origin` comes from a web page by way of some proxy, and is refused.
 
 Invariants:
@@ -24,21 +22,18 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import socket
-import stat
-import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import h11
 import trio
 
-from node.errors import ExitCode, NodedError, Refused, exit_code_of, first_error, hint_of
-from node.paths import MAX_SOCKET_PATH_BYTES, ensure_private_dir
+from node import private_socket
+from node.errors import ExitCode, exit_code_of, first_error, hint_of
 
 __all__ = ["ControlServer", "Handler", "Handlers", "open_control"]
 
@@ -55,7 +50,6 @@ REQUEST_TIMEOUT_S: Final = 10.0
 HANDLER_TIMEOUT_S: Final = 300.0
 """The longest a handler may take: `noded ping -c 100` against a peer that is slow to answer."""
 
-_PEERCRED: Final = struct.Struct("3i")  # unix(7): pid, uid, gid
 _HTTP_STATUS: Final[Mapping[ExitCode, int]] = {
     ExitCode.USAGE: 400,
     ExitCode.NOT_READY: 503,
@@ -116,7 +110,7 @@ class ControlServer:
         """Serve one connection; whatever goes wrong stays in here."""
         try:
             with connection:
-                if not _is_owner(connection):
+                if not private_socket.is_owner(connection):
                     self.counters["refused-uid"] += 1
                     _log.warning("refused a control connection of another user")
                     return
@@ -193,85 +187,20 @@ async def open_control(path: Path, handlers: Handlers) -> AsyncIterator[ControlS
         Refused: another daemon answers on this socket, or the directory is not ours.
         NodedError: the socket cannot be made.
     """
-    ensure_private_dir(path.parent)
-    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-        raise NodedError(
-            f"the path of the socket is too long to bind ({path})",
-            hint="choose a shorter data directory",
-        )
-    listener, inode = _bind(path)
     server = ControlServer(path, handlers)
-    try:
-        with trio.socket.from_stdlib_socket(listener) as sock:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(server._accept, sock, nursery)  # noqa: SLF001 (same module)
-                try:
-                    yield server
-                finally:
-                    # The reply to `noded stop` is still on its way when the daemon winds down.
-                    with trio.move_on_after(0.5, shield=True):
-                        await server._drain()  # noqa: SLF001
-                    nursery.cancel_scope.cancel()
-    finally:
-        _remove(path, inode)
-
-
-def _bind(path: Path) -> tuple[socket.socket, tuple[int, int]]:
-    _clear_stale(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        os.fchmod(sock.fileno(), 0o600)  # the inode's mode becomes the file's (see above)
-        sock.bind(str(path))
-        status = os.lstat(path)
-        if stat.S_IMODE(status.st_mode) != 0o600:  # not Linux: the directory has guarded it so far
-            path.chmod(0o600)
-        sock.setblocking(False)
-        sock.listen(MAX_CONNECTIONS)
-    except OSError as error:
-        sock.close()
-        raise NodedError(
-            f"cannot make the control socket {path}: {error.strerror or error}",
-            hint="check the permissions and the free space of its directory",
-        ) from error
-    return sock, (status.st_dev, status.st_ino)
-
-
-def _clear_stale(path: Path) -> None:
-    """Remove the socket that a killed daemon left; refuse if somebody answers on it."""
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(status.st_mode):
-        raise Refused(f"{path} is in the way: it is not a socket", hint="move it away")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            with suppress(FileNotFoundError):
-                path.unlink()
-            return
-        except OSError:
-            pass  # a full queue: somebody is there, and busy
-    raise Refused(
-        f"another daemon is running on {path}",
-        hint="stop it first:  noded stop      or give this one a data directory of its own",
-    )
-
-
-def _remove(path: Path, inode: tuple[int, int]) -> None:
-    """Remove our socket file, and not a successor's."""
-    with suppress(OSError):
-        status = os.lstat(path)
-        if (status.st_dev, status.st_ino) == inode:
-            path.unlink()
-
-
-def _is_owner(connection: trio.socket.SocketType) -> bool:
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-    _, uid, _ = _PEERCRED.unpack(credentials)
-    return uid in {os.geteuid(), 0}  # root could read our memory anyway
+    with (
+        private_socket.bound(path, backlog=MAX_CONNECTIONS) as listener,
+        trio.socket.from_stdlib_socket(listener) as sock,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server._accept, sock, nursery)  # noqa: SLF001 (same module)
+            try:
+                yield server
+            finally:
+                # The reply to `noded stop` is still on its way when the daemon winds down.
+                with trio.move_on_after(0.5, shield=True):
+                    await server._drain()  # noqa: SLF001
+                nursery.cancel_scope.cancel()
 
 
 class _BadRequest(Exception):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from node import control
+from node import control, private_socket
 from node.client import Client
 from node.control import MAX_CONNECTIONS, MAX_HEADER_BYTES, open_control
 from node.errors import (
@@ -71,7 +71,7 @@ async def test_the_socket_is_0600_in_a_0700_directory_whatever_the_umask(tmp_pat
 
 
 async def test_another_user_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(control, "_is_owner", lambda _: False)
+    monkeypatch.setattr(private_socket, "is_owner", lambda _: False)
     async with open_control(tmp_path / "c.sock", HANDLERS) as server:
         assert await raw(server.path, b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n") == b""
         assert server.counters["refused-uid"] == 1
@@ -82,11 +82,11 @@ async def test_the_callers_user_is_the_kernels_word(tmp_path, monkeypatch):
         me = os.geteuid()
         assert await call(server.path, "GET", "/v1/status") == {"echo": None}
         # If the daemon were somebody else's, this user (unless it is root) would not get in.
-        monkeypatch.setattr(control.os, "geteuid", lambda: me + 1)
-        monkeypatch.setattr(control, "_PEERCRED", FakeCredentials(me or 4242))
+        monkeypatch.setattr(private_socket.os, "geteuid", lambda: me + 1)
+        monkeypatch.setattr(private_socket, "_PEERCRED", FakeCredentials(me or 4242))
         with pytest.raises(NodedError):
             await call(server.path, "GET", "/v1/status")
-        monkeypatch.setattr(control, "_PEERCRED", FakeCredentials(0))
+        monkeypatch.setattr(private_socket, "_PEERCRED", FakeCredentials(0))
         assert await call(server.path, "GET", "/v1/status") == {"echo": None}
 
 
