@@ -375,8 +375,8 @@ def init(
 
 @cli.command(context_settings={"show_default": True})
 @click.option("--peers", type=click.IntRange(1, 64), default=4, help="Nodes to start.")
-@click.option("--steps", type=click.IntRange(min=1), default=600, help="Local steps of each node.")
-@click.option("--every", type=click.IntRange(min=1), default=20, help="Local steps in a round.")
+@click.option("--steps", type=click.IntRange(min=1), default=8000, help="Local steps of each node.")
+@click.option("--every", type=click.IntRange(min=1), default=32, help="Local steps in a round.")
 @click.option("--protocol", default="diloco", help="How the nodes combine their work.")
 @click.option("--task", default="byte-gpt", help="What to train.")
 @click.option("--data", type=click.Path(path_type=Path), help="A file or folder to train on.")

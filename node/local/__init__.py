@@ -25,9 +25,9 @@ class LocalOptions:
     """The options of `noded local`."""
 
     peers: int = 4
-    steps: int = 600
+    steps: int = 8000
     """Local steps of each peer."""
-    every: int = 20
+    every: int = 32
     """Local steps in a round."""
     protocol: str = "diloco"
     task: str = "byte-gpt"

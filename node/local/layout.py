@@ -133,6 +133,11 @@ def write_keys(peer: PeerFiles, swarm: Swarm) -> None:
     keys.create_swarm(peer.paths.swarm_key, swarm)
 
 
+LONG_RUN_ROUNDS: Final = 100
+"""From so many rounds on DiLoCo's published outer momentum is better than its default here: 1.42
+against 1.48 nats per byte after 150 rounds of the demonstration; after 40 rounds they are level."""
+
+
 def write_config(
     peer: PeerFiles,
     options: LocalOptions,
@@ -160,6 +165,8 @@ def write_config(
         "run.min_members": options.peers,
         "trainer.threads": max(1, len(os.sched_getaffinity(0)) // options.peers),
     }
+    if options.protocol == "diloco" and options.steps // options.every >= LONG_RUN_ROUNDS:
+        values["run.protocol_settings"] = {"outer_momentum": 0.9}
     if options.data is not None:
         values["run.data"] = str(options.data.absolute())
     if options.verbosity:
