@@ -58,6 +58,8 @@ LEAVE_S: Final = 8.0
 HARD_STOP_S: Final = 9.5
 """After this the process ends, come what may: the promise is ten seconds."""
 PING_S: Final = 5.0
+MAX_NAME_CHARACTERS: Final = 64
+"""As `node.name` of the configuration."""
 LOOP_HEALTHY_MS: Final = 10_000.0
 WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
 
@@ -77,6 +79,7 @@ def run_daemon(config: Config, *, reload: Callable[[], Config] | None = None) ->
     if config.run is not None:
         # A wrong protocol or setting ends the start here, not the run a minute later.
         load_protocol(config.run.protocol).averager(config.run.protocol_settings)
+    config = _with_host_name(config)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the keys
     ensure_private_dir(config.data_dir)
     with _lock(config.paths.lock):
@@ -175,7 +178,7 @@ class _Daemon:
             return
         self._notifier.reloading()
         try:
-            new, old = self._reload(), self._config
+            new, old = _with_host_name(self._reload()), self._config
         except NodedError as error:
             _log.error("the configuration is not used: %s", error)
         else:
@@ -201,9 +204,9 @@ class _Daemon:
 
     def _end_now(self) -> None:
         run = None if self._parts is None else self._parts.run
-        if run is not None and run.trainers is not None and run.trainers.status.pid is not None:
+        if run is not None and run.trainers is not None and run.trainers.process_pid is not None:
             try:
-                os.killpg(run.trainers.status.pid, signal.SIGKILL)
+                os.killpg(run.trainers.process_pid, signal.SIGKILL)
             except (ProcessLookupError, PermissionError):
                 pass
         os._exit(int(ExitCode.OK))
@@ -297,6 +300,14 @@ class _Daemon:
         _log.info("stopping as asked on the control socket")
         os.kill(os.getpid(), signal.SIGTERM)  # one way to stop, whoever asks
         return 200, {"schema": "noded.stop/1", "stopping": True, "pid": os.getpid()}
+
+
+def _with_host_name(config: Config) -> Config:
+    """The configuration with the machine's host name where it gives the node no name."""
+    if config.node.name:
+        return config
+    name = os.uname().nodename[:MAX_NAME_CHARACTERS]
+    return msgspec.structs.replace(config, node=msgspec.structs.replace(config.node, name=name))
 
 
 def _means(row: dict[str, Any], wanted: str) -> bool:

@@ -71,6 +71,10 @@ class Facts:
     """The run's name, None without one."""
     run_joined: bool = True
     """Whether the run has been found."""
+    run_failure: str = ""
+    """Why the run cannot go on at this node; empty while it can."""
+    run_failure_hint: str = ""
+    """What its error says to do next."""
     run_finished: bool = False
     """Whether the run is over: then a trainer that ended did as it should."""
     trainer: str = "none"
@@ -116,6 +120,7 @@ CODES: Final[Mapping[str, str]] = {
     "peer-lost": "members of the run are gone",
     "wrong-swarm": "nodes with another swarm key keep knocking",
     "run-not-found": "the run is not known in the swarm",
+    "run-failed": "the run cannot go on at this node",
     "trainer-gone": "the training process is not running",
     "trainer-restarting": "the training process keeps dying",
     "loss-not-finite": "the loss is not a number any more",
@@ -214,6 +219,15 @@ def _network(facts: Facts) -> list[HealthWarning]:
 def _run(facts: Facts) -> list[HealthWarning]:
     if facts.run is None or facts.run_finished:
         return []
+    if facts.run_failure:
+        return [
+            HealthWarning(
+                "run-failed",
+                Severity.FAILING,
+                f"the run {facts.run} cannot go on at this node: {facts.run_failure}",
+                facts.run_failure_hint or "the daemon's log says more; restart it when it is fixed",
+            )
+        ]
     if not facts.run_joined:
         if facts.uptime_s < START_GRACE_S:
             return []

@@ -34,7 +34,7 @@ from gossip.replication import Replication, open_replication
 from gossip.rounds import Position, RunReport, TrainerGone, run_rounds
 from node import checkpoint
 from node.checkpoint import Checkpoint, CheckpointError, Trust
-from node.errors import NodedError
+from node.errors import NodedError, first_error, hint_of
 from node.launch import WorkerOptions
 from node.manifest import RunManifest
 from node.run_finder import RunFinder, load_manifest, store_manifest
@@ -47,9 +47,11 @@ from transport.endpoint import Endpoint
 from transport.identity import Identity, NodeId
 
 CONNECT_S: Final = 5.0
-LEAVE_S: Final = 1.5
-HISTORY_POINTS: Final = 600
 """Between two looks at the roster for members that are not connected."""
+GOODBYE_S: Final = 1.5
+PUBLISH_S: Final = 1.0
+"""For signing the last checkpoint, once the trainer has written it."""
+HISTORY_POINTS: Final = 600
 HURRY_AFTER_S: Final = 3.0
 """Grace for this node's trainer once most members wait; stragglers do fewer steps then."""
 NOTES: Final = 64
@@ -91,12 +93,16 @@ class RunService:
         self.checkpoint_error = ""
         self.failure = ""
         """Why the run cannot go on at this node; empty while it can."""
+        self.failure_hint = ""
         self.finished = trio.Event()
         self.directory = config.paths.run_dir(section.name)
         self._config = config
         self._identity = identity
         self._metrics = _MetricsFile(self.directory / "metrics.jsonl")
         self._saves, self._to_publish = trio.open_memory_channel[Saved](2)
+        self._unpublished = 0
+        self._all_published = trio.Event()
+        self._all_published.set()
         self._hurry_at: float | None = None
         self._link: TrainerLink | None = None
         self._replication: Replication | None = None
@@ -172,7 +178,8 @@ class RunService:
                 self.finished.set()
                 await trio.sleep_forever()
         except* (NodedError, GossipError) as group_error:
-            self.failure = str(_leaf(group_error))
+            leaf = first_error(group_error)
+            self.failure, self.failure_hint = str(leaf), hint_of(leaf)
             _log.error("the run cannot go on at this node: %s", self.failure)
             self._set_phase("failed")
         finally:
@@ -258,10 +265,10 @@ class RunService:
     async def leave(self) -> None:
         """Leave in good order: tell the members and write it into the shared state.
 
-        Peers hear it within `LEAVE_S`, then the trainer gets its time to save. Cancellation leaves
-        peers to find this node lost.
+        Peers hear it within `GOODBYE_S`, then the trainer gets its time to save and what it saved
+        becomes a checkpoint. Cancellation leaves peers to find this node lost.
         """
-        with trio.move_on_after(LEAVE_S):
+        with trio.move_on_after(GOODBYE_S):
             if self.state is not None and self._replication is not None:
                 self.state.leave("stopped by its operator")
                 self._replication.notify()
@@ -271,6 +278,8 @@ class RunService:
                 await self._replication.flush()
         if self.trainers is not None:
             await self.trainers.stop("the daemon stops")
+            with trio.move_on_after(PUBLISH_S):
+                await self._all_published.wait()
 
     def history(self) -> list[dict[str, Any]]:
         """Latest points of this node's training, oldest first."""
@@ -338,6 +347,8 @@ class RunService:
             case Saved():
                 try:
                     self._saves.send_nowait(note)
+                    self._unpublished += 1
+                    self._all_published = trio.Event()
                 except trio.WouldBlock:
                     self.checkpoint_error = "the disk is slower than the checkpoints come"
                     Path(note.file).unlink(missing_ok=True)
@@ -397,6 +408,10 @@ class RunService:
                 self.checkpoint_error = str(error)
                 _log.warning("%s", error)
                 continue
+            finally:
+                self._unpublished -= 1
+                if not self._unpublished:
+                    self._all_published.set()
             if self.state is not None and self._replication is not None:
                 self.state.set_checkpoint(
                     CheckpointInfo(
@@ -501,13 +516,6 @@ def _same_choices(manifest: RunManifest, section: RunSection) -> bool:
 
 def _wall_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _leaf(group: BaseExceptionGroup[Exception]) -> Exception:
-    error: Any = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error  # type: ignore[no-any-return]
 
 
 @asynccontextmanager

@@ -90,7 +90,7 @@ def _state(parts: Parts, *, stopping: bool) -> str:
         grouped = run.group is not None and run.group.epoch is not None
         return "training" if grouped else "waiting"
     trainer = run.trainers.status.state if run.trainers is not None else "none"
-    if phase == "training" and trainer in {"restarting", "exited"}:
+    if phase == "training" and trainer not in {"running", "attached"}:
         return "joining"
     return phase
 
@@ -125,6 +125,7 @@ def _run(run: RunService | None) -> dict[str, Any] | None:
         "state_sha256": figures.state.hex() or None,
         "phase": figures.phase,
         "failure": run.failure or None,
+        "failure_hint": run.failure_hint or None,
         "quorum_missing": bool(group is not None and group.machine.quorum_missing),
         "aborted_operations": 0 if group is None else group.aborted_operations,
         "events": [] if group is None else list(group.notes),
@@ -159,7 +160,6 @@ def peer_rows(parts: Parts) -> list[dict[str, Any]]:
     """One row for each peer: the connected ones, then those that left or were lost."""
     endpoint, run = parts.endpoint, parts.run
     progress = {} if run is None or run.state is None else run.state.progress()
-    roster = {} if run is None or run.state is None else run.state.members()
     group = None if run is None else run.group
     epoch = None if group is None else group.epoch
     members = set() if epoch is None else set(epoch.members)
@@ -171,14 +171,12 @@ def peer_rows(parts: Parts) -> list[dict[str, Any]]:
     for node, lost in sorted(endpoint.lost.items()):
         if node in endpoint.peers:
             continue
-        member = roster.get(bytes(node))
-        left = member is not None and member.status == "left"
         rows.append(
             {
                 **_progress_fields(progress.get(bytes(node))),
                 "id": str(node),
                 "name": lost.name,
-                "state": "left" if left else "lost",
+                "state": "left" if _has_left(run, node) else "lost",
                 "path": None,
                 "address": str(lost.address),
                 "rtt_s": None,
@@ -189,6 +187,12 @@ def peer_rows(parts: Parts) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _has_left(run: RunService | None, node: bytes) -> bool:
+    """Whether a node said goodbye to the run; without a run nobody can have."""
+    member = None if run is None or run.state is None else run.state.members().get(bytes(node))
+    return member is not None and member.status == "left"
 
 
 def _connected_row(
@@ -234,7 +238,7 @@ def _facts(parts: Parts) -> Facts:
         peers_lost=[
             (lost.name or node.short, lost.reason)
             for node, lost in sorted(endpoint.lost.items())
-            if node not in endpoint.peers
+            if node not in endpoint.peers and not _has_left(run, node)
         ],
         refused_wrong_swarm=sum(
             count for reason, count in endpoint.counters.items() if "wrong-swarm" in reason
@@ -242,9 +246,11 @@ def _facts(parts: Parts) -> Facts:
         run=None if run is None else run.section.name,
         run_joined=run is None or run.manifest is not None,
         trainer="none" if trainers is None else trainers.status.state,
+        run_failure="" if run is None else run.failure,
+        run_failure_hint="" if run is None else run.failure_hint,
         run_finished=figures is not None and figures.phase == "finished",
         trainer_error="" if trainers is None else trainers.status.error,
-        trainer_restarts=0 if trainers is None else trainers.status.restarts,
+        trainer_restarts=0 if trainers is None else trainers.recent_restarts(),
         loss=None if figures is None else figures.loss,
         round_age_s=None
         if ended is None or figures is None or figures.phase == "finished"

@@ -18,6 +18,7 @@ import logging
 import os
 import signal
 import subprocess
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -55,6 +56,9 @@ RESTART_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses before the first, second, ... restart in a row; the last one repeats."""
 STEADY_S: Final = 120.0
 """A trainer that lived this long has its next restart counted from the first pause again."""
+RECENT_S: Final = 600.0
+MAX_RECENT_RESTARTS: Final = 64
+"""More than the pauses allow in `RECENT_S` after the first few; bounds what is remembered."""
 EXIT_USELESS: Final = 7
 """The worker's exit code for a wrong manifest, task or setting: starting it again cannot help."""
 
@@ -96,8 +100,16 @@ class Trainers:
         )
         self._attached, self._links = trio.open_memory_channel[TrainerLink](0)
         self._stopping = False
+        self._restarted_at: deque[float] = deque(maxlen=MAX_RECENT_RESTARTS)
+        self.process_pid: int | None = None
+        """The process this side has started and has to end; never a number that a trainer told."""
         self.useless = trio.Event()
         """Set when the supervised trainer cannot work with this configuration."""
+
+    def recent_restarts(self) -> int:
+        """Restarts in the last `RECENT_S` seconds."""
+        since = trio.current_time() - RECENT_S
+        return sum(at >= since for at in self._restarted_at)
 
     async def next_link(self) -> TrainerLink:
         """Wait for the next trainer to attach."""
@@ -152,7 +164,13 @@ class Trainers:
                 self.current = None
             if link.error:
                 self.status.error = link.error
-            self.status.state = "exited" if link.finished or self._stopping else "restarting"
+            if link.finished or self._stopping:
+                self.status.state = "exited"
+            elif self.process_pid is None:
+                self.status.state = "none"  # a script of the user's: it may come back, or not
+                self.status.pid = None
+            else:
+                self.status.state = "restarting"
 
     async def _offer(self, link: TrainerLink) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -222,6 +240,7 @@ class Trainers:
             pause = RESTART_S[min(failures, len(RESTART_S) - 1)]
             failures += 1
             self.status.restarts += 1
+            self._restarted_at.append(trio.current_time())
             self.status.state = "restarting"
             self.status.error = f"the trainer ended with {_exit_text(code)}"
             _log.warning("%s; starting it again in %.1f s", self.status.error, pause)
@@ -237,14 +256,14 @@ class Trainers:
                 stderr=log,
                 start_new_session=True,
             )
-        self.status.pid = process.pid
+        self.status.pid = self.process_pid = process.pid
         try:
             return await process.wait()
         finally:
             self._stopping = self._stopping or process.returncode is None
             with trio.CancelScope(shield=True):
                 await self._end(process)
-            self.status.pid = None
+            self.status.pid = self.process_pid = None
 
     async def _end(self, process: trio.Process) -> None:
         """SIGTERM, and after TERMINATE_S SIGKILL; then the kernel's time to reap."""

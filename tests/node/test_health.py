@@ -12,6 +12,7 @@ CASES = {
     "peer-lost": Facts(peers_lost=[("barn", "reset")]),
     "wrong-swarm": Facts(refused_wrong_swarm=3),
     "run-not-found": Facts(run="demo", run_joined=False, uptime_s=100, peers_connected=1),
+    "run-failed": Facts(**RUN, run_failure="made with other settings", trainer="exited"),
     "trainer-gone": Facts(**RUN, trainer="exited"),
     "trainer-restarting": Facts(**RUN, trainer="running", trainer_restarts=3),
     "loss-not-finite": Facts(**RUN, loss=float("nan")),
