@@ -1,0 +1,109 @@
+"""Bulk links over in-memory raw streams, with fixed keys instead of handshakes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+import trio.testing
+
+from gossip.ring import RingPlace
+from transport.address import Address
+from transport.bulk import BulkLink
+from transport.handshake import HandshakeResult, Intro
+from transport.identity import Identity
+from transport.memory import MemoryNetwork
+from transport.network import RawStream
+from transport.record import Opener, Sealer
+
+PORT = 4000
+
+
+def virtual(async_fn: Callable[..., Awaitable[Any]], *args: object) -> Any:
+    """Run to the end in virtual time; what hangs is ended after a virtual minute."""
+
+    async def limited() -> Any:
+        with trio.fail_after(60):
+            return await async_fn(*args)
+
+    return trio.run(limited, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def _result(index: int, role: str) -> HandshakeResult:
+    keys = [bytes([2 * index + side]) * 32 for side in (0, 1)]
+    ours, theirs = keys if role == "initiator" else keys[::-1]
+    identity = Identity.from_seed(bytes([index]) * 32)
+    return HandshakeResult(
+        node_id=identity.node_id,
+        public_key=identity.public_key,
+        intro=Intro(kind="bulk", name="", listen=(), label=b""),
+        sealer=Sealer(ours),
+        opener=Opener(theirs),
+        session_id=bytes(32),
+        leftover=b"",
+        role=role,  # type: ignore[arg-type]
+        tie_break=0,
+        remote_tie_break=1,
+    )
+
+
+async def link_pair(
+    network: MemoryNetwork, one: str, other: str, index: int
+) -> tuple[BulkLink, BulkLink]:
+    """A link from host `one` to host `other`: its two ends."""
+    listener = await network.host(other).listen(Address(other, PORT + index))
+    accepted: list[RawStream] = []
+
+    async def accept() -> None:
+        accepted.append(await listener.accept())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept)
+        dialled = await network.host(one).connect(listener.address)
+    await listener.aclose()
+
+    def ignore(_sent: int, _received: int) -> None:
+        pass
+
+    return (
+        BulkLink(dialled, _result(index, "initiator"), ignore),
+        BulkLink(accepted[0], _result(index, "responder"), ignore),
+    )
+
+
+async def ring_of(world: int, network: MemoryNetwork | None = None) -> list[RingPlace]:
+    """Places of a ring of `world` members, linked."""
+    network = network or MemoryNetwork(world)
+    if world == 1:
+        return [RingPlace(0, 1, None, None)]  # type: ignore[arg-type]
+    ends = [
+        await link_pair(network, f"10.0.0.{rank + 1}", f"10.0.0.{(rank + 1) % world + 1}", rank)
+        for rank in range(world)
+    ]
+    return [
+        RingPlace(rank, world, to_next=ends[rank][0], from_previous=ends[rank - 1][1])
+        for rank in range(world)
+    ]
+
+
+class Between:
+    """Stands before a link's sending side and lets a test change what is sent.
+
+    `change(index, header, payload)` gives the transfers to send instead of the one with that number.
+    """
+
+    def __init__(
+        self,
+        link: BulkLink,
+        change: Callable[[int, bytes, bytes], list[tuple[bytes, bytes]]],
+    ) -> None:
+        self._link = link
+        self._change = change
+        self._count = 0
+
+    async def send(self, header: bytes, payload: memoryview) -> None:
+        changed = self._change(self._count, header, bytes(payload))
+        self._count += 1
+        for changed_header, changed_payload in changed:
+            await self._link.send(changed_header, changed_payload)
