@@ -5,13 +5,15 @@ consensus vectors over a bulk link that the fetcher opens. The fetcher checks th
 arrived against the epoch's start state, so a wrong or changing holder costs one attempt and never
 changes anything: the vectors are written to the node's own memory, but nobody is told to use them
 before the digest matches.
+
+Time-outs follow progress, not the size: a large state over a slow line takes as long as it takes.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any, Final
 
 import attrs
@@ -29,8 +31,12 @@ from transport.errors import MalformedMessage, TransportError
 from transport.identity import NodeId
 from transport.peer import Peer
 
-FETCH_S: Final = 60.0
-"""Upper bound of one attempt with one holder."""
+ANSWER_S: Final = 10.0
+"""For the call and the connection; no byte of the state has moved yet."""
+STALL_S: Final = 20.0
+"""Without one more piece (at most 1 MiB) for so long, the other side is given up."""
+MIN_BYTES_PER_S: Final = 65536
+"""A transfer has to be this fast on the whole: a trickle would hold the fetcher for ever."""
 ACCEPT_S: Final = 10.0
 MAX_TRANSFERS: Final = 2
 """Fetchers served at a time by one node; others are told to ask somebody else."""
@@ -111,13 +117,9 @@ class Handover:
                 reasons.append(f"{holder.short}: not connected")
                 continue
             try:
-                with trio.fail_after(FETCH_S):
-                    await self._fetch_from(peer, _Request(round_, state, nonce()), into)
+                await self._fetch_from(peer, _Request(round_, state, nonce()), into)
             except (TransportError, StateUnavailable) as error:
                 reasons.append(f"{holder.short}: {error}")
-                continue
-            except trio.TooSlowError:
-                reasons.append(f"{holder.short}: not done within {FETCH_S:.0f} s")
                 continue
             if digest() == state:
                 self.fetched += 1
@@ -126,19 +128,21 @@ class Handover:
         raise StateUnavailable("; ".join(reasons) or "nobody holds the state")
 
     async def _fetch_from(self, peer: Peer, request: _Request, into: Sequence[Array]) -> None:
+        with _patience(ANSWER_S, "it does not answer"):
+            try:
+                reply = await peer.call(self._protocol, pack(request))
+                answer = decode_untrusted(reply, _Answer)
+            except MalformedMessage as error:
+                raise StateUnavailable(f"malformed answer: {error}") from None
+            if not answer.ok:
+                raise StateUnavailable(answer.reason or "it refused without a reason")
+            if answer.sizes != tuple(vector.nbytes for vector in into):
+                raise StateUnavailable("its vectors have other sizes than ours")
+            link = await peer.open_bulk(b"handover/" + request.nonce)
         try:
-            reply = await peer.call(self._protocol, pack(request))
-            answer = decode_untrusted(reply, _Answer)
-        except MalformedMessage as error:
-            raise StateUnavailable(f"malformed answer: {error}") from None
-        if not answer.ok:
-            raise StateUnavailable(answer.reason)
-        if answer.sizes != tuple(vector.nbytes for vector in into):
-            raise StateUnavailable("its vectors have other sizes than ours")
-        link = await peer.open_bulk(b"handover/" + request.nonce)
-        try:
-            for index, vector in enumerate(into):
-                await _receive_vector(link, index, vector)
+            with _patience(_allowed_s(into), "its transfer is too slow"):
+                for index, vector in enumerate(into):
+                    await _receive_vector(link, index, vector)
         finally:
             link.abort("handover done")
 
@@ -158,21 +162,38 @@ class Handover:
         try:
             with trio.fail_after(ACCEPT_S):
                 link = await self._endpoint.accept_bulk(peer.node_id, b"handover/" + nonce)
-            with trio.fail_after(FETCH_S):
-                for index, vector in enumerate(held.vectors):
-                    await _send_vector(link, index, vector)
-                await link.aclose()
-            self.served += 1
-        except (TransportError, trio.TooSlowError):
+            try:
+                with _patience(_allowed_s(held.vectors), "the fetcher is too slow"):
+                    for index, vector in enumerate(held.vectors):
+                        await _send_vector(link, index, vector)
+                    await link.aclose()
+                self.served += 1
+            finally:
+                link.abort("handover done")
+        except (TransportError, StateUnavailable, trio.TooSlowError):
             return  # the fetcher sees the link end and asks somebody else
         finally:
             self._active -= 1
 
 
+@contextmanager
+def _patience(seconds: float, complaint: str) -> Iterator[None]:
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError:
+        raise StateUnavailable(f"{complaint} (given up after {seconds:.0f} s)") from None
+
+
+def _allowed_s(vectors: Sequence[Array]) -> float:
+    return STALL_S + sum(vector.nbytes for vector in vectors) / MIN_BYTES_PER_S
+
+
 async def _send_vector(link: BulkLink, index: int, vector: Array) -> None:
     data = as_bytes(vector)
     for start in range(0, len(data), MAX_PAYLOAD_BYTES):
-        await link.send(_HEADER.pack(index, start), data[start : start + MAX_PAYLOAD_BYTES])
+        with _patience(STALL_S, "the fetcher takes nothing"):
+            await link.send(_HEADER.pack(index, start), data[start : start + MAX_PAYLOAD_BYTES])
 
 
 async def _receive_vector(link: BulkLink, index: int, vector: Array) -> None:
@@ -188,7 +209,8 @@ async def _receive_vector(link: BulkLink, index: int, vector: Array) -> None:
         return piece
 
     while done < len(data):
-        await link.receive(sink)
+        with _patience(STALL_S, "it sends nothing"):
+            await link.receive(sink)
 
 
 @asynccontextmanager
