@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -398,3 +401,46 @@ def test_the_fingerprint_shows_an_order_by_hash() -> None:
 
 def test_the_unbroken_base_of_the_faults_passes() -> None:
     check(planted())
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "protocols.md").read_text()
+
+
+def test_the_example_of_the_page_keeps_all_rules(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(blocks) == 2
+    path = tmp_path / "bounded.py"
+    path.write_text("\n".join(blocks))
+    spec = importlib.util.spec_from_file_location("bounded", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)  # the second block calls the kit
+    views = {name: np.zeros(4, np.float32) for name in module.BoundedMean.vectors}
+    averager = module.BoundedAveraging.averager({"limit": 2.0})
+    averager.start(views)
+    views["params"][:] = [3.0, 0.0, 0.0, 4.0]
+    averager.contribute(views)
+    np.testing.assert_allclose(views["delta"], [-1.2, 0, 0, -1.6], rtol=1e-6)
+    for numel in (1, 5, 1000):
+        for rule in CHECKS.values():
+            rule(Subject(module.BoundedAveraging, {"limit": 0.01}, numel=numel))
+    (entry,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    (points,) = tomllib.loads(entry)["project"]["entry-points"].values()
+    assert list(points) == [module.BoundedAveraging.name]
+
+
+def test_the_page_names_what_there_is() -> None:
+    import gossip.conformance
+    import gossip.diloco
+    import gossip.protocol
+
+    modules = (gossip.conformance, gossip.diloco, gossip.protocol)
+    for name in ("MeanOncePerRound", "ReduceMean", "Apply", "CHECKS", "Nonconforming"):
+        assert f"`{name}" in PAGE
+        assert any(hasattr(module, name) for module in modules)
+    for method in ("start", "resume", "contribute", "apply"):
+        assert f"| `{method}` |" in PAGE
+        assert hasattr(gossip.protocol.Averager, method)
