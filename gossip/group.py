@@ -119,6 +119,8 @@ class Group:
         self._senders: dict[NodeId, trio.MemorySendChannel[bytes]] = {}
         self._inbound: Counter[NodeId] = Counter()
         self._talking: set[NodeId] = set()
+        self._listening: set[trio.CancelScope] = set()
+        self._closed = False
         self._linked: set[NodeId] = set()
         self._kick = trio.Event()
         self._changed = trio.Event()
@@ -397,6 +399,13 @@ class Group:
         while self._senders:
             await self._changed.wait()
 
+    def _close(self) -> None:
+        """Handlers of incoming streams belong to the endpoint and outlive this group's tasks."""
+        self._closed = True
+        self._drop_ring("the group is closed")
+        for listening in self._listening:
+            listening.cancel()
+
     # ---- streams -----------------------------------------------------------------------------
 
     async def _run_timer(self) -> None:
@@ -501,23 +510,28 @@ class Group:
         peer = stream.peer
         node = peer.node_id
         reason = "left the run"
+        listening = trio.CancelScope()
+        self._listening.add(listening)
         self._inbound[node] += 1
         self._talk(peer)
         self._update(node)
         try:
-            while True:
-                message = decode_message_untrusted(await stream.receive_message())
-                self.machine.receive(node, message, trio.current_time())
-                self._flush()
+            with listening:
+                while True:
+                    message = decode_message_untrusted(await stream.receive_message())
+                    self.machine.receive(node, message, trio.current_time())
+                    self._flush()
         except MalformedMessage as error:
             peer.close(f"malformed run message: {error}")
         except TransportError as error:
             reason = str(error) or reason
         finally:
+            self._listening.discard(listening)
             self._inbound[node] -= 1
             if not self._inbound[node]:
                 del self._inbound[node]
-            self._update(node, reason)
+            if not self._closed:
+                self._update(node, reason)
 
 
 _SINGLE = RingPlace(0, 1, None, None)  # type: ignore[arg-type]  # a ring of one uses no links
@@ -577,4 +591,5 @@ async def open_group(
             yield group
         finally:
             endpoint.unserve(group._protocol)  # noqa: SLF001
+            group._close()  # noqa: SLF001
             nursery.cancel_scope.cancel()
