@@ -172,7 +172,8 @@ def test_statements_and_roots_are_what_the_page_says() -> None:
 def test_ballots_order_by_number_then_attempt_then_proposer() -> None:
     low, high = sorted(MEMBERS[:2])
     ballots = [Ballot(1, 9, high), Ballot(2, 0, low), Ballot(2, 0, high), Ballot(2, 1, low)]
-    assert sorted(ballots[::-1]) == ballots
+    shuffled = [ballots[2], ballots[0], ballots[3], ballots[1]]
+    assert sorted(shuffled) == ballots
 
 
 def test_ids_are_of_keys() -> None:
