@@ -135,13 +135,17 @@ class _Daemon:
                             started_at=trio.current_time(),
                             advertised=advertised,
                         )
-                        async with open_control(config.paths.control_socket, self._handlers()):
-                            background.start_soon(_bootstrap, dht, config)
+                        async with (
+                            open_control(config.paths.control_socket, self._handlers()),
+                            trio.open_nursery() as users,  # of the DHT: they end before it does
+                        ):
+                            users.start_soon(_bootstrap, dht, config)
                             self._settle(advertised)
                             await self._stop.wait()
                             self._notifier.stopping()
                             if run is not None:
                                 await run.leave()
+                            users.cancel_scope.cancel()
                 background.cancel_scope.cancel()
 
     def _settle(self, advertised: tuple[str, ...]) -> None:

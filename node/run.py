@@ -24,6 +24,7 @@ import trio
 from crdt.clock import HybridClock
 from crdt.record import CheckpointInfo, MemberInfo, Progress
 from crdt.state import RunState
+from dht.errors import DhtError
 from dht.service import Dht
 from gossip.epoch_events import EpochSettings
 from gossip.errors import GossipError
@@ -41,9 +42,10 @@ from node.run_finder import RunFinder, load_manifest, store_manifest
 from node.schema import Config, RunSection
 from node.trainer import Trainers, open_trainers
 from node.trainer_link import Note, TrainerLink
-from node.trainer_messages import Evaluated, Failed, Report, Sample, Saved, SaveFailed
+from node.trainer_messages import Evaluated, Failed, Ready, Report, Sample, Saved, SaveFailed
 from transport.address import Address
 from transport.endpoint import Endpoint
+from transport.errors import TransportError
 from transport.identity import Identity, NodeId
 
 CONNECT_S: Final = 5.0
@@ -177,7 +179,7 @@ class RunService:
                 self._set_phase("finished")
                 self.finished.set()
                 await trio.sleep_forever()
-        except* (NodedError, GossipError) as group_error:
+        except* (NodedError, GossipError, DhtError, TransportError, OSError) as group_error:
             leaf = first_error(group_error)
             self.failure, self.failure_hint = str(leaf), hint_of(leaf)
             _log.error("the run cannot go on at this node: %s", self.failure)
@@ -327,6 +329,10 @@ class RunService:
     def _on_note(self, note: Note) -> None:
         figures = self.figures
         match note:
+            case Ready(round=round_, step=step, state_sha256=state):
+                # A checkpoint was loaded, or weights were made: that is where this node stands now.
+                figures.round, figures.step, figures.state = round_, step, state
+                self._publish_progress()
             case Report(step=step, loss=loss, tokens=tokens, tokens_per_s=rate):
                 figures.step, figures.loss = step, loss
                 figures.tokens, figures.tokens_per_s = tokens, rate

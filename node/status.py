@@ -22,9 +22,13 @@ from node.schema import Config
 from node.traffic import TrafficMeter
 from transport.endpoint import Endpoint
 from transport.peer import Peer
+from transport.watch import LostPeer
 
 SCHEMA: Final = "noded.status/1"
-HISTORY: Final = 600
+GOODBYES: Final = frozenset(
+    {"closed by the peer: shutting down", "closed by the peer: idle", "closed here: idle"}
+)
+"""Why a connection ends when nothing is wrong: the other node stops, or nobody used it."""
 
 
 @attrs.frozen
@@ -176,7 +180,7 @@ def peer_rows(parts: Parts) -> list[dict[str, Any]]:
                 **_progress_fields(progress.get(bytes(node))),
                 "id": str(node),
                 "name": lost.name,
-                "state": "left" if _has_left(run, node) else "lost",
+                "state": "left" if _said_goodbye(run, node, lost) else "lost",
                 "path": None,
                 "address": str(lost.address),
                 "rtt_s": None,
@@ -189,10 +193,16 @@ def peer_rows(parts: Parts) -> list[dict[str, Any]]:
     return rows
 
 
-def _has_left(run: RunService | None, node: bytes) -> bool:
-    """Whether a node said goodbye to the run; without a run nobody can have."""
+def _standing(run: RunService | None, node: bytes) -> str | None:
+    """A node's status in the run's roster; None when it is not in there."""
     member = None if run is None or run.state is None else run.state.members().get(bytes(node))
-    return member is not None and member.status == "left"
+    return None if member is None else member.status
+
+
+def _said_goodbye(run: RunService | None, node: bytes, lost: LostPeer) -> bool:
+    """Whether a node that is gone went in good order: out of the run, or if not in it, at all."""
+    standing = _standing(run, node)
+    return standing == "left" or (standing is None and lost.reason in GOODBYES)
 
 
 def _connected_row(
@@ -238,7 +248,7 @@ def _facts(parts: Parts) -> Facts:
         peers_lost=[
             (lost.name or node.short, lost.reason)
             for node, lost in sorted(endpoint.lost.items())
-            if node not in endpoint.peers and not _has_left(run, node)
+            if node not in endpoint.peers and _standing(run, node) == "active"
         ],
         refused_wrong_swarm=sum(
             count for reason, count in endpoint.counters.items() if "wrong-swarm" in reason

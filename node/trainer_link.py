@@ -49,7 +49,7 @@ from node.trainer_messages import (
 QUEUE_FRAMES: Final = 64
 READ_BYTES: Final = 65536
 
-Note = Report | Evaluated | Sample | Saved | SaveFailed | Failed
+Note = Ready | Report | Evaluated | Sample | Saved | SaveFailed | Failed
 _log = logging.getLogger(__name__)
 
 
@@ -120,6 +120,8 @@ class TrainerLink(TrainerPort):
                 self.error = error
                 self._on_note(message)
             case Ready() | Contribute() | Applied() | Finished():
+                if isinstance(message, Ready):
+                    self._on_note(message)
                 try:
                     self._arrived.send_nowait(message)
                 except trio.WouldBlock:
