@@ -20,6 +20,7 @@ from typing import Annotated
 import attrs
 import msgspec
 
+from transport.errors import InvalidPublicKey
 from transport.identity import NodeId, verify
 
 Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -95,14 +96,19 @@ class Certificate(msgspec.Struct, frozen=True):
     signatures: Annotated[tuple[SignedBy, ...], msgspec.Meta(max_length=256)]
 
     def verify(self, members: Iterable[NodeId]) -> bool:
-        """True when exactly `members` signed, each validly."""
+        """True when exactly `members` signed, in their order, each validly."""
         statement = vote_statement(self.epoch, self.sequence, self.descriptor, self.root)
-        signers: set[NodeId] = set()
-        for signed in self.signatures:
-            if not verify(signed.public_key, signed.signature, statement):
-                return False
-            signers.add(NodeId.of_public_key(signed.public_key))
-        return signers == set(members) and len(signers) == len(self.signatures)
+        signers = [_signer(signed.public_key) for signed in self.signatures]
+        return signers == list(members) and all(
+            verify(signed.public_key, signed.signature, statement) for signed in self.signatures
+        )
+
+
+def _signer(public_key: bytes) -> NodeId | None:
+    try:
+        return NodeId.of_public_key(public_key)
+    except InvalidPublicKey:
+        return None
 
 
 def accept_statement(epoch: bytes) -> bytes:

@@ -51,7 +51,5 @@ class StateUnavailable(GossipError):
     hint = "it is tried again with the next epoch"
 
 
-class NonFiniteContribution(GossipError):
-    """A contribution holds NaN or infinity and was refused before it reached anybody."""
-
-    hint = "look at this node's loss: a smaller learning rate or gradient clipping usually helps"
+class InvalidOperation(GossipError):
+    """The arguments of a collective cannot be reduced; nothing was started."""

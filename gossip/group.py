@@ -16,6 +16,7 @@ untouched source; the caller's cancel scope is its deadline.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import struct
 from collections import Counter, deque
@@ -37,7 +38,13 @@ from gossip.epoch_events import (
     OperationAborted,
     OperationCertified,
 )
-from gossip.errors import CollectiveAborted, DescriptorMismatch, GossipError, Indeterminate
+from gossip.errors import (
+    CollectiveAborted,
+    DescriptorMismatch,
+    GossipError,
+    Indeterminate,
+    InvalidOperation,
+)
 from gossip.messages import Message, decode_message_untrusted, encode
 from gossip.operation import Operation, OperationState
 from gossip.ring import Reduction, RingPlace, RingResult, ring_all_reduce
@@ -185,7 +192,9 @@ class Group:
         Raises:
             Behind: fetch the state first.
             DescriptorMismatch: a member called a different operation; no retry can help.
+            InvalidOperation: the arguments cannot be reduced; nothing was started.
         """
+        _check_operands(source, out, mean=mean, weight=weight)
         bound = _bind_descriptor(descriptor, source, mean=mean)
         self._running = None
         while True:
@@ -213,8 +222,9 @@ class Group:
                 await running.done.wait()
         except* (TransportError, GossipError) as group:
             self._data_plane_failed(running, group)
-        except* trio.Cancelled:
-            self.machine.fail("cancelled by its caller", trio.current_time())
+        except* BaseException:
+            # Cancelled by the caller, or a mistake of its own: the others must not wait for it.
+            self.machine.fail("given up by its caller", trio.current_time())
             self._flush()
             raise
         if running.certificate is None and running.mismatch:
@@ -543,6 +553,19 @@ async def _wait_for_end(stream: Stream, writer: trio.CancelScope) -> None:
         await stream.receive_some(1)
     finally:
         writer.cancel()
+
+
+def _check_operands(source: Array, out: Array, *, mean: bool, weight: float) -> None:
+    if source.ndim != 1 or source.shape != out.shape or source.dtype != out.dtype:
+        raise InvalidOperation("source and out must be 1-D and of the same length and type")
+    if not (source.flags.c_contiguous and out.flags.c_contiguous):
+        raise InvalidOperation("source and out must be contiguous")
+    if not (math.isfinite(weight) and weight >= 0):
+        raise InvalidOperation(f"a weight must be finite and not negative, not {weight}")
+    if source.dtype.kind not in "fiu":
+        raise InvalidOperation(f"values of type {source.dtype} cannot be summed")
+    if source.dtype.kind != "f" and (mean or weight not in {0.0, 1.0}):
+        raise InvalidOperation(f"values of type {source.dtype} have a sum, but no weighted mean")
 
 
 def _bind_descriptor(descriptor: bytes, source: Array, *, mean: bool) -> bytes:

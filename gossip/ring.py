@@ -7,8 +7,10 @@ possible. The vector is cut into N chunks; member r sends to r+1 and receives fr
     all-gather,     step s = 0..N-2: receive chunk (r-s), keep it, pass it on
 
 After the reduce-scatter, member r owns the finished chunk (r+1): it alone divides (for a mean) and
-hashes it, and everybody else takes over the owner's bytes. So all members hold the same bits, and
-certification costs 1/N of the data. Chunks travel in segments, so that receiving, adding and
+hashes it, and everybody else takes over the owner's bytes and digest. So all members hold the same
+bits, and certification costs 1/N of the data. The price: with three members or more, one that passes
+on other bytes than it received is not caught by this operation's certificate, but by the state
+digest in the next one's descriptor. Chunks travel in segments, so that receiving, adding and
 sending overlap.
 
 Invariants:
@@ -117,14 +119,22 @@ async def ring_all_reduce(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run.send)
         await run.receive()
-    return RingResult(result_root(run.digests), run.total_weight)
+    return RingResult(_root(run.digests, run.total_weight), run.total_weight)
+
+
+def _root(digests: list[bytes], weight: float) -> bytes:
+    return result_root([*digests, struct.pack(">d", weight)])
 
 
 def _alone(reduction: Reduction, source: Array, out: Array) -> RingResult:
-    np.copyto(out, source)
-    if not reduction.mean and reduction.weight != 1.0:
-        np.multiply(out, reduction.weight, out=out)
-    return RingResult(result_root([blake3(as_bytes(out)).digest()]), reduction.weight)
+    weight = reduction.weight
+    if weight == 0.0:
+        out.fill(0)
+    elif reduction.mean or weight == 1.0:
+        np.copyto(out, source)
+    else:
+        np.multiply(source, weight, out=out)
+    return RingResult(_root([blake3(as_bytes(out)).digest()], weight), weight)
 
 
 class _Run:
@@ -138,6 +148,7 @@ class _Run:
         self._bounds = chunk_bounds(source.size, place.world)
         self._per_segment = max(1, SEGMENT_BYTES // source.itemsize)
         self._scaled = reduction.weight != 1.0
+        self._silent = reduction.weight == 0.0  # 0 * NaN is NaN: what counts nothing is not touched
         self._scratch = np.empty(min(self._per_segment, self._bounds_max()), source.dtype)
         self._to_send, self._sendable = trio.open_memory_channel[_Segment](self._segment_count())
         self._hasher = blake3()
@@ -166,7 +177,10 @@ class _Run:
         scaled = np.empty_like(self._scratch) if self._scaled else self._scratch
         for start, stop in self._segments(rank):
             values = self._source[start:stop]
-            if self._scaled:
+            if self._silent:
+                values = scaled[: stop - start]
+                values.fill(0)
+            elif self._scaled:
                 values = np.multiply(values, weight, out=scaled[: stop - start])
             await self._put(_Segment(_REDUCE, 0, rank, start, stop, weight), values)
         async with self._sendable:
@@ -206,15 +220,19 @@ class _Run:
         weight, _ = await self._take(_REDUCE, step, chunk, start, arrived)
         weight += self._reduction.weight
         own, target = self._source[start:stop], self._out[start:stop]
-        if self._scaled:
-            own = np.multiply(own, self._reduction.weight, out=target)
-        np.add(arrived, own, out=target)
+        if self._silent:
+            np.copyto(target, arrived)
+        else:
+            if self._scaled:
+                own = np.multiply(own, self._reduction.weight, out=target)
+            np.add(arrived, own, out=target)
         if step < world - 2:
             self._pass_on(_Segment(_REDUCE, step + 1, chunk, start, stop, weight))
             return
         if self._reduction.mean and weight > 0:
             np.divide(target, weight, out=target)
-        self.total_weight = weight
+        if chunk == 0:
+            self.total_weight = weight
         self._hasher.update(as_bytes(target))
         digest = b""
         if stop == self._bounds[chunk + 1]:
@@ -223,6 +241,8 @@ class _Run:
 
     async def _gather(self, step: int, chunk: int, start: int, stop: int) -> None:
         weight, digest = await self._take(_GATHER, step, chunk, start, self._out[start:stop])
+        if chunk == 0:
+            self.total_weight = weight  # of the one order of additions that everybody reports
         if stop == self._bounds[chunk + 1]:
             if len(digest) != DIGEST_BYTES:
                 raise CollectiveAborted("the neighbour sent a chunk without its digest")
