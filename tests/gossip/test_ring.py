@@ -370,7 +370,8 @@ def test_known_limit_a_lying_forwarder_is_not_caught_by_this_operations_root() -
     outcomes = with_neighbour(flip)
     bits = {outcome[0].tobytes() for outcome in outcomes if isinstance(outcome, tuple)}
     roots = {outcome[1].root for outcome in outcomes if isinstance(outcome, tuple)}
-    assert (len(bits), len(roots)) == (2, 1)
+    assert len(bits) > 1
+    assert len(roots) == 1
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
