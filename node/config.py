@@ -256,14 +256,46 @@ def parse_config(
 
 
 def check_environment(config: Config) -> None:
-    """Check what a configuration names on this machine: the corpus has to exist.
+    """Check what a configuration names on this machine: protocol, task and corpus have to exist.
 
     Raises:
-        ConfigError: `run.data` names nothing that can be read.
+        ConfigError: the protocol is not installed or takes other settings, the run to create has a
+            task that is not installed, or `run.data` names nothing that can be read.
     """
-    if config.run is None or not config.run.data:
+    if config.run is None:
         return
-    data = Path(config.run.data)
+    _check_protocol(config.run)
+    if config.run.create and config.trainer.auto:
+        _check_task(config.run.task)
+    if config.run.data:
+        _check_data(Path(config.run.data))
+
+
+def _check_protocol(run: RunSection) -> None:
+    from gossip.errors import GossipError, UnknownProtocol
+    from gossip.protocol import load_protocol
+
+    try:
+        load_protocol(run.protocol).averager(run.protocol_settings)
+    except GossipError as error:
+        key = "run.protocol" if isinstance(error, UnknownProtocol) else "run.protocol_settings"
+        raise ConfigError(f"{key}: {error}", key=key, hint=error.hint) from None
+
+
+def _check_task(task: str) -> None:
+    from node.task import installed_tasks
+
+    installed = sorted(installed_tasks())
+    if ":" not in task and task not in installed:
+        raise ConfigError(
+            f"run.task: no task named {task!r} is installed",
+            key="run.task",
+            hint=f"installed: {', '.join(installed) or 'none'}; one of your own is module:Class, "
+            "in the folder trainer.user_path",
+        )
+
+
+def _check_data(data: Path) -> None:
     if not data.exists():
         raise ConfigError(
             f"run.data: there is nothing at {data}",

@@ -25,7 +25,6 @@ import msgspec
 import trio
 
 from dht.service import Dht, open_dht
-from gossip.protocol import load_protocol
 from node import __version__, keys, log
 from node.client import own_host
 from node.control import Handlers, open_control
@@ -74,11 +73,8 @@ def run_daemon(config: Config, *, reload: Callable[[], Config] | None = None) ->
         reload: reads the configuration again on SIGHUP; None ignores the signal.
 
     Raises:
-        NodedError, GossipError: it cannot start; nothing is left behind.
+        NodedError: it cannot start; nothing is left behind.
     """
-    if config.run is not None:
-        # A wrong protocol or setting ends the start here, not the run a minute later.
-        load_protocol(config.run.protocol).averager(config.run.protocol_settings)
     config = _with_host_name(config)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the keys
     ensure_private_dir(config.data_dir)

@@ -92,6 +92,8 @@ class Facts:
     """Rounds in a row that nobody else took part in."""
     checkpoint_error: str = ""
     """Why the last checkpoint could not be written; empty if it was."""
+    checkpoint_damaged: str = ""
+    """What is wrong with a checkpoint that was passed over at the start; empty if none was."""
     disk_free_bytes: int | None = None
     checkpoint_bytes: int | None = None
     """Size of one checkpoint."""
@@ -127,6 +129,7 @@ CODES: Final[Mapping[str, str]] = {
     "round-stalled": "no round has ended for much longer than usual",
     "training-alone": "rounds end with this node alone",
     "checkpoint-failed": "checkpoints cannot be written",
+    "checkpoint-damaged": "a checkpoint could not be used at the start",
     "disk-low": "there is no room for the next checkpoints",
     "fds-low": "file descriptors are running out",
     "loop-lag": "the event loop stalls",
@@ -320,6 +323,15 @@ def _machine(facts: Facts) -> list[HealthWarning]:
                 f"{facts.disk_free_bytes >> 20} MiB are free, "
                 f"and a checkpoint takes {facts.checkpoint_bytes >> 20} MiB",
                 "make room, or lower trainer.keep_checkpoints",
+            )
+        )
+    if facts.checkpoint_damaged:
+        found.append(
+            HealthWarning(
+                "checkpoint-damaged",
+                Severity.WARNING,
+                facts.checkpoint_damaged,
+                "check the disk; an older state was used, and the next checkpoint ends this warning",
             )
         )
     if facts.fds is not None and facts.fd_limit and facts.fds >= FD_SHARE * facts.fd_limit:

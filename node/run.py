@@ -7,6 +7,8 @@ resumes from the newest checkpoint and is brought up to date by the others.
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import os
@@ -14,7 +16,7 @@ import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,6 +95,8 @@ class RunService:
         self.state: RunState | None = None
         self.checkpoint: Checkpoint | None = None
         self.checkpoint_error = ""
+        self.checkpoint_damaged = ""
+        """What is wrong with the newest one, if it could not be used; until the next is made."""
         self.failure = ""
         """Why the run cannot go on at this node; empty while it can."""
         self.failure_hint = ""
@@ -214,6 +218,7 @@ class RunService:
         found = checkpoint.newest(self.checkpoints, Trust(run_id=manifest.hash))
         for skipped in found.skipped:
             _log.warning("checkpoint not used: %s", skipped)
+            self.checkpoint_damaged = self.checkpoint_damaged or str(skipped)
         self.checkpoint = found.checkpoint
 
     def _open_trainers(self, manifest: RunManifest) -> Any:
@@ -409,7 +414,7 @@ class RunService:
                 self.checkpoint = await trio.to_thread.run_sync(
                     self._publish, manifest, saved, limiter=limiter
                 )
-                self.checkpoint_error = ""
+                self.checkpoint_error = self.checkpoint_damaged = ""
             except CheckpointError as error:
                 self.checkpoint_error = str(error)
                 _log.warning("%s", error)
@@ -470,31 +475,39 @@ class RunService:
 
 
 class _MetricsFile:
-    """Appends JSON lines; a full disk costs lines, never the run."""
+    """Appends JSON lines; a full disk costs lines, whole ones, and never the run."""
 
     def __init__(self, path: Path) -> None:
         self.latest: deque[dict[str, Any]] = deque(maxlen=HISTORY_POINTS)
         self._path = path
-        self._file: Any = None
+        self._file: io.FileIO | None = None
+        self._size = 0
+        self._complained = False
 
     def write(self, kind: str, **fields: object) -> None:
         point = {"kind": kind, "t": round(time.time(), 3), **fields}
         self.latest.append(point)
-        line = json.dumps(point)
+        line = json.dumps(point).encode() + b"\n"
         try:
             if self._file is None:
-                self._file = self._path.open("a", encoding="utf-8")
-            self._file.write(line + "\n")
-            self._file.flush()
+                # Unbuffered: what a buffer holds back on a full disk comes out as half a line later.
+                self._file = io.FileIO(self._path, "a")
+                self._size = self._file.seek(0, os.SEEK_END)
+            if self._file.write(line) != len(line):
+                self._file.truncate(self._size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            _log.warning("metrics not written: %s", error.strerror)
+            if not self._complained:
+                _log.warning("metrics not written, lines will be missing: %s", error.strerror)
+            self._complained = True
+        else:
+            self._size += len(line)
+            self._complained = False
 
     def close(self) -> None:
         if self._file is not None:
-            try:
+            with suppress(OSError):
                 self._file.close()
-            except OSError:
-                pass  # what could not be flushed was reported line by line
             self._file = None
 
 

@@ -268,6 +268,7 @@ def _facts(parts: Parts) -> Facts:
         round_usual_s=None if figures is None else figures.usual_round_s,
         rounds_alone=0 if figures is None else figures.rounds_alone,
         checkpoint_error="" if run is None else run.checkpoint_error,
+        checkpoint_damaged="" if run is None else run.checkpoint_damaged,
         disk_free_bytes=_disk_free(parts.config),
         checkpoint_bytes=None if checkpoint is None else checkpoint.manifest.size,
         fds=open_descriptors(),

@@ -9,7 +9,8 @@ of it beat a binding to libsystemd.
 
 Invariants:
 - Without the variable every call is a no-op, so the daemon calls them unconditionally.
-- Notifying never blocks and never fails the daemon: a full or vanished socket is ignored.
+- Notifying never fails the daemon: a vanished socket is ignored, and so is a full one, except that
+  readiness and stopping, which come once, wait a quarter of a second for room.
 - The variables are removed from the environment when they are read: a trainer that inherited them
   could declare the daemon ready, or keep a hung one alive.
 """
@@ -25,6 +26,8 @@ from typing import Final
 __all__ = ["Notifier", "run_watchdog"]
 
 _STATUS_CHARS: Final = 200
+PATIENCE_S: Final = 0.25
+"""For the two messages that come once: the manager's queue holds about ten, and may be full."""
 
 
 class Notifier:
@@ -59,7 +62,7 @@ class Notifier:
 
     def ready(self, status: str = "") -> None:
         """Everything is up: peers and the command line can reach this node."""
-        self._send("READY=1", _status(status))
+        self._send("READY=1", _status(status), patience_s=PATIENCE_S)
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`."""
@@ -71,7 +74,7 @@ class Notifier:
 
     def stopping(self, status: str = "") -> None:
         """An orderly stop begins."""
-        self._send("STOPPING=1", _status(status))
+        self._send("STOPPING=1", _status(status), patience_s=PATIENCE_S)
 
     def watchdog(self) -> None:
         """We are alive; see `run_watchdog`."""
@@ -81,16 +84,16 @@ class Notifier:
         """Ask for `seconds` more to start or to stop."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
-    def _send(self, *fields: str) -> None:
+    def _send(self, *fields: str, patience_s: float = 0.0) -> None:
         if self._address is None:
             return
         message = "\n".join(field for field in fields if field).encode("utf-8", "replace")
         address: str | bytes = self._address
         if self._address.startswith("@"):
             address = b"\0" + os.fsencode(self._address[1:])
-        flags = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         try:
-            with socket.socket(socket.AF_UNIX, flags) as sock:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.settimeout(patience_s)
                 sock.sendto(message, address)
         except OSError:
             # Nothing to be done about it here: if it was the watchdog, systemd will act by itself.

@@ -19,6 +19,7 @@ CASES = {
     "round-stalled": Facts(**RUN, round_age_s=100, round_usual_s=3),
     "training-alone": Facts(**RUN, rounds_alone=3),
     "checkpoint-failed": Facts(checkpoint_error="No space left on device"),
+    "checkpoint-damaged": Facts(checkpoint_damaged="step-00000024 cannot be used"),
     "disk-low": Facts(disk_free_bytes=1 << 20, checkpoint_bytes=1 << 20),
     "fds-low": Facts(fds=900, fd_limit=1024),
     "loop-lag": Facts(loop_lag_max_ms=300.0),
