@@ -97,7 +97,9 @@ class EpochMachine:
         self._sequence = 0
         self._aborted: Operation | None = None
         self._begins: dict[NodeId, Begin] = {}
+        self._began = 0.0
         self._announce_due: float | None = None
+        self._straggler_due: float | None = None
         self._give_way_due: float | None = None
         self._events: deque[Event] = deque()
 
@@ -171,6 +173,7 @@ class EpochMachine:
             return
         self._standing.ready = False
         self._settling = False
+        self._former.withdraw()
         self._break(reason, now)
         self._standing.broadcast_status()
 
@@ -178,6 +181,7 @@ class EpochMachine:
         """Leave the run in good order: the others need not count this node any more."""
         self._standing.leaving = True
         self._standing.ready = False
+        self._former.withdraw()
         self._break("leaving", now)
         self._standing.broadcast_status()
 
@@ -206,7 +210,9 @@ class EpochMachine:
         operation = Operation(self.epoch, self._sequence, descriptor, self._standing.identity)
         self._sequence += 1
         self.operation = operation
+        self._began = now
         self._announce_due = now + self.settings.announce_s
+        self._straggler_due = now + self.settings.straggler_s
         for member, begin in sorted(self._begins.items()):
             self._check_begin(member, begin, now)  # after a mismatch it does nothing more
         return operation
@@ -226,6 +232,10 @@ class EpochMachine:
         """
         if self.operation is not None:
             self._break(reason, now, mismatch=mismatch)
+
+    def forget_unsettled(self) -> None:
+        """The caller does not want the outcome of what it gave up any more."""
+        self._standing.unsettled = None
 
     def break_epoch(self, reason: str, now: float) -> None:
         """The epoch's connections do not work: form the next one."""
@@ -266,6 +276,7 @@ class EpochMachine:
         peer = standing.peers[sender]
         if status.ready and not peer.ready:
             peer.since = now
+            peer.benched = False
         peer.status = status
         standing.number = max(standing.number, status.number)
         if status.leaving:
@@ -353,6 +364,11 @@ class EpochMachine:
             and sender in self.epoch.members
             and (self.operation is None or abort.sequence == self.operation.sequence)
         ):
+            operation, half = self.operation, self.settings.straggler_s / 2
+            if operation is not None and now >= self._began + half:
+                # Believed only as far as this node has waited in vain for them itself.
+                late = self._late(operation)
+                self._bench([member for member in late if member in abort.late])
             reason = f"{sender.short}: {abort.reason}"
             self._break(reason, now, tell=False, mismatch=abort.mismatch)
             return
@@ -372,7 +388,12 @@ class EpochMachine:
 
     def next_deadline(self) -> float | None:
         """When `tick` wants to be called next."""
-        times = (self._announce_due, self._give_way_due, self._former.next_deadline())
+        times = (
+            self._announce_due,
+            self._give_way_due,
+            self._straggler_due,
+            self._former.next_deadline(),
+        )
         return min((time for time in times if time is not None), default=None)
 
     def tick(self, now: float) -> None:
@@ -386,7 +407,38 @@ class EpochMachine:
                 )
         if self._give_way_due is not None and now >= self._give_way_due:
             self._give_way(now)
+        if self._straggler_due is not None and now >= self._straggler_due:
+            self._bench_stragglers(now)
         self._former.tick(now)
+
+    def _bench_stragglers(self, now: float) -> None:
+        """Go on without members that are connected, but have not begun what the others have."""
+        operation = self.operation
+        assert operation is not None
+        self._straggler_due = now + self.settings.straggler_s
+        late = self._late(operation)
+        if not late:
+            return  # all are in it: whoever does not move data is found by its links
+        self._bench(late)
+        names = ", ".join(member.short for member in late)
+        reason = f"{names} did not begin in {self.settings.straggler_s:.0f} s"
+        self._to_members(
+            Abort(operation.epoch_id, operation.sequence, reason[:200], late=tuple(late))
+        )
+        self._break(reason, now, tell=False)
+
+    def _late(self, operation: Operation) -> list[NodeId]:
+        """Members that have not said that they began `operation`."""
+        begun = {
+            member for member, begin in self._begins.items() if begin.sequence == operation.sequence
+        }
+        return [member for member in operation.epoch.members if member not in {*begun, self._me}]
+
+    def _bench(self, members: list[NodeId]) -> None:
+        for member in members:
+            peer = self._standing.peers.get(member)
+            if peer is not None:
+                peer.benched = True
 
     def outgoing(self) -> list[tuple[NodeId, Message]]:
         """Messages to send since the last call, in order."""
@@ -439,7 +491,7 @@ class EpochMachine:
 
     def _end_operation(self) -> None:
         self.operation = None
-        self._announce_due = self._give_way_due = None
+        self._announce_due = self._give_way_due = self._straggler_due = None
 
     def _leave_epoch(self, reason: str) -> None:
         if self.epoch is None:

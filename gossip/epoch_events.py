@@ -27,6 +27,9 @@ class EpochSettings:
     """Pause after a newcomer is seen, so that several join in one epoch."""
     vote_grace_s: float = 0.25
     """How long a running operation may still end after one of its members asked for a new epoch."""
+    straggler_s: float = 120.0
+    """A connected member that has not begun an operation for so long is left out until it has said
+    that it is not ready and then that it is. Longer than a daemon waits for its own trainer."""
     announce_s: float = 0.01
     """An operation that has not ended by then is announced to the members that may be missing; most
     small ones have, and save a message to everybody."""

@@ -85,8 +85,11 @@ class Former:
         if prepare.ballot.proposer != sender:
             return True
         refusal = ""
+        peer = self._standing.peers.get(sender)
         if not self._standing.ready:
             refusal = "not ready"
+        elif peer is not None and peer.benched:
+            refusal = "it let an operation wait for too long"
         elif prepare.ballot <= self._promised:
             refusal = "promised a higher ballot"
         if refusal:
@@ -175,6 +178,11 @@ class Former:
             isinstance(step, Promised) and node == step.ballot.proposer
         ):
             self._next_attempt(now, soon=True)
+
+    def withdraw(self) -> None:
+        """This node cannot take part any more: forget what it was about to enter."""
+        self._step = None
+        self._attempt_due = None
 
     # ---- when, and who ---------------------------------------------------------------------
 
@@ -339,7 +347,8 @@ class Former:
         standing = self._standing
         holds = standing.holds(propose.round, propose.state)
         return (
-            standing.me in members
+            standing.ready
+            and standing.me in members
             and tuple(sorted(set(members))) == members
             and bool(holders)
             and set(holders) <= set(members)

@@ -48,8 +48,8 @@ from gossip.errors import (
 from gossip.messages import Message, decode_message_untrusted, encode
 from gossip.operation import Operation, OperationState
 from gossip.ring import Reduction, RingPlace, RingResult, ring_all_reduce
+from gossip.ring_links import RingLinks
 from gossip.standing import NO_MODEL
-from transport.bulk import BulkLink
 from transport.endpoint import Endpoint, PeerDown, PeerUp
 from transport.errors import MalformedMessage, TransportError
 from transport.frames import Priority
@@ -61,7 +61,6 @@ from transport.watch import Lagged
 QUEUE_MESSAGES: Final = 256
 """Per peer; a peer that lets this many small messages pile up is treated as lost to the run."""
 MAX_NOTES: Final = 64
-RING_CONNECT_S: Final = 5.0
 RETRY_S: Final = 0.2
 """Before a refused stream is tried again while the peer talks to us."""
 
@@ -133,9 +132,10 @@ class Group:
         self._changed = trio.Event()
         self._running: _Running | None = None
         self._behind: tuple[Epoch, tuple[NodeId, ...]] | None = None
-        self._ring: tuple[bytes, RingPlace] | None = None
-        self._ring_wanted: Epoch | None = None
-        self._ring_scope: trio.CancelScope | None = None
+        self._leaving = False
+        self._ring = RingLinks(
+            endpoint, nursery, on_change=self._notify, on_failure=self._break_epoch
+        )
 
     # ---- what the owner calls --------------------------------------------------------------
 
@@ -177,6 +177,7 @@ class Group:
         *,
         mean: bool = False,
         weight: float = 1.0,
+        deadline: float = math.inf,
     ) -> Reduced:
         """Reduce over the epoch's members; returns with the certificate, retrying until then.
 
@@ -186,21 +187,36 @@ class Group:
             out: 1-D contiguous, same length and type; undefined until this returns.
             mean: divide by the sum of the weights.
             weight: factor of this node's values.
+            deadline: trio time by which this ends, one way or another.
 
         Cancellation aborts the operation for all members.
 
         Raises:
             Behind: fetch the state first.
             DescriptorMismatch: a member called a different operation; no retry can help.
+            CollectiveAborted: no certificate by the deadline, and nothing signed here.
+            Indeterminate: no certificate by the deadline, but this node has signed a result that
+                the others may hold one for.
             InvalidOperation: the arguments cannot be reduced; nothing was started.
         """
         _check_operands(source, out, mean=mean, weight=weight)
         bound = _bind_descriptor(descriptor, source, mean=mean)
+        self._forget_other(bound)
+        with trio.CancelScope(deadline=deadline):
+            while True:
+                reduced = await self._attempt(bound, source, out, mean=mean, weight=weight)
+                if reduced is not None:
+                    return reduced
+        raise self.outcome_unknown() or CollectiveAborted("no certificate by the deadline")
+
+    def _forget_other(self, descriptor: bytes) -> None:
+        """Drop what a cancelled call left behind, unless this call asks for the same."""
+        running = self._running
+        if running is not None and running.operation.descriptor == descriptor:
+            running.mismatch = False
+            return
         self._running = None
-        while True:
-            reduced = await self._attempt(bound, source, out, mean=mean, weight=weight)
-            if reduced is not None:
-                return reduced
+        self.machine.forget_unsettled()
 
     async def _attempt(
         self, descriptor: bytes, source: Array, out: Array, *, mean: bool, weight: float
@@ -214,7 +230,7 @@ class Group:
         self._flush()
         try:
             with running.scope:
-                place = await self._ring_place(operation.epoch)
+                place = await self._place(operation.epoch)
                 reduction = Reduction(operation.sequence, descriptor, mean=mean, weight=weight)
                 running.result = await ring_all_reduce(place, reduction, source, out)
                 self.machine.result(running.result.root, trio.current_time())
@@ -268,7 +284,7 @@ class Group:
             raise Behind(*self._behind)
 
     def outcome_unknown(self) -> Indeterminate | None:
-        """After a cancelled `all_reduce`: an error if this node had signed a result."""
+        """After an `all_reduce` that was given up: an error if this node had signed a result."""
         running = self._running
         if running is not None and running.operation.root is not None and not running.certificate:
             return Indeterminate(
@@ -287,7 +303,7 @@ class Group:
                 case EpochLeft(reason):
                     self.notes.append(f"left the epoch: {reason}")
                     self._behind = None
-                    self._drop_ring(reason)
+                    self._ring.drop(reason)
                 case OperationCertified(operation, certificate):
                     if self._running is not None and self._running.operation is operation:
                         self._running.certificate = certificate
@@ -313,10 +329,7 @@ class Group:
     def _entered(self, epoch: Epoch, behind: bool, holders: tuple[NodeId, ...]) -> None:
         self.notes.append(f"entered epoch {epoch.number} with {len(epoch.members)} members")
         self._behind = (epoch, holders) if behind else None
-        self._drop_ring("a new epoch")
-        if len(epoch.members) > 1:
-            self._ring_wanted = epoch
-            self._nursery.start_soon(self._connect_ring, epoch)
+        self._ring.enter(epoch)
 
     def _enqueue(self, node: NodeId, message: Message) -> None:
         sender = self._senders.get(node)
@@ -336,72 +349,23 @@ class Group:
             peer.close("does not read its messages")
         self._forget(node, "does not read its messages")
 
-    # ---- ring links --------------------------------------------------------------------------
+    # ---- leaving ------------------------------------------------------------------------------
 
-    def _drop_ring(self, reason: str) -> None:
-        self._ring_wanted = None
-        if self._ring_scope is not None:
-            self._ring_scope.cancel()
-            self._ring_scope = None
-        if self._ring is not None:
-            _, place = self._ring
-            self._ring = None
-            place.to_next.abort(reason)
-            place.from_previous.abort(reason)
+    def _break_epoch(self, reason: str) -> None:
+        self.machine.break_epoch(reason, trio.current_time())
+        self._flush()
 
-    async def _connect_ring(self, epoch: Epoch) -> None:
-        """Open the link to the next member and take the one from the previous member."""
-        me = self._endpoint.node_id
-        world, rank = len(epoch.members), epoch.members.index(me)
-        following = epoch.members[(rank + 1) % world]
-        previous = epoch.members[(rank - 1) % world]
-        label = b"ring/" + epoch.id[:24]
-        links: dict[str, BulkLink] = {}
-
-        async def dial() -> None:
-            peer = self._endpoint.peers.get(following)
-            if peer is None:
-                raise CollectiveAborted(f"{following.short} is not connected")
-            links["next"] = await peer.open_bulk(label)
-
-        async def accept() -> None:
-            links["previous"] = await self._endpoint.accept_bulk(previous, label)
-
-        failure = ""
-        with trio.move_on_after(RING_CONNECT_S) as scope:
-            self._ring_scope = scope
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(dial)
-                    nursery.start_soon(accept)
-            except* (TransportError, GossipError) as group:
-                failure = str(_first(group))
-        if len(links) == 2 and self._ring_wanted is epoch:
-            self._ring_scope = None
-            self._ring = (epoch.id, RingPlace(rank, world, links["next"], links["previous"]))
-            self._notify()
-            return
-        for link in links.values():
-            link.abort("the epoch has ended")
-        if self._ring_wanted is epoch:
-            self._ring_scope = None
-            self._ring_wanted = None
-            failure = failure or f"no ring connection within {RING_CONNECT_S:.0f} s"
-            self.machine.break_epoch(f"ring not connected: {failure}", trio.current_time())
-            self._flush()
-
-    async def _ring_place(self, epoch: Epoch) -> RingPlace:
-        if len(epoch.members) == 1:
-            return _SINGLE
-        while self._ring is None or self._ring[0] != epoch.id:
+    async def _place(self, epoch: Epoch) -> RingPlace:
+        while (place := self._ring.place(epoch)) is None:
             await self._changed.wait()
-        return self._ring[1]
+        return place
 
     async def leave(self) -> None:
         """Tell the members that this node leaves in good order, and wait until it is written.
 
         Cancellation leaves some of them untold: they will find it lost instead.
         """
+        self._leaving = True
         self.machine.leave(trio.current_time())
         self._flush()
         for sender in list(self._senders.values()):
@@ -412,7 +376,7 @@ class Group:
     def _close(self) -> None:
         """Handlers of incoming streams belong to the endpoint and outlive this group's tasks."""
         self._closed = True
-        self._drop_ring("the group is closed")
+        self._ring.drop("the group is closed")
         for listening in self._listening:
             listening.cancel()
 
@@ -484,7 +448,7 @@ class Group:
         """
         node = peer.node_id
         try:
-            while not peer.closed.is_set():
+            while not peer.closed.is_set() and not self._leaving:
                 await self._speak(peer)
                 if self._inbound[node] == 0:
                     break
@@ -542,9 +506,6 @@ class Group:
                 del self._inbound[node]
             if not self._closed:
                 self._update(node, reason)
-
-
-_SINGLE = RingPlace(0, 1, None, None)  # type: ignore[arg-type]  # a ring of one uses no links
 
 
 async def _wait_for_end(stream: Stream, writer: trio.CancelScope) -> None:

@@ -4,7 +4,7 @@ They travel on one URGENT stream per direction and pair, so they arrive in order
 `decode_untrusted` is the only way in: wrong types, sizes and unknown tags are one typed error.
 
 =========== ======================================================================================
-Status      readiness and position of the sender; sent on connect and on every change
+Status      readiness of the sender, and where it stood then; on connect, and when readiness changes
 Prepare     a proposer asks for promises under its ballot
 Wait        an operation is running here; the promise follows when it has ended
 Promise     the sender has left its epoch for this ballot, and says where it stands
@@ -121,12 +121,13 @@ class Vote(Message, frozen=True, tag="vote"):
 
 
 class Abort(Message, frozen=True, tag="abort"):
-    """The sender gave up on an operation."""
+    """The sender gave up on an operation; `late` names members that it waited for in vain."""
 
     epoch: Bytes32
     sequence: Count
     reason: Reason
     mismatch: bool = False
+    late: Members = ()
 
 
 AnyMessage = Status | Prepare | Wait | Promise | Nack | Propose | Accept | Begin | Vote | Abort

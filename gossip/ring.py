@@ -56,8 +56,19 @@ class RingPlace:
 
     rank: int
     world: int
-    to_next: BulkLink
-    from_previous: BulkLink
+    to_next: BulkLink | None
+    from_previous: BulkLink | None
+
+    @classmethod
+    def alone(cls) -> RingPlace:
+        """The ring of one, which uses no links."""
+        return cls(0, 1, None, None)
+
+    def abort(self, reason: str) -> None:
+        """Close both links hard."""
+        for link in (self.to_next, self.from_previous):
+            if link is not None:
+                link.abort(reason)
 
 
 @attrs.frozen
@@ -197,7 +208,9 @@ class _Run:
             segment.start,
             segment.weight,
         )
-        await self._place.to_next.send(header + segment.digest, as_bytes(values))
+        link = self._place.to_next
+        assert link is not None, "a ring of one sends nothing"
+        await link.send(header + segment.digest, as_bytes(values))
 
     # ---- receiving -------------------------------------------------------------------------
 
@@ -275,5 +288,7 @@ class _Run:
             digest = header[_HEADER.size :]
             return as_bytes(target)
 
-        await self._place.from_previous.receive(sink)
+        link = self._place.from_previous
+        assert link is not None, "a ring of one receives nothing"
+        await link.receive(sink)
         return weight, digest

@@ -31,6 +31,8 @@ from gossip.protocol import (
 )
 
 RETRY_SYNC_S = 1.0
+FETCHES_BEFORE_STEPPING_BACK = 5
+STEP_BACK_S = 10.0
 PIECE = 1 << 18
 
 
@@ -75,6 +77,9 @@ class TrainerPort(ABC):
     @abstractmethod
     async def resync(self, round_: int) -> None:
         """The consensus vectors were overwritten with a peer's state: continue from there."""
+
+    def stand(self, position: Position | None) -> None:  # noqa: B027 - a hint for who hands over
+        """The consensus vectors change now (None), or hold the state of `position` now."""
 
     @abstractmethod
     def hurry(self, round_: int) -> None:
@@ -141,11 +146,19 @@ class _Life:
     on_phase: Callable[[str], None]
     on_round: Callable[[RunReport], None]
     on_synced: Callable[[Position], None]
+    stood: Position = Position(0, bytes(32))
+    """The position the group was told last."""
+    failed_fetches: int = 0
+
+    def stand(self, position: Position) -> None:
+        """This node is ready at `position`."""
+        self.stood = position
+        self.group.set_position(position.round, position.state)
 
     async def run(self) -> None:
         self.on_phase("joining")
         position = await self.trainer.ready()
-        self.group.set_position(position.round, position.state)
+        self.stand(position)
         synced = False
         while True:
             try:
@@ -155,13 +168,13 @@ class _Life:
                 fetched = await self._fetch(behind)
                 if fetched is not None:
                     position, synced = fetched, True
-                    self.group.set_position(position.round, position.state)
+                    self.stand(position)
         self.on_phase("training")
         await self.trainer.start(position.round, synced=synced)
         while (offer := await self.trainer.next_offer()) is not None:
             self.on_phase("waiting")
             position = await self._round(offer)
-            self.group.set_position(position.round, position.state)
+            self.stand(position)
             self.on_phase("training")
         self.on_phase("finished")
 
@@ -245,11 +258,20 @@ class _Life:
             )
         except StateUnavailable as error:
             self.group.notes.append(f"state not fetched: {error}")
+            self.failed_fetches += 1
+            if self.failed_fetches % FETCHES_BEFORE_STEPPING_BACK == 0:
+                # The others wait for this node in their operations: let them go on without it.
+                self.group.set_not_ready("it cannot get the state")
+                await trio.sleep(STEP_BACK_S)
+                self.group.set_position(self.stood.round, self.stood.state)
             await trio.sleep(RETRY_SYNC_S)
             return None
+        self.failed_fetches = 0
+        self.trainer.stand(None)
         for name, vector in arrived.items():
             np.copyto(views[name], vector)
         position = Position(epoch.round, epoch.state)
+        self.trainer.stand(position)
         self.on_synced(position)
         return position
 

@@ -27,6 +27,9 @@ class Candidate:
     since: float = 0.0
     """When it was last seen to become ready."""
 
+    benched: bool = False
+    """It let an operation wait for too long, and has not stepped back since."""
+
     @property
     def ready(self) -> bool:
         """True when it has said that it can take part."""
@@ -70,7 +73,10 @@ class Standing:
         found = [
             node
             for node, peer in self.peers.items()
-            if peer.ready and peer.status is not None and peer.status.model == self.model
+            if peer.ready
+            and not peer.benched
+            and peer.status is not None
+            and peer.status.model == self.model
         ]
         if self.ready:
             found.append(self.me)

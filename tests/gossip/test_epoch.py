@@ -192,3 +192,26 @@ def test_same_seed_gives_the_same_trace() -> None:
         return world.trace.digest()
 
     assert digest() == digest()
+
+
+def test_a_connected_member_that_never_begins_is_left_out() -> None:
+    """Its daemon answers, its trainer does not: nobody may wait for it for ever."""
+    world = World(3, seed=2, settings=EpochSettings(min_members=3, straggler_s=5.0))
+    stuck = world.nodes[world.order[1]]
+    world.start()
+    world.run(10, lambda: all_reach(world, 2))
+    begin = world.begin
+    world.begin = lambda node, life: None if node is stuck else begin(node, life)
+    before = stuck.round
+    world.run(world.now + 60)
+    others = [world.nodes[id_].round for id_ in world.order if id_ != stuck.id]
+    assert min(others) > before + 20
+    assert stuck.round <= before + 1
+    world.begin = begin
+    stuck.machine.set_not_ready("stuck", world.now)
+    world.pump(stuck)
+    world.ready(stuck)
+    target = max(others) + 5
+    world.run(world.now + 60, lambda: all_reach(world, target))
+    assert all_reach(world, target), "it comes back after stepping back"
+    assert_consistent(world)

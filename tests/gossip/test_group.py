@@ -9,8 +9,9 @@ import pytest
 import trio
 
 from gossip.epoch_events import EpochSettings
-from gossip.errors import DescriptorMismatch
+from gossip.errors import CollectiveAborted, DescriptorMismatch, Indeterminate
 from gossip.group import Behind, Reduced
+from gossip.messages import Vote
 from tests.gossip.swarm import Node, open_node, open_swarm
 
 START = hashlib.sha256(b"start").digest()
@@ -164,3 +165,30 @@ async def test_newcomer_is_told_that_it_is_behind(autojump_clock: object) -> Non
                 assert set(raised.value.holders) == {node.endpoint.node_id for node in nodes}
                 newcomer.group.set_position(7, later)
                 await newcomer.group.wait_entered()
+
+
+async def test_a_call_ends_by_its_deadline_and_says_what_is_known(autojump_clock: object) -> None:
+    async with open_swarm(2) as (_, nodes):
+        for node in nodes:
+            node.group.set_position(0, START)
+        await nodes[0].group.wait_entered()
+        source, out = inputs(0, 1000), np.empty(1000, np.float32)
+        soon = trio.current_time() + 2
+        with pytest.raises(CollectiveAborted):
+            await nodes[0].group.all_reduce(b"x", source, out, deadline=soon)
+        assert trio.current_time() <= soon + 2
+
+        # Now the other member takes part, but its vote is lost on the way.
+        post = nodes[1].group._enqueue
+        nodes[1].group._enqueue = lambda to, message: (
+            None if isinstance(message, Vote) else post(to, message)
+        )
+
+        async def other() -> None:
+            await nodes[1].group.all_reduce(b"y", inputs(1, 1000), np.empty(1000, np.float32))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            with pytest.raises(Indeterminate):
+                await nodes[0].group.all_reduce(b"y", source, out, deadline=trio.current_time() + 3)
+            nursery.cancel_scope.cancel()
