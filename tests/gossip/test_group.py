@@ -185,10 +185,10 @@ async def test_a_call_ends_by_its_deadline_and_says_what_is_known(autojump_clock
         )
 
         async def other() -> None:
-            await nodes[1].group.all_reduce(b"y", inputs(1, 1000), np.empty(1000, np.float32))
+            await nodes[1].group.all_reduce(b"x", inputs(1, 1000), np.empty(1000, np.float32))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(other)
             with pytest.raises(Indeterminate):
-                await nodes[0].group.all_reduce(b"y", source, out, deadline=trio.current_time() + 3)
+                await nodes[0].group.all_reduce(b"x", source, out, deadline=trio.current_time() + 3)
             nursery.cancel_scope.cancel()
