@@ -175,6 +175,7 @@ class RunService:
                         )
                     except TrainerGone as error:
                         _log.warning("the trainer is gone: %s", error)
+                        self._set_phase("joining")
                         continue
                     await link.gone.wait()
                     if link.finished:

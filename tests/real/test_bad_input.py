@@ -291,7 +291,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path):
     with Cluster(tmp_path / "damaged") as cluster:
         node = cluster.node("one", **cluster.gated(cluster.creates(), 24)).start()
         node.until(lambda s: (s["checkpoint"] or {}).get("step") == 24, "the checkpoint of step 24")
-        assert node.stop() < 10
+        node.kill()  # at its gate the trainer would not hear an orderly stop for some seconds
         newest = node.file("checkpoints", "step-00000024", "model.safetensors")
         data = bytearray(newest.read_bytes())
         data[-5] ^= 1

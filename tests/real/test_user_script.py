@@ -1,14 +1,13 @@
 """A user's own script attaches to a running daemon: alone it trains as without it, and in rounds."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.real.cluster import Cluster, finished
+from tests.real.cluster import Cluster, at_round, finished
 
 pytestmark = pytest.mark.real
 
@@ -22,9 +21,12 @@ def cluster(tmp_path):
         yield cluster
 
 
-def script(cluster, result, *sockets):
+def script(cluster, node, result, steps=STEPS, stream=0):
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(result), str(STEPS), *map(str, sockets)],
+        [
+            *[sys.executable, str(SCRIPT), str(result), str(steps)],
+            *[str(node.paths.trainer_socket), str(stream)],
+        ],
         env=cluster.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -46,14 +48,10 @@ def test_alone_it_trains_bit_for_bit_as_plain_torch(cluster, tmp_path):
     node = cluster.node("one", **values(cluster)).start()
     node.until(lambda s: s["run"]["id"], "the run")
     assert node.status()["trainer"]["state"] == "none"
-    alone = script(cluster, tmp_path / "alone.json", node.paths.trainer_socket)
-    plain = script(cluster, tmp_path / "plain.json")
-    alone, plain = (
-        result_of(alone, tmp_path / "alone.json"),
-        result_of(plain, tmp_path / "plain.json"),
-    )
+    path = tmp_path / "alone.json"
+    alone = result_of(script(cluster, node, path), path)
     assert (alone["round"], alone["peers"]) == (10, 0)
-    assert alone["parameters"] == plain["parameters"]
+    assert alone["joined"] == alone["plain"] != alone["fresh"]
     status = node.until(finished, "end of the run")
     assert alone["node"] == status["node"]["id"]
     assert (status["run"]["round"], status["run"]["step"]) == (10, STEPS)
@@ -67,29 +65,27 @@ def test_two_scripts_on_two_nodes_train_one_model(cluster, tmp_path):
         node.until(lambda s: s["run"]["id"], "the run")
     paths = [tmp_path / "one.json", tmp_path / "two.json"]
     scripts = [
-        script(cluster, path, node.paths.trainer_socket)
-        for node, path in zip((one, two), paths, strict=True)
+        script(cluster, node, path, stream=stream)
+        for stream, (node, path) in enumerate(zip((one, two), paths, strict=True))
     ]
     first, second = [result_of(*pair) for pair in zip(scripts, paths, strict=True)]
     assert (first["round"], first["peers"]) == (second["round"], second["peers"]) == (10, 1)
-    assert first["parameters"] == second["parameters"]
+    assert first["plain"] != second["plain"]
+    assert first["joined"] == second["joined"]
     ends = cluster.until_all(finished, "end of the run")
     assert len({status["run"]["state_sha256"] for status in ends}) == 1
 
 
-def test_a_script_that_is_killed_is_missed_and_the_next_one_is_taken(cluster, tmp_path):
-    node = cluster.node("one", **values(cluster)).start()
+def test_a_script_that_is_killed_is_missed_but_nobody_starts_it_again(cluster, tmp_path):
+    node = cluster.node("one", **{**values(cluster), "run__steps": 0}).start()
     node.until(lambda s: s["run"]["id"], "the run")
-    doomed = script(cluster, tmp_path / "doomed.json", node.paths.trainer_socket)
-    status = node.until(lambda s: s["trainer"]["state"] == "attached", "the script")
-    assert status["trainer"]["pid"] == doomed.pid
+    doomed = script(cluster, node, tmp_path / "never.json", steps=10**9)
+    status = node.until(at_round(1), "a round")
+    assert (status["trainer"]["state"], status["trainer"]["pid"]) == ("attached", doomed.pid)
     doomed.kill()
     doomed.communicate()
-    status = node.until(lambda s: s["trainer"]["state"] in {"none", "exited"}, "its absence")
-    assert status["trainer"]["restarts"] == 0
-    assert "trainer-restarting" not in [warning["code"] for warning in status["health"]]
-    assert os.getpid() != status["trainer"]["pid"]
-    if status["state"] != "finished":
-        again = script(cluster, tmp_path / "again.json", node.paths.trainer_socket)
-        result_of(again, tmp_path / "again.json")
-        node.until(finished, "end of the run")
+    status = node.until(lambda s: s["trainer"]["state"] == "none", "its absence")
+    assert (status["trainer"]["pid"], status["trainer"]["restarts"]) == (None, 0)
+    assert status["state"] == "joining"
+    assert status["verdict"] == "ok", status["health"]
+    assert node.stop() < 10
