@@ -45,7 +45,7 @@ from gossip.epoch_events import (
 )
 from gossip.errors import CollectiveAborted
 from gossip.formation import Accepted
-from gossip.former import Former
+from gossip.former import MAX_LEAP, Former
 from gossip.messages import (
     Abort,
     Accept,
@@ -278,7 +278,8 @@ class EpochMachine:
             peer.since = now
             peer.benched = False
         peer.status = status
-        standing.number = max(standing.number, status.number)
+        if status.number <= standing.number + MAX_LEAP:
+            standing.number = max(standing.number, status.number)
         if status.leaving:
             standing.left.add(sender)
         elif status.ready:
@@ -418,7 +419,8 @@ class EpochMachine:
         self._straggler_due = now + self.settings.straggler_s
         late = self._late(operation)
         if not late:
-            return  # all are in it: whoever does not move data is found by its links
+            self._break(f"no result in {self.settings.straggler_s:.0f} s", now)
+            return
         self._bench(late)
         names = ", ".join(member.short for member in late)
         reason = f"{names} did not begin in {self.settings.straggler_s:.0f} s"

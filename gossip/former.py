@@ -40,6 +40,10 @@ from transport.identity import NodeId, verify
 
 MAX_EARLY_ACCEPTS = 512  # accepts may overtake their proposal; two epochs' worth is plenty
 
+MAX_LEAP = 1 << 20
+MAX_ATTEMPT = 1 << 16
+"""Bounds on what one message may raise: numbers grow by one with each epoch, attempts are reset."""
+
 
 class Former:
     """This node's part in forming epochs.
@@ -88,8 +92,10 @@ class Former:
         peer = self._standing.peers.get(sender)
         if not self._standing.ready:
             refusal = "not ready"
-        elif peer is not None and peer.benched:
-            refusal = "it let an operation wait for too long"
+        elif peer is None or not peer.ready or peer.benched:
+            refusal = "only a ready candidate may propose"
+        elif not self._plausible(prepare.ballot):
+            refusal = "that ballot is far beyond anything known here"
         elif prepare.ballot <= self._promised:
             refusal = "promised a higher ballot"
         if refusal:
@@ -105,6 +111,10 @@ class Former:
         self._attempt_due = None
         self._standing.send(sender, self._own_promise(prepare.ballot))
         return True
+
+    def _plausible(self, ballot: Ballot) -> bool:
+        """False for a leap that would use up the numbers for everybody."""
+        return ballot.number <= self._standing.number + MAX_LEAP and ballot.attempt <= MAX_ATTEMPT
 
     def answer_deferred(self, now: float) -> None:
         """The operation has ended: answer the proposer that was told to wait."""
@@ -127,6 +137,8 @@ class Former:
     def on_nack(self, sender: NodeId, nack: Nack, now: float) -> None:
         """A candidate does not follow this node's ballot."""
         standing, step = self._standing, self._step
+        if not self._plausible(nack.highest):
+            return
         standing.number = max(standing.number, nack.highest.number - 1)
         if not isinstance(step, Collecting) or nack.ballot != step.ballot:
             return

@@ -83,7 +83,7 @@ class Handover:
         self._protocol = f"handover/{run.hex()[:32]}"
         self._held = held
         self._nursery = nursery
-        self._active = 0
+        self._serving: set[NodeId] = set()
 
     async def fetch(
         self,
@@ -152,9 +152,9 @@ class Handover:
         held = self._held()
         if held is None or (held.round, held.state) != (wanted.round, wanted.state):
             return pack(_Answer(ok=False, reason="this node does not hold that state"))
-        if self._active >= MAX_TRANSFERS:
+        if len(self._serving) >= MAX_TRANSFERS or peer.node_id in self._serving:
             return pack(_Answer(ok=False, reason="busy with other transfers"))
-        self._active += 1
+        self._serving.add(peer.node_id)
         self._nursery.start_soon(self._send, peer, wanted.nonce, held)
         return pack(_Answer(ok=True, sizes=tuple(vector.nbytes for vector in held.vectors)))
 
@@ -173,7 +173,7 @@ class Handover:
         except (TransportError, StateUnavailable, trio.TooSlowError):
             return  # the fetcher sees the link end and asks somebody else
         finally:
-            self._active -= 1
+            self._serving.discard(peer.node_id)
 
 
 @contextmanager

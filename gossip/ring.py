@@ -26,6 +26,7 @@ a given member order, and the same for all members.
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any, Final
 
@@ -43,6 +44,8 @@ from transport.bulk import BulkLink
 SEGMENT_BYTES: Final = 1 << 19
 """Segments travel whole; half a MiB keeps source, target and wire buffers in a core's cache."""
 
+STALL_S: Final = 20.0
+"""Longest wait for the next half MiB once data flows: 26 KiB/s is no link to reduce over."""
 _HEADER = struct.Struct(">Q16sBHHQd")
 _REDUCE, _GATHER = 0, 1
 DIGEST_BYTES = 32
@@ -163,6 +166,7 @@ class _Run:
         self._scratch = np.empty(min(self._per_segment, self._bounds_max()), source.dtype)
         self._to_send, self._sendable = trio.open_memory_channel[_Segment](self._segment_count())
         self._hasher = blake3()
+        self._moving = False
         self.digests: list[bytes] = [b""] * place.world
         self.total_weight = 0.0
 
@@ -290,5 +294,10 @@ class _Run:
 
         link = self._place.from_previous
         assert link is not None, "a ring of one receives nothing"
-        await link.receive(sink)
+        # The first segment waits for whoever has not begun; after it, silence is a fault.
+        with trio.move_on_after(STALL_S if self._moving else math.inf) as patience:
+            await link.receive(sink)
+        if patience.cancelled_caught:
+            raise CollectiveAborted(f"no data from the neighbour for {STALL_S:.0f} s")
+        self._moving = True
         return weight, digest

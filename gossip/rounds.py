@@ -17,7 +17,7 @@ import attrs
 import numpy as np
 import trio
 
-from gossip.errors import StateUnavailable
+from gossip.errors import DescriptorMismatch, StateUnavailable
 from gossip.group import Behind, Group, Reduced
 from gossip.handover import Handover
 from gossip.protocol import (
@@ -125,7 +125,6 @@ async def run_rounds(
 
     Raises:
         TrainerGone: the trainer ended before its work was done; the group is set not ready.
-        DescriptorMismatch: the other members run another task or other settings.
     """
     life = _Life(group, handover, protocol, averager, trainer, nonce, on_phase, on_round, on_synced)
     try:
@@ -180,6 +179,7 @@ class _Life:
 
     async def _round(self, offer: Offer) -> Position:
         """One contribution to its end: applied, or dropped for a newer state."""
+        self.stand(self.stood)  # it may have stepped back meanwhile, for taking too long
         self.protocol.contributed(offer.contribution, trio.current_time())
         seconds = 0.0
         while (event := self.protocol.next_event()) is not None:
@@ -187,6 +187,10 @@ class _Life:
                 case ReduceMean():
                     try:
                         reduced = await self._reduce(event, offer.state)
+                    except DescriptorMismatch as error:
+                        await self._step_back(f"round {event.round}: {error}")
+                        self.protocol.contributed(offer.contribution, trio.current_time())
+                        continue
                     except Behind as behind:
                         caught_up = await self._catch_up(behind)
                         if caught_up is not None:
@@ -241,6 +245,13 @@ class _Life:
                 # Those with the newer state are gone, and this node's own state counts again.
                 return None
 
+    async def _step_back(self, reason: str) -> None:
+        """Leave the others alone for a while, then offer to take part again."""
+        self.group.notes.append(reason)
+        self.group.set_not_ready(reason)
+        await trio.sleep(STEP_BACK_S)
+        self.group.set_position(self.stood.round, self.stood.state)
+
     async def _fetch(self, behind: Behind) -> Position | None:
         """Bring the consensus vectors to the epoch's start; None when nobody could help (yet)."""
         self.on_phase("syncing")
@@ -261,9 +272,7 @@ class _Life:
             self.failed_fetches += 1
             if self.failed_fetches % FETCHES_BEFORE_STEPPING_BACK == 0:
                 # The others wait for this node in their operations: let them go on without it.
-                self.group.set_not_ready("it cannot get the state")
-                await trio.sleep(STEP_BACK_S)
-                self.group.set_position(self.stood.round, self.stood.state)
+                await self._step_back("it cannot get the state")
             await trio.sleep(RETRY_SYNC_S)
             return None
         self.failed_fetches = 0

@@ -59,7 +59,6 @@ HARD_STOP_S: Final = 9.5
 PING_S: Final = 5.0
 MAX_NAME_CHARACTERS: Final = 64
 """As `node.name` of the configuration."""
-LOOP_HEALTHY_MS: Final = 10_000.0
 WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
 
 _log = logging.getLogger(__name__)
@@ -107,9 +106,7 @@ class _Daemon:
             async with trio.open_nursery() as background:
                 await background.start(self._watch_signals, everything)
                 background.start_soon(lag.run)
-                background.start_soon(
-                    run_watchdog, self._notifier, lambda: lag.max_ms < LOOP_HEALTHY_MS
-                )
+                background.start_soon(run_watchdog, self._notifier)
                 async with (
                     _open_network(config, identity, swarm, rng) as endpoint,
                     open_dht(endpoint, rng=rng, wall_clock=time.time) as dht,

@@ -56,6 +56,9 @@ GOODBYE_S: Final = 1.5
 PUBLISH_S: Final = 1.0
 """For signing the last checkpoint, once the trainer has written it."""
 HISTORY_POINTS: Final = 600
+STUCK_S: Final = 45.0
+"""From hurrying the trainer to letting the others go on without this node."""
+NODE_ID_BYTES: Final = 32
 HURRY_AFTER_S: Final = 3.0
 """Grace for this node's trainer once most members wait; stragglers do fewer steps then."""
 NOTES: Final = 64
@@ -110,6 +113,7 @@ class RunService:
         self._all_published = trio.Event()
         self._all_published.set()
         self._hurry_at: float | None = None
+        self._hurried_at: float | None = None
         self._link: TrainerLink | None = None
         self._replication: Replication | None = None
 
@@ -161,25 +165,30 @@ class RunService:
                     self._link = link = await trainers.next_link()
                     group.machine.model = link.attach.model
                     self._set_member("active", link.attach.model)
+                    attached = trio.CancelScope()
+                    nursery.start_soon(_cancel_when_gone, link, attached)
                     try:
-                        await run_rounds(
-                            group,
-                            handover,
-                            protocol(protocol.parse_settings(manifest.protocol_settings)),
-                            averager,
-                            link,
-                            nonce=lambda: random_bytes(16),
-                            on_phase=self._on_phase,
-                            on_round=self._on_round,
-                            on_synced=self._on_synced,
-                        )
+                        with attached:
+                            await run_rounds(
+                                group,
+                                handover,
+                                protocol(protocol.parse_settings(manifest.protocol_settings)),
+                                averager,
+                                link,
+                                nonce=lambda: random_bytes(16),
+                                on_phase=self._on_phase,
+                                on_round=self._on_round,
+                                on_synced=self._on_synced,
+                            )
                     except TrainerGone as error:
-                        _log.warning("the trainer is gone: %s", error)
-                        self._set_phase("joining")
-                        continue
+                        link.detach(str(error))
                     await link.gone.wait()
-                    if link.finished:
+                    if link.finished and not attached.cancelled_caught:
                         break
+                    _log.warning(
+                        "the trainer is gone: %s", link.error or "it closed the connection"
+                    )
+                    self._set_phase("joining")
                 _log.info("run %s: finished at round %d", manifest.name, self.figures.round)
                 self._set_phase("finished")
                 self.finished.set()
@@ -264,10 +273,12 @@ class RunService:
         while True:
             await finder.connect_members(manifest.hash)
             if self.state is not None:
-                async with trio.open_nursery() as nursery:
-                    for node, member in self.state.members().items():
-                        if member.status == "active":
-                            nursery.start_soon(finder.connect, NodeId(node), member.addresses)
+                roster = [
+                    (NodeId(node), member.addresses)
+                    for node, member in self.state.members().items()
+                    if member.status == "active" and len(node) == NODE_ID_BYTES
+                ]
+                await finder.connect_all(roster)
             await trio.sleep(CONNECT_S)
 
     async def leave(self) -> None:
@@ -461,10 +472,20 @@ class RunService:
         while True:
             await trio.sleep(0.5)
             link: TrainerLink | None = None if self.trainers is None else self.trainers.current
-            if self._hurry_at is None or link is None or trio.current_time() < self._hurry_at:
+            now = trio.current_time()
+            if self.figures.phase != "training":
+                self._hurried_at = None
+            elif self._hurried_at is not None and now > self._hurried_at + STUCK_S:
+                # Doubt oneself first: the others can go on, and this node catches up.
+                self._hurried_at = None
+                _log.warning("the trainer has not answered for %.0f s; the others go on", STUCK_S)
+                if self.group is not None:
+                    self.group.set_not_ready("its trainer does not answer")
+            if self._hurry_at is None or link is None or now < self._hurry_at:
                 continue
             self._hurry_at = None
             if self.figures.phase == "training":
+                self._hurried_at = now
                 link.hurry(self.figures.round)
 
     async def _watch_useless(self, trainers: Trainers) -> None:
@@ -473,6 +494,13 @@ class RunService:
             f"the trainer cannot work with this configuration: {trainers.status.error}",
             hint=f"see {self.directory / 'trainer.log'}",
         )
+
+
+async def _cancel_when_gone(link: TrainerLink, attached: trio.CancelScope) -> None:
+    """Nothing waits for others on behalf of a trainer that is not there any more."""
+    await link.gone.wait()
+    if not link.finished:
+        attached.cancel()
 
 
 class _MetricsFile:

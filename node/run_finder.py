@@ -24,6 +24,7 @@ import trio
 
 from dht.key import record_key
 from dht.service import Dht
+from node.errors import NodedError
 from node.manifest import MAX_MANIFEST_BYTES, InvalidManifest, RunManifest
 from transport.address import Address
 from transport.codec import decode_untrusted, pack
@@ -38,6 +39,8 @@ ASK_S: Final = 3.0
 MANIFEST_PROTOCOL: Final = "run-manifest"
 RECORD_TTL_S: Final = 1800.0
 MAX_CANDIDATES: Final = 8
+DIALS_AT_ONCE: Final = 8
+DIALS_PER_LOOK: Final = 32
 
 _log = logging.getLogger(__name__)
 
@@ -106,14 +109,35 @@ class RunFinder:
     async def connect_members(self, run_id: bytes) -> None:
         """Connect to the members that the DHT names and that are not connected yet."""
         records = await self._dht.get(record_key(self._endpoint.swarm.id, "member", run_id))
+        found = []
+        for record in records:
+            try:
+                value = decode_untrusted(record.value, _MemberValue)
+            except MalformedMessage:
+                continue
+            found.append((NodeId.of_public_key(record.public_key), value.addresses))
+        await self.connect_all(found)
+
+    async def connect_all(self, nodes: Sequence[tuple[NodeId, Sequence[str]]]) -> None:
+        """Connect to those that are not connected, a few at a time and not too many in one go.
+
+        What others say about a roster is a hint: it must not become thousands of dials.
+        """
+        missing = [
+            (node, addresses)
+            for node, addresses in nodes
+            if node != self._endpoint.node_id and node not in self._endpoint.peers
+        ]
+        limiter = trio.CapacityLimiter(DIALS_AT_ONCE)
         async with trio.open_nursery() as nursery:
-            for record in records:
-                node = NodeId.of_public_key(record.public_key)
-                try:
-                    value = decode_untrusted(record.value, _MemberValue)
-                except MalformedMessage:
-                    continue
-                nursery.start_soon(self.connect, node, value.addresses)
+            for node, addresses in missing[:DIALS_PER_LOOK]:
+                nursery.start_soon(self._connect_within, limiter, node, addresses)
+
+    async def _connect_within(
+        self, limiter: trio.CapacityLimiter, node: NodeId, addresses: Sequence[str]
+    ) -> None:
+        async with limiter:
+            await self.connect(node, addresses)
 
     async def connect(self, node: NodeId, addresses: Sequence[str]) -> None:
         """Connect to one node unless that is done; a failure is only logged."""
@@ -135,16 +159,23 @@ class RunFinder:
 
 
 def load_manifest(path: Path) -> RunManifest | None:
-    """The manifest stored in a run's folder, or None when there is none that can be read."""
+    """The manifest stored in a run's folder, or None when there is none.
+
+    Raises:
+        NodedError: there is one, and it cannot be read. Making a new one in its place would orphan
+            the checkpoints beside it.
+    """
+    hint = f"restore {path.name}, or move the run's folder away to begin anew"
     try:
         data = path.read_bytes()[: MAX_MANIFEST_BYTES + 1]
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise NodedError(f"cannot read {path}: {error.strerror}", hint=hint) from error
     try:
         return RunManifest.from_json(data)
     except InvalidManifest as error:
-        _log.warning("the stored manifest %s is not used: %s", path, error)
-        return None
+        raise NodedError(f"{path} is damaged: {error}", hint=hint) from error
 
 
 def store_manifest(path: Path, manifest: RunManifest) -> None:

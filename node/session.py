@@ -458,6 +458,8 @@ class Session:
             case Stop(reason=reason):
                 self._stop_reason = reason or "the daemon stops"
                 if not self._supervised:
+                    if self._save_wanted:
+                        self.save()  # after this there is nobody to publish it
                     self._lose(DaemonLost(f"the daemon ended the session: {reason}"))
             case _:
                 raise DaemonLost(f"the daemon sent {type(message).__name__} out of turn")

@@ -29,7 +29,7 @@ import trio
 
 from gossip.protocol import load_protocol
 from node import private_socket
-from node.errors import NodedError
+from node.errors import ExitCode, NodedError
 from node.launch import WorkerOptions, worker_command, worker_environment
 from node.manifest import RunManifest
 from node.shared_buffer import BufferMismatch, SharedBuffer, fd_ancillary
@@ -48,6 +48,8 @@ from node.trainer_messages import (
 ATTACH_S: Final = 10.0
 """From connection to a complete `Attach`."""
 BACKLOG: Final = 8
+MAX_CONNECTIONS: Final = 8
+"""One trainer is served; the others are being refused, or say nothing for ATTACH_S."""
 STOP_S: Final = 4.0
 """For the trainer to end by itself; then SIGTERM."""
 TERMINATE_S: Final = 1.5
@@ -59,7 +61,7 @@ STEADY_S: Final = 120.0
 RECENT_S: Final = 600.0
 MAX_RECENT_RESTARTS: Final = 64
 """More than the pauses allow in `RECENT_S` after the first few; bounds what is remembered."""
-EXIT_USELESS: Final = 7
+EXIT_USELESS: Final = int(ExitCode.BAD_CONFIG)
 """The worker's exit code for a wrong manifest, task or setting: starting it again cannot help."""
 
 _log = logging.getLogger(__name__)
@@ -100,6 +102,8 @@ class Trainers:
         )
         self._attached, self._links = trio.open_memory_channel[TrainerLink](0)
         self._stopping = False
+        self._attaching = False
+        self._slots = trio.Semaphore(MAX_CONNECTIONS)
         self._restarted_at: deque[float] = deque(maxlen=MAX_RECENT_RESTARTS)
         self.process_pid: int | None = None
         """The process this side has started and has to end; never a number that a trainer told."""
@@ -119,9 +123,11 @@ class Trainers:
         """Accept trainers; one guard per connection."""
         async with trio.open_nursery() as nursery:
             while True:
+                await self._slots.acquire()
                 try:
                     stream = await listener.accept()
                 except OSError as error:
+                    self._slots.release()
                     _log.warning("cannot accept a trainer: %s", error.strerror)
                     await trio.sleep(1)
                     continue
@@ -135,6 +141,8 @@ class Trainers:
             _log.warning("a trainer was turned away: %s", error)
         except Exception:  # noqa: BLE001 - the guard: one trainer must not end the others' socket
             _log.exception("the connection of a trainer failed")
+        finally:
+            self._slots.release()
 
     async def _attach(self, stream: trio.SocketStream) -> None:
         if not private_socket.is_owner(stream.socket):
@@ -145,10 +153,12 @@ class Trainers:
             if refusal:
                 await stream.send_all(encode(Stop(refusal)))
                 raise NodedError(refusal)
-            link = await self._hand_over(stream, attach)
+            try:
+                self.current = link = await self._hand_over(stream, attach)
+            finally:
+                self._attaching = False
         if patience.cancelled_caught:
             raise NodedError(f"no complete Attach within {ATTACH_S:.0f} s")
-        self.current = link
         self.status.state = "running" if attach.supervised else "attached"
         self.status.pid = attach.pid
         async with trio.open_nursery() as nursery:
@@ -183,8 +193,9 @@ class Trainers:
             return f"this node takes part in run {self._manifest.name!r}, not {attach.run!r}"
         if attach.protocol not in {None, self._manifest.protocol}:
             return f"the run uses protocol {self._manifest.protocol!r}, not {attach.protocol!r}"
-        if self.current is not None:
-            return f"another trainer (process {self.current.attach.pid}) is attached"
+        if self.current is not None or self._attaching:
+            return "another trainer is attached"
+        self._attaching = True  # until `current` is set: two that come together are not both taken
         return ""
 
     async def _hand_over(self, stream: trio.SocketStream, attach: Attach) -> TrainerLink:
@@ -247,15 +258,20 @@ class Trainers:
             await trio.sleep(pause)
 
     async def _run_once(self, options: WorkerOptions, log_file: Path) -> int:
-        with log_file.open("ab") as log:
-            process = await trio.lowlevel.open_process(
-                worker_command(options),
-                env=worker_environment(os.environ, options),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        try:
+            with log_file.open("ab") as log:
+                process = await trio.lowlevel.open_process(
+                    worker_command(options),
+                    env=worker_environment(os.environ, options),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            # Out of descriptors or memory, a full disk: these pass, and the daemon need not.
+            _log.warning("cannot start the trainer: %s", error.strerror or error)
+            return int(ExitCode.FAILED)
         self.status.pid = self.process_pid = process.pid
         try:
             return await process.wait()

@@ -71,6 +71,7 @@ class TrainerLink(TrainerPort):
         self.finished = False
         self.error = ""
         self.gone = trio.Event()
+        self._life = trio.CancelScope()
         self._stream = stream
         self._manifest = manifest
         self._buffer = buffer
@@ -83,10 +84,11 @@ class TrainerLink(TrainerPort):
     async def run(self) -> None:
         """Serve the connection until it ends; then every waiting call raises `TrainerGone`."""
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write)
-                await self._read()
-                nursery.cancel_scope.cancel()
+            with self._life:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    await self._read()
+                    nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             self.error = self.error or "the connection to the trainer broke"
         except* TrainerProtocolError as group:
@@ -120,6 +122,7 @@ class TrainerLink(TrainerPort):
                 self.error = error
                 self._on_note(message)
             case Ready() | Contribute() | Applied() | Finished():
+                self.finished = self.finished or isinstance(message, Finished)
                 if isinstance(message, Ready):
                     self._on_note(message)
                 try:
@@ -133,7 +136,8 @@ class TrainerLink(TrainerPort):
         try:
             self._outbox.send_nowait(encode(message))
         except trio.WouldBlock:
-            _log.warning("the trainer does not read its messages")
+            self.detach("the trainer does not read its messages")
+            raise TrainerGone(self.error) from None
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise TrainerGone(self.error or "the trainer is gone") from None
 
@@ -169,7 +173,6 @@ class TrainerLink(TrainerPort):
                         message.state_sha256,
                     )
                 case Finished():
-                    self.finished = True
                     return None
                 case _:
                     continue  # the echo of an earlier resync
@@ -189,6 +192,15 @@ class TrainerLink(TrainerPort):
     async def resync(self, round_: int) -> None:
         """See `TrainerPort.resync`."""
         self._send(Resync(round_, self._manifest.step_after(round_)))
+
+    def stand(self, position: Position | None) -> None:
+        """See `TrainerPort.stand`."""
+        self.position = position
+
+    def detach(self, reason: str) -> None:
+        """End the connection from this side; `run` returns."""
+        self.error = self.error or reason
+        self._life.cancel()
 
     def hurry(self, round_: int) -> None:
         """See `TrainerPort.hurry`."""

@@ -261,7 +261,7 @@ async def test_the_first_honest_holder_is_enough(autojump_clock: Any) -> None:
                 await fetch(fetcher, [nodes[2].endpoint.node_id, nodes[1].endpoint.node_id])
             )
             await trio.testing.wait_all_tasks_blocked()
-        assert (fetcher.fetched, honest._active) == (1, 0)
+        assert (fetcher.fetched, len(honest._serving)) == (1, 0)
 
 
 async def test_every_holders_reason_is_named(autojump_clock: Any) -> None:
@@ -320,7 +320,7 @@ async def test_a_busy_holder_says_so_and_is_free_again(autojump_clock: Any) -> N
         with pytest.raises(StateUnavailable, match="busy with other transfers"):
             await fetch(fetcher, [peer.node_id])
         await trio.sleep(module.ACCEPT_S + 1)
-        assert honest._active == 0
+        assert not honest._serving
         assert_fetched(await fetch(fetcher, [peer.node_id]))
 
 
@@ -333,7 +333,7 @@ async def test_a_fetcher_that_gives_up_frees_its_place(autojump_clock: Any) -> N
                 await fetch(fetcher, [nodes[2].endpoint.node_id])
             assert scope.cancelled_caught
             await trio.sleep(0.5)
-            assert honest._active == 0
+            assert not honest._serving
         assert honest.served == fetcher.fetched == 0
 
 
@@ -353,7 +353,7 @@ async def test_a_malformed_request_costs_nothing(request_: bytes, autojump_clock
         peer = nodes[0].endpoint.peers[nodes[2].endpoint.node_id]
         with pytest.raises(RemoteCallFailed):
             await peer.call(PROTOCOL, request_)
-        assert honest._active == 0
+        assert not honest._serving
         assert_fetched(await fetch(fetcher, [peer.node_id]))
 
 
