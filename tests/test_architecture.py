@@ -57,6 +57,7 @@ DRIVERS = {
     "gossip/handover.py",
     "gossip/replication.py",
     "gossip/ring.py",
+    "gossip/ring_links.py",
     "gossip/rounds.py",
 }
 
