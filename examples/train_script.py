@@ -2,8 +2,9 @@
 
 Start a node whose configuration names the run and leaves training to you, then this script:
 
-    noded run --config noded.toml        # [run] name = "sines"   [trainer] auto = false
-    NODED_TRAINER_SOCKET=... python examples/train_script.py
+    noded init --run sines --create --set trainer.auto=false     # on one node; others: without --create
+    noded run
+    python examples/train_script.py       # NODED_TRAINER_SOCKET names the socket if it is not the default
 
 Alone it trains bit for bit as it would without the `with`; every further node that joins the run
 takes part in the next round. Without a running daemon it says so and ends.

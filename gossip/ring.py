@@ -26,9 +26,9 @@ a given member order, and the same for all members.
 
 from __future__ import annotations
 
-import math
 import struct
-from typing import Any, Final
+from collections import deque
+from typing import Any, Final, NamedTuple
 
 import attrs
 import numpy as np
@@ -99,8 +99,7 @@ class RingResult:
     weight: float
 
 
-@attrs.frozen
-class _Segment:
+class _Segment(NamedTuple):
     phase: int
     step: int
     chunk: int
@@ -131,8 +130,11 @@ async def ring_all_reduce(
         return _alone(reduction, source, out)
     run = _Run(place, reduction, source, out)
     async with trio.open_nursery() as nursery:
+        watching = trio.CancelScope()
         nursery.start_soon(run.send)
+        nursery.start_soon(run.watch, watching)
         await run.receive()
+        watching.cancel()
     return RingResult(_root(run.digests, run.total_weight), run.total_weight)
 
 
@@ -164,19 +166,18 @@ class _Run:
         self._scaled = reduction.weight != 1.0
         self._silent = reduction.weight == 0.0  # 0 * NaN is NaN: what counts nothing is not touched
         self._scratch = np.empty(min(self._per_segment, self._bounds_max()), source.dtype)
-        self._to_send, self._sendable = trio.open_memory_channel[_Segment](self._segment_count())
+        # Bounded by the operation itself: every segment passes once in each phase.
+        self._to_send: deque[_Segment] = deque()
+        self._wake = trio.Event()
+        self._all_passed_on = False
         self._hasher = blake3()
-        self._moving = False
+        self._segments_in = 0
         self.digests: list[bytes] = [b""] * place.world
         self.total_weight = 0.0
 
     def _bounds_max(self) -> int:
         pairs = zip(self._bounds, self._bounds[1:], strict=False)
         return max(1, *(stop - start for start, stop in pairs))
-
-    def _segment_count(self) -> int:
-        per_chunk = -(-self._bounds_max() // self._per_segment)
-        return 2 * self._place.world * max(1, per_chunk)
 
     def _segments(self, chunk: int) -> list[tuple[int, int]]:
         """Ranges of the chunk's segments; an empty chunk has one empty segment."""
@@ -198,9 +199,14 @@ class _Run:
             elif self._scaled:
                 values = np.multiply(values, weight, out=scaled[: stop - start])
             await self._put(_Segment(_REDUCE, 0, rank, start, stop, weight), values)
-        async with self._sendable:
-            async for segment in self._sendable:
+        while True:
+            while self._to_send:
+                segment = self._to_send.popleft()
                 await self._put(segment, self._out[segment.start : segment.stop])
+            if self._all_passed_on:
+                return
+            self._wake = trio.Event()
+            await self._wake.wait()
 
     async def _put(self, segment: _Segment, values: Array) -> None:
         header = _HEADER.pack(
@@ -216,20 +222,31 @@ class _Run:
         assert link is not None, "a ring of one sends nothing"
         await link.send(header + segment.digest, as_bytes(values))
 
+    async def watch(self, watching: trio.CancelScope) -> None:
+        """Once data flows, silence is a fault; the first segment waits for whoever is late."""
+        with watching:
+            seen = 0
+            while True:
+                await trio.sleep(STALL_S)
+                if self._segments_in and self._segments_in == seen:
+                    raise CollectiveAborted(f"no data from the neighbour for {STALL_S:.0f} s")
+                seen = self._segments_in
+
     # ---- receiving -------------------------------------------------------------------------
 
     async def receive(self) -> None:
         """Take every chunk of both phases in the ring's order."""
         rank, world = self._place.rank, self._place.world
-        with self._to_send:
-            for step in range(world - 1):
-                chunk = (rank - step - 1) % world
-                for start, stop in self._segments(chunk):
-                    await self._reduce(step, chunk, start, stop)
-            for step in range(world - 1):
-                chunk = (rank - step) % world
-                for start, stop in self._segments(chunk):
-                    await self._gather(step, chunk, start, stop)
+        for step in range(world - 1):
+            chunk = (rank - step - 1) % world
+            for start, stop in self._segments(chunk):
+                await self._reduce(step, chunk, start, stop)
+        for step in range(world - 1):
+            chunk = (rank - step) % world
+            for start, stop in self._segments(chunk):
+                await self._gather(step, chunk, start, stop)
+        self._all_passed_on = True
+        self._wake.set()
 
     async def _reduce(self, step: int, chunk: int, start: int, stop: int) -> None:
         world = self._place.world
@@ -268,7 +285,8 @@ class _Run:
             self._pass_on(_Segment(_GATHER, step + 1, chunk, start, stop, weight, digest))
 
     def _pass_on(self, segment: _Segment) -> None:
-        self._to_send.send_nowait(segment)
+        self._to_send.append(segment)
+        self._wake.set()
 
     async def _take(
         self, phase: int, step: int, chunk: int, start: int, target: Array
@@ -294,10 +312,6 @@ class _Run:
 
         link = self._place.from_previous
         assert link is not None, "a ring of one receives nothing"
-        # The first segment waits for whoever has not begun; after it, silence is a fault.
-        with trio.move_on_after(STALL_S if self._moving else math.inf) as patience:
-            await link.receive(sink)
-        if patience.cancelled_caught:
-            raise CollectiveAborted(f"no data from the neighbour for {STALL_S:.0f} s")
-        self._moving = True
+        await link.receive(sink)
+        self._segments_in += 1
         return weight, digest

@@ -68,7 +68,9 @@ class DaemonLink:
             sock.close()
             raise DaemonNotRunning(
                 f"no daemon answers at {path}: {error.strerror or error}",
-                hint="start it with `noded run`, or point NODED_TRAINER_SOCKET at its socket",
+                hint="start it with `noded run`, or point NODED_TRAINER_SOCKET at its socket; a daemon "
+                "that runs has none until it has found its run: does some node say "
+                "`create = true` in [run]?",
             ) from None
         return cls(sock)
 

@@ -126,14 +126,25 @@ def initialise(
         swarm_id=swarm.id.hex(),
         created=created,
         kept=kept,
-        join_line=join_line(swarm.key_text, address),
+        join_line=join_line(
+            swarm.key_text,
+            address or f"HOST:{_first_port(config.network.listen)}",
+            "" if config.run is None else config.run.name,
+        ),
         join_address=address,
     )
 
 
-def join_line(swarm_key: str, address: str) -> str:
-    """The command that makes another machine's node join."""
-    return f"noded init --swarm {swarm_key} --bootstrap {address or f'HOST:{DEFAULT_PORT}'}"
+def join_line(swarm_key: str, address: str, run: str = "") -> str:
+    """The command that makes another machine's node join, and take part in the same run."""
+    line = f"noded init --swarm {swarm_key} --bootstrap {address}"
+    return f"{line} --run {run}" if run else line
+
+
+def _first_port(listen: Sequence[str]) -> int:
+    """The port to put into a line whose host only a person knows."""
+    ports = [port for text in listen if (port := Address.parse(text).port)]
+    return ports[0] if ports else DEFAULT_PORT
 
 
 def private_host(address: str) -> bool:

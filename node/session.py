@@ -319,7 +319,11 @@ class Session:
         )
         message = link.receive(ATTACH_TIMEOUT_S)
         if isinstance(message, Stop):
-            raise JoinRefused(f"the daemon refused: {message.reason}")
+            raise JoinRefused(
+                f"the daemon refused: {message.reason}",
+                hint="a daemon that is to wait for a script needs `auto = false` in [trainer], and "
+                "its [run] must have the name that the script joins",
+            )
         if message is None:
             raise TimedOut("the daemon did not answer", hint="look at its log: it may hang")
         fd = link.take_fd()

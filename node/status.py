@@ -169,7 +169,16 @@ def peer_rows(parts: Parts) -> list[dict[str, Any]]:
     members = set() if epoch is None else set(epoch.members)
     now = trio.current_time()
     rows = [
-        _connected_row(peer, progress.get(bytes(node)), in_epoch=node in members, now=now)
+        _connected_row(
+            peer,
+            progress.get(bytes(node)),
+            state="active"
+            if node in members
+            else "joining"
+            if _standing(run, node) == "active"
+            else "connected",
+            now=now,
+        )
         for node, peer in sorted(endpoint.peers.items())
     ]
     for node, lost in sorted(endpoint.lost.items()):
@@ -206,13 +215,13 @@ def _said_goodbye(run: RunService | None, node: bytes, lost: LostPeer) -> bool:
 
 
 def _connected_row(
-    peer: Peer, progress: Progress | None, *, in_epoch: bool, now: float
+    peer: Peer, progress: Progress | None, *, state: str, now: float
 ) -> dict[str, Any]:
     return {
         **_progress_fields(progress),
         "id": str(peer.node_id),
         "name": peer.name,
-        "state": "active" if in_epoch else "joining",
+        "state": state,
         "path": peer.path,
         "address": str(peer.address),
         "rtt_s": peer.rtt_s,
