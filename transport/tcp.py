@@ -49,6 +49,7 @@ KEEPALIVE_IDLE_S: Final = 15
 KEEPALIVE_INTERVAL_S: Final = 5
 KEEPALIVE_PROBES: Final = 3
 NOTSENT_LOWAT_BYTES: Final = 256 << 10
+MIN_RTT_END: Final = 152
 UNPACED_BELOW_US: Final = 1000
 """Round trip under which a bulk link asks for Reno, which every kernel allows: where the system's
 default paces (BBR does, with a timer per burst), an all-reduce of 64 MiB over loopback cost 38 ms
@@ -106,11 +107,14 @@ def _configure(sock: socket.socket) -> None:
 
 
 def _round_trip_us(sock: socket.socket) -> int:
-    """The kernel's smoothed estimate (tcp(7), tcp_info.tcpi_rtt); large when unknown."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72)
-    if len(info) < 72:
+    """The least round trip the kernel has seen (linux/tcp.h, tcpi_min_rtt); large when unknown.
+
+    Not the smoothed one: right after a handshake that is mostly the peer's delayed acknowledgement.
+    """
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, MIN_RTT_END)
+    if len(info) < MIN_RTT_END:
         return 1 << 31
-    return int.from_bytes(info[68:72], sys.byteorder)
+    return int.from_bytes(info[MIN_RTT_END - 4 : MIN_RTT_END], sys.byteorder)
 
 
 class TcpStream(RawStream):
