@@ -16,6 +16,7 @@ untouched source; the caller's cancel scope is its deadline.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import random
 import struct
@@ -57,6 +58,8 @@ from transport.identity import NodeId
 from transport.peer import Peer
 from transport.stream import Stream
 from transport.watch import Lagged
+
+_log = logging.getLogger(__name__)
 
 QUEUE_MESSAGES: Final = 256
 """Per peer; a peer that lets this many small messages pile up is treated as lost to the run."""
@@ -302,6 +305,7 @@ class Group:
                     self._entered(epoch, behind, holders)
                 case EpochLeft(reason):
                     self.notes.append(f"left the epoch: {reason}")
+                    _log.info("left the epoch: %s", reason)
                     self._behind = None
                     self._ring.drop(reason)
                 case OperationCertified(operation, certificate):
@@ -327,7 +331,9 @@ class Group:
         self._changed = trio.Event()
 
     def _entered(self, epoch: Epoch, behind: bool, holders: tuple[NodeId, ...]) -> None:
+        names = ", ".join(member.short for member in epoch.members)
         self.notes.append(f"entered epoch {epoch.number} with {len(epoch.members)} members")
+        _log.info("epoch %d: %d members: %s", epoch.number, len(epoch.members), names)
         self._behind = (epoch, holders) if behind else None
         self._ring.enter(epoch)
 
