@@ -105,7 +105,11 @@ class PeerView:
         counts: dict[str, int] = {}
         peers = self.status.get("peers")
         for peer in peers if isinstance(peers, list) else ():
-            if isinstance(peer, Mapping) and peer.get("state") in {"active", "joining"}:
+            if isinstance(peer, Mapping) and peer.get("state") in {
+                "active",
+                "joining",
+                "connected",
+            }:
                 path = str(peer.get("path") or "n/a")
                 counts[path] = counts.get(path, 0) + 1
         return ", ".join(f"{count} {path}" for path, count in sorted(counts.items())) or "none"

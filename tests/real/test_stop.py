@@ -42,13 +42,17 @@ def state_of(status, name):
     return [row["state"] for row in status["peers"] if row["name"] == name]
 
 
+HERE = (["active"], ["joining"], ["connected"])
+"""How a node that is there stands in another one's list of peers."""
+
+
 def ends_well(node, *, watcher):
     """SIGTERM; `watcher` lists it as having left, not as lost."""
-    watcher.until(lambda s: state_of(s, node.name) in (["active"], ["joining"]), "the node")
+    watcher.until(lambda s: state_of(s, node.name) in HERE, "the node")
     assert node.stop() < PROMISE_S
     nothing_stays(node)
     assert list(node.home.rglob(".saving-*")) == []
-    status = watcher.until(lambda s: state_of(s, node.name) not in (["active"], ["joining"]), "end")
+    status = watcher.until(lambda s: state_of(s, node.name) not in HERE, "end")
     assert state_of(status, node.name) == ["left"], status["peers"]
     assert "peer-lost" not in [warning["code"] for warning in status["health"]]
 
