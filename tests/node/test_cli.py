@@ -209,7 +209,7 @@ def test_init_makes_a_node_and_the_line_for_the_next_one(capsys, home, monkeypat
     code, out, err = run(capsys, "init", "--name", "attic", "--run", "demo", "--create")
     assert (code, err) == (0, "")
     (line,) = [line.strip() for line in out.splitlines() if "--bootstrap" in line]
-    assert line.endswith("--bootstrap 192.0.2.20:7447")
+    assert line.endswith("--bootstrap 192.0.2.20:7447 --run demo")
     data = home / ".local" / "state" / "noded"
     assert sorted(path.name for path in data.iterdir()) == ["node.key", "noded.toml", "swarm.key"]
     assert all(path.stat().st_mode & 0o077 == 0 for path in [data, *data.iterdir()])
