@@ -296,6 +296,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path):
         data = bytearray(newest.read_bytes())
         data[-5] ^= 1
         newest.write_bytes(data)
+        cluster.open_gate(17)  # or it would write the checkpoint of step 24 anew before we look
         node.start()
         status = node.until(training, "training")
         assert status["checkpoint"]["step"] == 16
