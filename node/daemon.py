@@ -49,6 +49,7 @@ from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import AddressInUse, ListenFailed, TransportError
 from transport.identity import Identity
+from transport.peer import WILDCARDS
 from transport.swarm import Swarm
 from transport.tcp import TcpNetwork
 
@@ -59,7 +60,6 @@ HARD_STOP_S: Final = 9.5
 PING_S: Final = 5.0
 MAX_NAME_CHARACTERS: Final = 64
 """As `node.name` of the configuration."""
-WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
 
 _log = logging.getLogger(__name__)
 

@@ -61,7 +61,6 @@ STUCK_S: Final = 45.0
 NODE_ID_BYTES: Final = 32
 HURRY_AFTER_S: Final = 3.0
 """Grace for this node's trainer once most members wait; stragglers do fewer steps then."""
-NOTES: Final = 64
 
 _log = logging.getLogger(__name__)
 
@@ -115,6 +114,7 @@ class RunService:
         self._hurry_at: float | None = None
         self._hurried_at: float | None = None
         self._link: TrainerLink | None = None
+        self._consensus: tuple[str, ...] = ()
         self._replication: Replication | None = None
 
     @property
@@ -133,6 +133,7 @@ class RunService:
             self.manifest = manifest = await self._find_manifest(finder)
             protocol = load_protocol(manifest.protocol)
             averager = protocol.averager(manifest.protocol_settings)
+            self._consensus = averager.consensus
             self._load_checkpoint(manifest)
             self.state = state = RunState(
                 self._identity.node_id, HybridClock(self._identity.node_id, _wall_ms)
@@ -260,13 +261,10 @@ class RunService:
     def _held(self) -> HeldState | None:
         """The consensus state that can be handed over now."""
         link = self._link
-        if link is None or link.position is None or self.manifest is None:
+        if link is None or link.position is None:
             return None
-        protocol = load_protocol(self.manifest.protocol)
-        names = protocol.averager(self.manifest.protocol_settings).consensus
-        return HeldState(
-            link.position.round, link.position.state, [link.views[name] for name in names]
-        )
+        vectors = [link.views[name] for name in self._consensus]
+        return HeldState(link.position.round, link.position.state, vectors)
 
     async def _stay_connected(self, finder: RunFinder, manifest: RunManifest) -> None:
         await finder.announce(manifest, [Address.parse(text) for text in self.advertised])
