@@ -1,7 +1,10 @@
-"""Where a node may be reached: a host (IP literal or name) and a TCP port.
+"""Where a node may be reached: a host (IP literal or name) and a TCP port, itself or its relay's.
 
 Problem: addresses come from configuration, from peers and from the kernel, in several spellings; equal ones must compare equal
 and hostile ones must not reach the resolver. Idea: one frozen value, normalised when it is made.
+
+A relayed address, `host:port/via/<node id>`, names a relay and where it listens: dial that, and ask it for a circuit to the
+node. So whatever carries addresses (handshakes, the DHT, the shared state) carries relays too.
 
 Invariants: IP literals are in canonical form, names are lower-case ASCII of at most 253 characters; the port is 0..65535, where
 0 only means "any port" when listening.
@@ -15,14 +18,16 @@ from typing import Self
 
 import attrs
 
-from transport.errors import InvalidAddress
+from transport.errors import InvalidAddress, InvalidNodeId
+from transport.identity import NodeId
 
 _NAME = re.compile(
     r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*\Z"
 )
 _ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}\Z")  # IFNAMSIZ - 1 on Linux
 _ALL_NUMERIC = re.compile(r"[0-9.]+\Z")
-_MAX_TEXT = 300
+_MAX_TEXT = 400
+_VIA = "/via/"
 
 
 def normalise_host(host_untrusted: str) -> str:
@@ -58,18 +63,39 @@ def _check_port(_address: object, _attribute: object, value: int) -> None:
         raise InvalidAddress("the port is not a number from 0 to 65535")
 
 
+def normalise_relay(relay_untrusted: str) -> str:
+    """Canonical spelling of a relay's node id; "" for no relay.
+
+    Raises:
+        InvalidAddress: not a node id.
+    """
+    if relay_untrusted == "":
+        return ""
+    try:
+        return str(NodeId.parse(relay_untrusted))
+    except InvalidNodeId as error:
+        raise InvalidAddress(f"the relay is {error}") from None
+
+
+def _check_relay(_address: object, _attribute: object, value: str) -> None:
+    if not isinstance(value, str) or normalise_relay(value) != value:
+        raise InvalidAddress("the relay's node id is not in canonical form")
+
+
 @attrs.frozen(order=True)
 class Address:
-    """A TCP address; `str()` gives `host:port` or `[v6]:port`."""
+    """A TCP address; `str()` gives `host:port` or `[v6]:port`, with `/via/<relay>` if there is one."""
 
     host: str = attrs.field(converter=normalise_host, validator=_check_host)
     """IP literal or name, canonical."""
     port: int = attrs.field(validator=_check_port)
     """0 to 65535; 0 only for listening."""
+    relay: str = attrs.field(default="", converter=normalise_relay, validator=_check_relay)
+    """Node id of the relay that listens at host and port, as text; "" when the node itself does."""
 
     @classmethod
     def parse(cls, text_untrusted: str) -> Self:
-        """The address in `host:port` or `[v6]:port`.
+        """The address in `host:port` or `[v6]:port`, with `/via/<relay>` or without.
 
         Raises:
             InvalidAddress: with what is wrong.
@@ -77,6 +103,9 @@ class Address:
         text = text_untrusted.strip() if isinstance(text_untrusted, str) else ""
         if not text or len(text) > _MAX_TEXT:
             raise InvalidAddress("not host:port")
+        text, via, relay = text.partition(_VIA)
+        if via and not relay:
+            raise InvalidAddress("the relay's node id is missing")
         if text.startswith("["):
             host, closed, port = text[1:].partition("]:")
             if not closed:
@@ -91,7 +120,7 @@ class Address:
                 raise InvalidAddress("an IPv6 address needs brackets before its port")
         if not (port.isascii() and port.isdigit() and len(port) <= 5):
             raise InvalidAddress("the port is not a number from 0 to 65535")
-        return cls(host, int(port))
+        return cls(host, int(port), relay)
 
     @property
     def is_ip(self) -> bool:
@@ -105,5 +134,16 @@ class Address:
             self.is_ip and ipaddress.ip_address(self.host).is_loopback
         )
 
+    @property
+    def direct(self) -> Self:
+        """The same place without the relay's id: what to dial in either case."""
+        return attrs.evolve(self, relay="") if self.relay else self
+
+    @property
+    def relay_id(self) -> NodeId | None:
+        """The relay's node id, or None if the node itself listens here."""
+        return NodeId.parse(self.relay) if self.relay else None
+
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}{_VIA if self.relay else ''}{self.relay}"

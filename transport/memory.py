@@ -279,7 +279,7 @@ class MemoryHost(Network):
     def __repr__(self) -> str:
         return f"<MemoryHost {self.ip}>"
 
-    async def connect(self, address: Address) -> RawStream:
+    async def connect(self, address: Address, *, source: Address | None = None) -> RawStream:
         """See `Network.connect`; takes one round trip."""
         await trio.lowlevel.checkpoint()
         if self.ip in self.world._dead:

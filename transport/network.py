@@ -21,12 +21,13 @@ Contract of every implementation:
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from enum import StrEnum
 
 from transport.address import Address
 from transport.buffer import Buffer
 from transport.errors import TransportError
 
-__all__ = ["AcceptOverloaded", "Buffer", "Network", "RawListener", "RawStream"]
+__all__ = ["AcceptOverloaded", "Buffer", "Network", "Path", "RawListener", "RawStream"]
 
 
 class AcceptOverloaded(TransportError):
@@ -46,6 +47,19 @@ class AcceptOverloaded(TransportError):
         self.shed = shed
 
 
+class Path(StrEnum):
+    """How two nodes are connected, for people and for those who choose partners."""
+
+    DIRECT = "direct"
+    """One of them dialed an address of the other."""
+    REVERSED = "reversed"
+    """Met over a relay; then the one that could dial did."""
+    PUNCHED = "punched"
+    """Met over a relay; then both dialed at once through their NATs."""
+    RELAYED = "relayed"
+    """A third node carries the bytes, sealed from end to end."""
+
+
 class RawStream(ABC):
     """An ordered, reliable, unauthenticated byte stream; see the module for its contract."""
 
@@ -54,6 +68,9 @@ class RawStream(ABC):
 
     remote: Address
     """The other end of the connection, as the network reports it."""
+
+    path: Path = Path.DIRECT
+    """How the bytes travel, and who made the connection possible."""
 
     @abstractmethod
     async def send_all(self, data: Buffer) -> None:
@@ -114,8 +131,15 @@ class Network(ABC):
     """A way to reach other machines."""
 
     @abstractmethod
-    async def connect(self, address: Address) -> RawStream:
+    async def connect(self, address: Address, *, source: Address | None = None) -> RawStream:
         """Open a stream to `address`; the deadline is the caller's cancel scope.
+
+        Args:
+            address: where to; without a relay.
+            source: local address to dial from, shared with a listener of ours, so that a NAT maps
+                both alike. None lets the system choose. Two tasks of two machines that dial each
+                other from where they listen may meet in the middle (RFC 9293, section 3.5: a
+                simultaneous open); both then get the stream here, or one does from its listener.
 
         Raises:
             ConnectFailed: refused, unreachable, or timed out below us; its text is the reason

@@ -17,7 +17,7 @@ two crossing connections, the one initiated by the lower node id.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -35,7 +35,7 @@ from transport.errors import (
 from transport.frames import CloseCode, Priority, ResetCode
 from transport.handshake import HandshakeResult
 from transport.identity import NodeId
-from transport.network import RawStream
+from transport.network import Path, RawStream
 from transport.stream import Stream
 
 if TYPE_CHECKING:
@@ -66,13 +66,10 @@ class Peer:
         name: what it calls itself; not unique, not verified.
         address: the other end of the first connection, as the network reports it.
         listen: where it says it can be dialed; "any interface" is replaced by the host we see.
-        path: how we reach it.
         connected_at: trio time.
         closed: set when the peer is lost or was closed.
         close_reason: why; "" before.
     """
-
-    path: Literal["direct"] = "direct"
 
     def __init__(self, endpoint: "Endpoint", connection: Connection) -> None:
         result, raw = connection.link.result, connection.link.raw
@@ -103,6 +100,11 @@ class Peer:
         return f"<Peer {self.node_id.short} at {self.address}{state}>"
 
     # What is known
+
+    @property
+    def path(self) -> Path:
+        """How the bytes travel now."""
+        return self._connections[0].link.raw.path if self._connections else Path.DIRECT
 
     @property
     def rtt_s(self) -> float | None:

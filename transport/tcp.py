@@ -318,7 +318,7 @@ class TcpNetwork(Network):
         """Look a name up (in a thread; a numeric host costs nothing)."""
         return [_address_of(sockaddr) for _, sockaddr in await self._lookup(address)]
 
-    async def connect(self, address: Address) -> RawStream:
+    async def connect(self, address: Address, *, source: Address | None = None) -> RawStream:
         """Open a connection; the addresses of a name are tried one after another.
 
         Race them with `resolve` where time matters.

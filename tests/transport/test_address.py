@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from transport.address import Address
 from transport.errors import InvalidAddress
+from transport.identity import NodeId
 
 
 @pytest.mark.parametrize(
@@ -107,3 +108,13 @@ def test_order_and_kinds():
 def test_msgspec_cannot_build_what_the_constructor_refuses(value):
     with pytest.raises((InvalidAddress, msgspec.ValidationError)):
         msgspec.convert(value, Address)
+
+
+def test_a_relayed_address_says_whom_to_ask():
+    relay = NodeId(bytes(range(32)))
+    address = Address("192.0.2.1", 7447, str(relay).upper())
+    assert str(address) == f"192.0.2.1:7447/via/{relay}"
+    assert Address.parse(str(address)) == address
+    assert address.relay_id == relay
+    assert address.direct == Address("192.0.2.1", 7447)
+    assert address.direct.relay_id is None
