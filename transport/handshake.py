@@ -10,17 +10,23 @@ the Noise static key inside the encrypted messages.
                                           <-     hello (28) | length (2) | message 2
       length (2) | message 3              ->
 
-    hello:      magic 93 6e 6f 64 65 64 0d 0a (8), version (1), role (1: 1 initiator, 2 responder), flags (2), tie-break (8), swarm tag (8)
+    hello:      magic 93 6e 6f 64 65 64 0d 0a (8), version (1), role (1: 1 initiator, 2 responder, 3 punch), flags (2), tie-break (8),
+                swarm tag (8)
     proof:      HMAC-SHA256(swarm key, "noded member v1" 00 | initiator hello | e), first 16 bytes; it is the payload of Noise message 1
     prologue:   "noded handshake v1" 00 | initiator hello | responder hello | swarm key
     payload of messages 2 and 3: Ed25519 public key (32) | signature (64) | intro, a msgpack map
-    signed:     "noded identity v1" 00 | swarm id | role (1) | Noise static public key
+    signed:     "noded identity v1" 00 | swarm id | role (1: 1 initiator, 2 responder) | Noise static public key
+
+Two nodes that dial each other at once through their NATs cannot tell who opened the connection: one may see `accept`, the other
+`connect`, or both `connect`. So both send only their hello, of role 3, and the higher tie-break is the initiator (after libp2p's
+simultaneous open, libp2p/specs: connections/simopen.md). From there on all is as above, without the second hello. An ordinary
+responder takes a hello of role 3 only when it was told to (`allow_punch`), and answers it with its own.
 
 The initiator's first flight goes out before the responder's hello is known. That is sound: Noise message 1 of XX carries no
 encryption, so its bytes do not depend on the prologue, and the prologue is mixed in before message 2 is made or read.
 
 The responder answers nothing until the proof shows that the initiator holds the swarm key; the exceptions are another version or
-another swarm tag, answered with the bare hello (28 bytes) so that both sides can say what is wrong. The initiator compares the
+another swarm tag, answered with the bare hello (28 bytes) so that both sides can say what is wrong, and an agreed punch. The initiator compares the
 responder's id with the expected one before it sends its own identity. Nothing but the handshake is taken or given before
 message 3 is verified (no 0-RTT), and the two together read at most 4 KiB each.
 
@@ -32,40 +38,47 @@ from __future__ import annotations
 
 import hmac
 import struct
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import attrs
-import msgspec
 
-from transport.address import Address
 from transport.buffer import Buffer
-from transport.codec import decode_untrusted, pack
 from transport.errors import (
     HandshakeFailed,
     InvalidPublicKey,
     NotNoded,
     SelfDialed,
-    TransportError,
     UsageError,
     VersionMismatch,
     WrongPeer,
     WrongSwarm,
 )
 from transport.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, NodeId, verify
+from transport.intro import MAX_LABEL_BYTES, MAX_LISTEN, Intro, decode_intro, encode_intro
 from transport.noise import DH_BYTES, KeyPair, NoiseXX, Role
 from transport.record import Opener, Sealer
 from transport.swarm import Swarm
+
+__all__ = [
+    "HELLO_BYTES",
+    "MAGIC",
+    "MAX_HANDSHAKE_BYTES",
+    "MAX_LABEL_BYTES",
+    "MAX_LISTEN",
+    "VERSION",
+    "Handshake",
+    "HandshakeResult",
+    "HandshakeRole",
+    "Intro",
+    "Role",
+]
 
 MAGIC = b"\x93noded\r\n"
 """Not ASCII at first, so that text protocols differ at once; CR LF shows a line-ending translation."""
 VERSION = 1
 MAX_HANDSHAKE_BYTES = 4096
 """Bytes either side reads before it gives up."""
-MAX_INTRO_BYTES = 3072
-MAX_NAME_CHARS = 64
-MAX_LISTEN = 16
-MAX_LABEL_BYTES = 64
 PROOF_BYTES = 16
 
 _HELLO = struct.Struct(">8sBBHQ8s")
@@ -73,72 +86,12 @@ HELLO_BYTES = _HELLO.size
 _FIRST_FLIGHT_BYTES = HELLO_BYTES + DH_BYTES + PROOF_BYTES
 _LENGTH = struct.Struct(">H")
 _ROLE_BYTE: dict[Role, int] = {"initiator": 1, "responder": 2}
+_PUNCH_BYTE = 3
+HandshakeRole: TypeAlias = Role | Literal["punch"]
+
 _PROLOGUE_DOMAIN = b"noded handshake v1\x00"
 _PROOF_DOMAIN = b"noded member v1"
 _IDENTITY_DOMAIN = b"noded identity v1\x00"
-
-
-def _check_name(_intro: object, _attribute: object, value: str) -> None:
-    if not isinstance(value, str) or len(value) > MAX_NAME_CHARS or not value.isprintable():
-        raise UsageError(f"a node's name has at most {MAX_NAME_CHARS} printable characters")
-
-
-def _as_tuple(addresses: Iterable[Address]) -> tuple[Address, ...]:
-    return tuple(addresses)
-
-
-def _check_listen(_intro: object, _attribute: object, value: tuple[Address, ...]) -> None:
-    if len(value) > MAX_LISTEN or not all(isinstance(address, Address) for address in value):
-        raise UsageError(f"a node advertises at most {MAX_LISTEN} addresses")
-
-
-def _check_label(_intro: object, _attribute: object, value: bytes) -> None:
-    if not isinstance(value, bytes) or len(value) > MAX_LABEL_BYTES:
-        raise UsageError(f"a bulk label has at most {MAX_LABEL_BYTES} bytes")
-
-
-@attrs.frozen
-class Intro:
-    """What each side says about itself and about the connection, encrypted in the handshake."""
-
-    kind: Literal["control", "bulk"] = attrs.field(
-        default="control", validator=attrs.validators.in_(("control", "bulk"))
-    )
-    """The initiator's decides what the connection is for."""
-    name: str = attrs.field(default="", validator=_check_name)
-    """The node's name for people; not unique, not verified."""
-    listen: tuple[Address, ...] = attrs.field(
-        default=(), converter=_as_tuple, validator=_check_listen
-    )
-    """Where the node says it can be dialed."""
-    label: bytes = attrs.field(default=b"", validator=_check_label)
-    """Which `accept_bulk` a bulk connection is for."""
-
-
-class _IntroMessage(msgspec.Struct, frozen=True):
-    kind: Literal["control", "bulk"]
-    name: str = ""
-    listen: tuple[str, ...] = ()
-    label: bytes = b""
-
-
-def _encode_intro(intro: Intro) -> bytes:
-    listen = tuple(str(address) for address in intro.listen)
-    data = pack(_IntroMessage(intro.kind, intro.name, listen, intro.label))
-    if len(data) > MAX_INTRO_BYTES:
-        raise UsageError(
-            f"the intro has {len(data)} bytes, limit {MAX_INTRO_BYTES}: shorten the addresses"
-        )
-    return data
-
-
-def _decode_intro(data_untrusted: bytes) -> Intro:
-    try:
-        message = decode_untrusted(data_untrusted, _IntroMessage, limit=MAX_INTRO_BYTES)
-        listen = tuple(Address.parse(text) for text in message.listen[: MAX_LISTEN + 1])
-        return Intro(message.kind, message.name, listen, message.label)
-    except TransportError as error:
-        raise HandshakeFailed(f"the other side's introduction is malformed: {error}") from None
 
 
 @attrs.frozen(eq=False)
@@ -165,18 +118,21 @@ class HandshakeResult:
     """Our random 64 bits of the hello."""
     remote_tie_break: int
     """Theirs."""
+    punched: bool = False
+    """Whether the roles were decided by the tie-breaks."""
 
 
 class Handshake:
     """One side of one handshake; sans-IO.
 
     Args:
-        role: "initiator" if this side opened the connection (or won the tie-break of a simultaneous open).
+        role: "initiator" if this side opened the connection, "responder" if it accepted it, "punch" if both sides dial at once.
         identity: our key.
         swarm: our swarm.
         intro: what we say about ourselves.
         random_bytes: source of the fresh keys and the tie-break; os.urandom outside simulations.
         expected: the only acceptable node id, if one is known.
+        allow_punch: for a responder: take part in a punch if the other side's hello says so.
 
     Raises:
         UsageError: the intro is too large to send.
@@ -185,23 +141,27 @@ class Handshake:
     def __init__(
         self,
         *,
-        role: Role,
+        role: HandshakeRole,
         identity: Identity,
         swarm: Swarm,
         intro: Intro,
         random_bytes: Callable[[int], bytes],
         expected: NodeId | None = None,
+        allow_punch: bool = False,
     ) -> None:
-        self._role: Role = role
+        self._punched = role == "punch"
+        self._allow_punch = allow_punch and role == "responder"
+        # A punching side learns its role from the other's hello; like a responder, it has nothing to say until then.
+        self._role: Role = "initiator" if role == "initiator" else "responder"
         self._identity = identity
         self._swarm = swarm
-        self._intro = _encode_intro(intro)
+        self._intro = encode_intro(intro)
         self._expected = expected
         self._ephemeral = KeyPair.from_private(random_bytes(DH_BYTES))
         self._static = KeyPair.from_private(random_bytes(DH_BYTES))
         self._tie_break = int.from_bytes(random_bytes(8), "big")
         self._remote_tie_break = 0
-        self._hello = _HELLO.pack(MAGIC, VERSION, _ROLE_BYTE[role], 0, self._tie_break, swarm.tag)
+        self._hello = self._make_hello()
         self._remote_hello = b""
         self._noise: NoiseXX | None = None
         self._received = bytearray()
@@ -209,12 +169,11 @@ class Handshake:
         self._out = bytearray()
         self._error: HandshakeFailed | None = None
         self._result: HandshakeResult | None = None
-        if role == "initiator":
-            self._out += (
-                self._hello
-                + self._ephemeral.public
-                + self._proof(self._hello, self._ephemeral.public)
-            )
+        if self._punched:
+            self._out += self._hello
+        elif role == "initiator":
+            self._out += self._hello
+            self._send_ephemeral()
 
     @property
     def result(self) -> HandshakeResult | None:
@@ -271,6 +230,13 @@ class Handshake:
                 )
         raise self._error
 
+    def _make_hello(self) -> bytes:
+        role = _PUNCH_BYTE if self._punched else _ROLE_BYTE[self._role]
+        return _HELLO.pack(MAGIC, VERSION, role, 0, self._tie_break, self._swarm.tag)
+
+    def _send_ephemeral(self) -> None:
+        self._out += self._ephemeral.public + self._proof(self._hello, self._ephemeral.public)
+
     def _proof(self, hello: bytes, ephemeral: bytes) -> bytes:
         return self._swarm.proof(_PROOF_DOMAIN, hello + ephemeral)[:PROOF_BYTES]
 
@@ -301,21 +267,43 @@ class Handshake:
         if len(head) < HELLO_BYTES:
             return False
         _, _, role, _flags, self._remote_tie_break, tag = _HELLO.unpack(head)
-        other: Role = "responder" if self._role == "initiator" else "initiator"
-        if role != _ROLE_BYTE[other]:
-            raise HandshakeFailed("the other side plays our own role: the connection is reflected")
+        if role == _PUNCH_BYTE and self._allow_punch:
+            self._punched = True
+            self._hello = self._make_hello()
+            self._out += self._hello
+        self._check_role(role)
         if tag != self._swarm.tag:
             self._answer_hello()
             raise WrongSwarm("the other side belongs to another swarm")
+        if self._punched:
+            self._break_the_tie()
         self._remote_hello = self._take(HELLO_BYTES)
         if self._role == "initiator":
             self._noise = self._make_noise(self._hello, self._remote_hello)
-            # The same bytes that went out with the hello; the state takes them into the transcript now.
+            # The same bytes that go out as the first flight; the state takes them into the transcript now.
             self._noise.write_message(self._proof(self._hello, self._ephemeral.public))
         return True
 
+    def _check_role(self, role_untrusted: int) -> None:
+        if self._punched:
+            if role_untrusted != _PUNCH_BYTE:
+                raise HandshakeFailed("the other side does not take part in the punch")
+        elif role_untrusted == _PUNCH_BYTE:
+            raise HandshakeFailed("the other side punches, and no punch with it was agreed")
+        elif (
+            role_untrusted != _ROLE_BYTE["responder" if self._role == "initiator" else "initiator"]
+        ):
+            raise HandshakeFailed("the other side plays our own role: the connection is reflected")
+
+    def _break_the_tie(self) -> None:
+        if self._tie_break == self._remote_tie_break:
+            raise HandshakeFailed("both sides have the same tie-break: the connection is reflected")
+        if self._tie_break > self._remote_tie_break:
+            self._role = "initiator"
+            self._send_ephemeral()
+
     def _answer_hello(self) -> None:
-        if self._role == "responder":
+        if self._role == "responder" and not self._punched:
             self._out += self._hello
 
     def _make_noise(self, initiator_hello: bytes, responder_hello: bytes) -> NoiseXX:
@@ -333,7 +321,8 @@ class Handshake:
             raise WrongSwarm("the other side names our swarm but does not hold its key")
         self._noise = self._make_noise(self._remote_hello, self._hello)
         self._noise.read_message(message)
-        self._out += self._hello
+        if not self._punched:
+            self._out += self._hello
         self._send_identity(self._noise)
         return True
 
@@ -379,7 +368,7 @@ class Handshake:
             raise SelfDialed("the other side has our own identity")
         if self._expected is not None and node_id != self._expected:
             raise WrongPeer(f"expected {self._expected.short}, found {node_id.short}")
-        return node_id, public_key, _decode_intro(payload_untrusted[end_of_signature:])
+        return node_id, public_key, decode_intro(payload_untrusted[end_of_signature:])
 
     def _finish(self, noise: NoiseXX, node_id: NodeId, public_key: bytes, intro: Intro) -> None:
         to_responder, to_initiator = noise.split()
@@ -399,5 +388,6 @@ class Handshake:
             role=self._role,
             tie_break=self._tie_break,
             remote_tie_break=self._remote_tie_break,
+            punched=self._punched,
         )
         self._received.clear()

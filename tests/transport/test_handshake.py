@@ -1,5 +1,6 @@
 """The handshake: agreement for any split of the bytes, a clear error for every mismatch, and no way in for anybody else."""
 
+import contextlib
 import json
 import random
 from pathlib import Path
@@ -8,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transport import handshake as module
 from transport.address import Address
+from transport.codec import pack
 from transport.errors import (
     HandshakeFailed,
     NotNoded,
@@ -109,27 +110,29 @@ def test_the_two_directions_have_different_keys():
 WIRE = json.loads((Path(__file__).parent / "vectors" / "handshake.json").read_text())
 
 
+def scripted(role, *, tie_break_of=None, punch=False):
+    given_bytes = [
+        bytes.fromhex(WIRE[f"{role}_ephemeral"]),
+        bytes.fromhex(WIRE[f"{role}_static"]),
+        bytes.fromhex(WIRE[f"{tie_break_of or role}_tie_break"]),
+    ]
+
+    def random_bytes(size):
+        data = given_bytes.pop(0)
+        assert len(data) == size
+        return data
+
+    return Handshake(
+        role="punch" if punch else role,
+        identity=Identity.from_seed(bytes.fromhex(WIRE[f"{role}_identity_seed"])),
+        swarm=Swarm(bytes.fromhex(WIRE["swarm_key"])),
+        intro=Intro(name=role, listen=(Address.parse(WIRE[f"{role}_listen"]),)),
+        random_bytes=random_bytes,
+    )
+
+
 def test_golden_flights():
     """The exact bytes of one handshake with given keys; a change here is a change of the wire protocol (see docs/wire.md)."""
-
-    def scripted(role):
-        given_bytes = [
-            bytes.fromhex(WIRE[f"{role}_{what}"]) for what in ("ephemeral", "static", "tie_break")
-        ]
-
-        def random_bytes(size):
-            data = given_bytes.pop(0)
-            assert len(data) == size
-            return data
-
-        return Handshake(
-            role=role,
-            identity=Identity.from_seed(bytes.fromhex(WIRE[f"{role}_identity_seed"])),
-            swarm=Swarm(bytes.fromhex(WIRE["swarm_key"])),
-            intro=Intro(name=role, listen=(Address.parse(WIRE[f"{role}_listen"]),)),
-            random_bytes=random_bytes,
-        )
-
     initiator, responder = scripted("initiator"), scripted("responder")
     first, second, third = flights(initiator, responder)
     assert first.hex() == WIRE["first_flight"]
@@ -483,23 +486,19 @@ LIES = {
     "zero signature": lambda self: CAROL.public_key + bytes(64) + self._intro,
     "no intro": lambda self: _payload(self, intro=b""),
     "intro is not a map": lambda self: _payload(self, intro=b"\x90"),
-    "intro of an unknown kind": lambda self: _payload(self, intro=module.pack({"kind": "other"})),
-    "name too long": lambda self: _payload(
-        self, intro=module.pack({"kind": "control", "name": "x" * 65})
-    ),
+    "intro of an unknown kind": lambda self: _payload(self, intro=pack({"kind": "other"})),
+    "name too long": lambda self: _payload(self, intro=pack({"kind": "control", "name": "x" * 65})),
     "name with an escape": lambda self: _payload(
-        self, intro=module.pack({"kind": "control", "name": "a\x1b[2J"})
+        self, intro=pack({"kind": "control", "name": "a\x1b[2J"})
     ),
     "too many addresses": lambda self: _payload(
-        self, intro=module.pack({"kind": "control", "listen": ["h:1"] * 17})
+        self, intro=pack({"kind": "control", "listen": ["h:1"] * 17})
     ),
     "bad address": lambda self: _payload(
-        self, intro=module.pack({"kind": "control", "listen": ["nowhere"]})
+        self, intro=pack({"kind": "control", "listen": ["nowhere"]})
     ),
-    "label too long": lambda self: _payload(
-        self, intro=module.pack({"kind": "bulk", "label": bytes(65)})
-    ),
-    "label is text": lambda self: _payload(self, intro=module.pack({"kind": "bulk", "label": "x"})),
+    "label too long": lambda self: _payload(self, intro=pack({"kind": "bulk", "label": bytes(65)})),
+    "label is text": lambda self: _payload(self, intro=pack({"kind": "bulk", "label": "x"})),
     "intro with an extension": lambda self: _payload(self, intro=b"\x81\xa4kind\xc7\x00\x05"),
 }
 
@@ -528,9 +527,7 @@ def test_the_honest_payload_of_the_malicious_class_passes(role):
 def test_unknown_intro_fields_are_ignored():
     liar = malicious(
         "initiator",
-        lambda self: _payload(
-            self, intro=module.pack({"kind": "bulk", "label": b"x", "new": {"a": [1]}})
-        ),
+        lambda self: _payload(self, intro=pack({"kind": "bulk", "label": b"x", "new": {"a": [1]}})),
     )
     responder = make("responder")
     flights(liar, responder)
@@ -611,3 +608,252 @@ def test_secrets_stay_out_of_repr():
     assert "Sealer" not in text
     assert "session" not in text
     assert isinstance(initiator.result.node_id, NodeId)
+
+
+# Observed addresses and probes
+
+
+def test_each_side_tells_the_other_where_it_sees_it():
+    initiator = make("initiator", intro=Intro(kind="probe", label=b"n", observed="192.0.2.9:7447"))
+    responder = make("responder", intro=Intro(observed="[2001:db8::1]:40000"))
+    flights(initiator, responder)
+    assert responder.result.intro == Intro(kind="probe", label=b"n", observed="192.0.2.9:7447")
+    assert initiator.result.intro.observed == "[2001:db8::1]:40000"
+
+
+@pytest.mark.parametrize(
+    "observed", ["nowhere", "h:1 ", "H:1", f"h:1/via/{ALICE.node_id}", "a" * 500, "h:99999"]
+)
+def test_a_malformed_observed_address_is_refused_both_ways(observed):
+    with pytest.raises(UsageError):
+        Intro(observed=observed)
+    liar = malicious(
+        "initiator",
+        lambda self: _payload(self, intro=pack({"kind": "control", "observed": observed})),
+    )
+    with pytest.raises(HandshakeFailed):
+        flights(liar, make("responder"))
+
+
+# Punched: both dial at once
+
+LOW, HIGH = 1, 2**63 + 5
+
+
+def punching(identity, tie_break, *, role="punch", swarm=SWARM, expected=None, seed=None):
+    random_bytes = random.Random(seed if seed is not None else tie_break).randbytes
+    return Handshake(
+        role=role,
+        identity=identity,
+        swarm=swarm,
+        intro=Intro(name="high" if tie_break == HIGH else "low"),
+        random_bytes=lambda size: tie_break.to_bytes(8, "big") if size == 8 else random_bytes(size),
+        expected=expected,
+        allow_punch=role == "responder",
+    )
+
+
+def exchange(high, low, change=lambda number, data: data):
+    """Run until both are silent; `change` may edit the flights, numbered in order of sending."""
+    sent, number, silent = [], 0, 0
+    while silent < 2:
+        for source, sink in ((high, low), (low, high)):
+            data = source.outgoing()
+            silent = 0 if data else silent + 1
+            if data:
+                sent.append(data)
+                data, number = change(number, data), number + 1
+                if sink.result is None:
+                    sink.receive(data)
+    return sent
+
+
+@pytest.mark.parametrize(
+    "roles", [("punch", "punch"), ("responder", "punch"), ("punch", "responder")]
+)
+def test_the_higher_tie_break_is_the_initiator(roles):
+    """Whether a side saw its own dial succeed or its listener: the bytes and the result are the same."""
+    high = punching(ALICE, HIGH, role=roles[0], expected=BOB.node_id)
+    low = punching(BOB, LOW, role=roles[1], expected=ALICE.node_id)
+    sent = exchange(high, low)
+    assert b"".join(sent).count(MAGIC) == 2
+    for mine, theirs, role, who in (
+        (high.result, low.result, "initiator", BOB),
+        (low.result, high.result, "responder", ALICE),
+    ):
+        assert (mine.role, mine.node_id, mine.punched) == (role, who.node_id, True)
+        assert mine.session_id == theirs.session_id
+        assert (mine.tie_break, mine.remote_tie_break) == (
+            theirs.remote_tie_break,
+            theirs.tie_break,
+        )
+        record = bytearray(26)
+        mine.sealer.seal_into(0, b"hello", memoryview(record))
+        theirs.opener.open_into(record[:5], memoryview(record)[5:], memoryview(record)[5:])
+        assert record[5:10] == b"hello"
+
+
+def test_golden_punch():
+    """The same nodes as in `test_golden_flights`, the tie-breaks exchanged so that the initiator is the same."""
+    initiator = scripted("initiator", tie_break_of="responder", punch=True)
+    responder = scripted("responder", tie_break_of="initiator", punch=True)
+    sent = exchange(initiator, responder)
+    assert sent[0].hex() == WIRE["punch_initiator_hello"]
+    assert sent[1].hex() == WIRE["punch_responder_hello"]
+    assert sent[2].hex() == WIRE["punch_first_message"]
+    assert initiator.result.session_id.hex() == WIRE["punch_session_id"]
+    assert responder.result.session_id.hex() == WIRE["punch_session_id"]
+
+
+def test_a_punching_side_sends_its_bare_hello_and_waits():
+    for tie_break in (LOW, HIGH):
+        side = punching(ALICE, tie_break)
+        hello = side.outgoing()
+        assert len(hello) == HELLO_BYTES
+        assert hello[9] == 3
+        assert side.outgoing() == b""
+        with pytest.raises(HandshakeFailed):
+            side.receive_eof()
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.binary(max_size=50))
+def test_any_split_of_a_punched_handshake_gives_the_same_result(sizes, extra):
+    high, low = punching(ALICE, HIGH), punching(BOB, LOW)
+    feed(low, high.outgoing(), sizes)
+    feed(high, low.outgoing(), sizes)
+    feed(low, high.outgoing(), sizes)
+    rest = feed(high, low.outgoing() + extra, sizes)
+    assert high.result.leftover + rest == extra
+    rest = feed(low, high.outgoing() + extra, sizes)
+    assert low.result.leftover + rest == extra
+    assert high.result.session_id == low.result.session_id
+
+
+def test_every_bit_of_a_punched_handshake_counts():
+    flights_sent = exchange(punching(ALICE, HIGH), punching(BOB, LOW))
+    assert len(flights_sent) == 5  # two hellos, and the three messages of XX
+    for flight, original in enumerate(flights_sent):
+        for place in range(len(original)):
+            for bit in range(8):
+
+                def flip(number, data, *, flight=flight, place=place, bit=bit):
+                    if number != flight:
+                        return data
+                    wrong = bytearray(data)
+                    wrong[place] ^= 1 << bit
+                    return bytes(wrong)
+
+                high, low = punching(ALICE, HIGH), punching(BOB, LOW)
+                with contextlib.suppress(HandshakeFailed):
+                    exchange(high, low, flip)
+                # Who read the wrong bytes has no result; message 3 is read by one side only.
+                assert low.result is None, (flight, place, bit)
+                if flight < 4:
+                    assert high.result is None, (flight, place, bit)
+
+
+@pytest.mark.parametrize("role", ["punch", "responder"])
+def test_our_own_punching_hello_reflected_is_refused(role):
+    side = punching(ALICE, HIGH, role=role)
+    hello = side.outgoing() or punching(ALICE, HIGH).outgoing()
+    with pytest.raises(HandshakeFailed, match="reflected"):
+        side.receive(hello)
+    assert len(side.outgoing()) <= HELLO_BYTES
+    assert side.result is None
+
+
+def test_equal_tie_breaks_fail_on_both_sides():
+    one, other = punching(ALICE, HIGH, seed=1), punching(BOB, HIGH, seed=2)
+    hellos = one.outgoing(), other.outgoing()
+    for side, hello in ((one, hellos[1]), (other, hellos[0])):
+        with pytest.raises(HandshakeFailed, match="tie-break"):
+            side.receive(hello)
+        assert side.outgoing() == b""
+
+
+def test_everything_reflected_leads_nowhere():
+    """A peer that changes our tie-break and then echoes: the transcripts differ."""
+    for tie_break in (LOW, HIGH):
+        side = punching(ALICE, tie_break)
+        hello = bytearray(side.outgoing())
+        hello[12] ^= (
+            0x40 if tie_break == LOW else 0x80
+        )  # so that it is the responder, the initiator
+        side.receive(bytes(hello))
+        echo = side.outgoing()
+        assert len(echo) == (0 if tie_break == LOW else 48)
+        with pytest.raises(HandshakeFailed):
+            side.receive(echo + bytes(100))
+        assert side.result is None
+
+
+def test_an_ordinary_side_takes_no_part_in_a_punch():
+    hello = punching(BOB, LOW).outgoing()
+    for role in ("initiator", "responder"):
+        side = make(role)
+        side.outgoing()
+        with pytest.raises(HandshakeFailed, match="no punch"):
+            side.receive(hello)
+        assert side.outgoing() == b""
+
+
+@pytest.mark.parametrize("flight", [FIRST, SECOND])
+def test_a_punching_side_takes_no_ordinary_hello(flight):
+    side = punching(ALICE, HIGH)
+    side.outgoing()
+    with pytest.raises(HandshakeFailed, match="does not take part"):
+        side.receive(flight)
+    assert side.outgoing() == b""
+
+
+def test_a_responder_that_may_punch_still_takes_an_ordinary_dial():
+    initiator, responder = make("initiator"), punching(BOB, LOW, role="responder")
+    flights(initiator, responder)
+    assert initiator.result.session_id == responder.result.session_id
+    assert not responder.result.punched
+    assert initiator.result.role == "initiator"
+
+
+@pytest.mark.parametrize("role", ["punch", "responder"])
+def test_another_swarm_is_named_on_both_sides_of_a_punch(role):
+    one, other = punching(ALICE, HIGH), punching(BOB, LOW, role=role, swarm=Swarm(bytes(32)))
+    with pytest.raises(WrongSwarm):
+        other.receive(one.outgoing())
+    with pytest.raises(WrongSwarm):
+        one.receive(other.outgoing())
+    assert one.outgoing() == other.outgoing() == b""
+
+
+def test_the_wrong_peer_is_refused_on_both_sides_of_a_punch():
+    with pytest.raises(WrongPeer):
+        exchange(punching(ALICE, HIGH, expected=CAROL.node_id), punching(BOB, LOW))
+    with pytest.raises(WrongPeer):
+        exchange(punching(ALICE, HIGH), punching(BOB, LOW, expected=CAROL.node_id))
+    with pytest.raises(SelfDialed):
+        exchange(punching(ALICE, HIGH), punching(ALICE, LOW))
+
+
+def test_a_punching_stranger_learns_nothing_but_the_hello():
+    stranger = Swarm(bytes(32))
+    stranger.__dict__["tag"] = SWARM.tag
+    high, low = punching(ALICE, HIGH, swarm=stranger), punching(BOB, LOW)
+    low.receive(high.outgoing())
+    hello = low.outgoing()
+    assert len(hello) == HELLO_BYTES
+    high.receive(hello)
+    with pytest.raises(WrongSwarm, match="does not hold its key"):
+        low.receive(high.outgoing())
+    assert low.outgoing() == b""
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=400), st.integers(0, 400), st.sampled_from([LOW, HIGH]))
+def test_random_bytes_to_a_punching_side_raise_only_handshake_failed(noise, prefix, tie_break):
+    sent = exchange(punching(ALICE, HIGH), punching(BOB, LOW))
+    good = b"".join(sent[0::2]) if tie_break == LOW else b"".join(sent[1::2])
+    side = punching(BOB if tie_break == LOW else ALICE, tie_break)
+    side.outgoing()
+    with contextlib.suppress(HandshakeFailed):
+        side.receive(good[:prefix] + noise)
+    assert side.result is None or prefix + len(noise) >= len(good) or good[:prefix] + noise == good

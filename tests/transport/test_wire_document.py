@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import msgpack
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -29,6 +30,10 @@ def test_the_document_holds_the_tested_values():
         "second_flight",
         "third_flight",
         "session_id",
+        "punch_initiator_hello",
+        "punch_responder_hello",
+        "punch_first_message",
+        "punch_session_id",
     ):
         assert WIRE[name] in dense, name
     for side in ("initiator", "responder"):
@@ -66,18 +71,19 @@ class Transcript:
         return data
 
 
-def test_a_second_implementation_makes_the_same_bytes():
+@pytest.mark.parametrize("punch", [False, True])
+def test_a_second_implementation_makes_the_same_bytes(punch):
     key = given_bytes("swarm_key")
     swarm_id = sha(b"noded swarm id v1\0" + key)
     tag = sha(b"noded swarm tag v1\0" + swarm_id)[:8]
     assert (swarm_id.hex(), tag.hex()) == (WIRE["swarm_id"], WIRE["swarm_tag"])
     e, s, hello, payload = {}, {}, {}, {}
-    for byte, role in ((1, "initiator"), (2, "responder")):
+    for byte, role, other in ((1, "initiator", "responder"), (2, "responder", "initiator")):
         e[role] = X25519PrivateKey.from_private_bytes(given_bytes(f"{role}_ephemeral"))
         s[role] = X25519PrivateKey.from_private_bytes(given_bytes(f"{role}_static"))
-        hello[role] = (
-            b"\x93noded\r\n" + bytes([1, byte, 0, 0]) + given_bytes(f"{role}_tie_break") + tag
-        )
+        hello_role = 3 if punch else byte
+        tie_break = given_bytes(f"{other if punch else role}_tie_break")  # the higher one initiates
+        hello[role] = b"\x93noded\r\n" + bytes([1, hello_role, 0, 0]) + tie_break + tag
         identity = Ed25519PrivateKey.from_private_bytes(given_bytes(f"{role}_identity_seed"))
         signed = (
             b"noded identity v1\0"
@@ -93,7 +99,12 @@ def test_a_second_implementation_makes_the_same_bytes():
     s_i, s_r = (s[role].public_key().public_bytes_raw() for role in ("initiator", "responder"))
 
     proof = hmac.digest(key, b"noded member v1\0" + hello["initiator"] + e_i, "sha256")[:16]
-    assert (hello["initiator"] + e_i + proof).hex() == WIRE["first_flight"]
+    if punch:
+        assert hello["initiator"].hex() == WIRE["punch_initiator_hello"]
+        assert hello["responder"].hex() == WIRE["punch_responder_hello"]
+        assert (e_i + proof).hex() == WIRE["punch_first_message"]
+    else:
+        assert (hello["initiator"] + e_i + proof).hex() == WIRE["first_flight"]
 
     noise = Transcript(b"noded handshake v1\0" + hello["initiator"] + hello["responder"] + key)
     noise.mix(e_i)
@@ -103,13 +114,16 @@ def test_a_second_implementation_makes_the_same_bytes():
     second = e_r + noise.seal(s_r)
     noise.dh(s["responder"], e_i)  # es
     second += noise.seal(payload["responder"])
-    assert (hello["responder"] + len(second).to_bytes(2, "big") + second).hex() == WIRE[
-        "second_flight"
-    ]
+    if not punch:
+        flight = hello["responder"] + len(second).to_bytes(2, "big") + second
+        assert flight.hex() == WIRE["second_flight"]
 
     third = noise.seal(s_i)
     noise.dh(s["initiator"], e_r)  # se
     third += noise.seal(payload["initiator"])
+    if punch:  # the session id is the hash of every byte before
+        assert noise.h.hex() == WIRE["punch_session_id"]
+        return
     assert (len(third).to_bytes(2, "big") + third).hex() == WIRE["third_flight"]
     assert noise.h.hex() == WIRE["session_id"]
 
