@@ -31,7 +31,7 @@ ARROWS = {
 # room -> the foreign packages it may import (node: whatever pyproject.toml declares).
 THIRD_PARTY = {
     "crdt": {"attrs", "msgspec"},
-    "transport": {"attrs", "msgspec", "msgpack", "cryptography", "trio"},
+    "transport": {"attrs", "msgspec", "msgpack", "cryptography", "trio", "miniupnpc"},
     "dht": {"attrs", "msgspec", "trio"},
     "gossip": {"attrs", "msgspec", "numpy", "blake3", "trio"},
 }
@@ -43,9 +43,14 @@ DRIVERS = {
     "transport/deterministic.py",
     "transport/dialer.py",
     "transport/endpoint.py",
+    "transport/interfaces.py",
     "transport/link.py",
     "transport/listener.py",
     "transport/memory.py",
+    "transport/nat/gateway.py",
+    "transport/nat/gateway_socket.py",
+    "transport/nat/portmap.py",
+    "transport/nat/upnp.py",
     "transport/peer.py",
     "transport/rendezvous.py",
     "transport/stream.py",
@@ -87,6 +92,8 @@ NODE_TRIO = {
 
 # Who may hold a raw socket: the network itself, and the ends of the local Unix sockets.
 SOCKET = {
+    "transport/interfaces.py",  # asks the kernel for its addresses (netlink)
+    "transport/nat/gateway_socket.py",  # datagrams to the router
     "transport/tcp.py",
     "node/client.py",  # the command line's HTTP over the control socket
     "node/control.py",

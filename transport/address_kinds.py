@@ -1,0 +1,61 @@
+"""What an IP address is good for: which of ours a stranger can dial, which only a neighbour can.
+
+Problem: `ipaddress.is_global` calls multicast and some reserved blocks global and shared address space nothing at all. Idea:
+one small table of the kinds that matter for reaching a peer.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from enum import StrEnum
+from typing import Final
+
+CGNAT_V4: Final = ipaddress.IPv4Network("100.64.0.0/10")
+"""RFC 6598: between a provider's NAT and its customers."""
+PRIVATE_V4: Final = tuple(
+    ipaddress.IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
+)
+ULA_V6: Final = ipaddress.IPv6Network("fc00::/7")
+
+
+class AddressKind(StrEnum):
+    """Who can dial an address."""
+
+    GLOBAL = "global"
+    """Anybody, if no firewall is between."""
+    PRIVATE = "private"
+    """The same site (RFC 1918)."""
+    CGNAT = "cgnat"
+    """Customers of the same provider, at best (RFC 6598)."""
+    ULA = "ula"
+    """The same site, IPv6 (RFC 4193)."""
+    LINK_LOCAL = "link-local"
+    """The same link, and only with an interface name."""
+    LOOPBACK = "loopback"
+    """This machine."""
+    OTHER = "other"
+    """Nobody: unspecified, multicast, documentation, reserved."""
+
+
+def kind_of(host: str) -> AddressKind:
+    """The kind of an IP literal; a name is OTHER, since nobody asked the resolver."""
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return AddressKind.OTHER
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    if ip.is_unspecified or ip.is_multicast:
+        return AddressKind.OTHER
+    if ip.is_loopback:
+        return AddressKind.LOOPBACK
+    if ip.is_link_local:
+        return AddressKind.LINK_LOCAL
+    if isinstance(ip, ipaddress.IPv4Address):
+        if ip in CGNAT_V4:
+            return AddressKind.CGNAT
+        if any(ip in network for network in PRIVATE_V4):
+            return AddressKind.PRIVATE
+    elif ip in ULA_V6:
+        return AddressKind.ULA
+    return AddressKind.GLOBAL if ip.is_global and not ip.is_reserved else AddressKind.OTHER
