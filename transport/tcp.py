@@ -16,6 +16,10 @@ Socket options and their reasons:
   queue behind megabytes (measured: control round trip 12 ms instead of 50 on a busy link).
 * SO_REUSEADDR on listeners: a restarted daemon gets its port back at once. It does not allow two
   live listeners on one port on Linux.
+* SO_REUSEPORT on listeners, but only once they listen: bind(2) and listen(2) without it refuse a
+  port that anybody listens on, also another node of the same user; afterwards it lets our own
+  dials leave from the same port (`connect(source=)`), which set it before bind(2). Linux looks at
+  the listener's option when the second socket is bound, not when the first was (measured, 6.18).
 """
 
 import errno
@@ -33,6 +37,7 @@ from transport.address import Address
 from transport.buffer import Buffer
 from transport.errors import AddressInUse, ConnectFailed, ConnectionBroken, ListenFailed
 from transport.network import AcceptOverloaded, Network, RawListener, RawStream
+from transport.source import SourceBusy
 
 YIELD_AFTER_S: Final = 0.001
 """How long one stream may work before it lets other tasks run."""
@@ -104,6 +109,29 @@ def _configure(sock: socket.socket) -> None:
         if option is not None:
             with suppress(OSError):
                 sock.setsockopt(level, option, value)
+
+
+def _family_of(address: Address) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address.host else socket.AF_INET
+
+
+def _share_port(sock: socket.socket) -> None:
+    """Let dials of ours leave from this socket's port; without it they use another."""
+    option = getattr(socket, "SO_REUSEPORT", None)
+    if option is not None:
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
+
+
+def _bind_beside_listener(sock: socket.socket, source: Address) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    _share_port(sock)
+    try:
+        sock.bind((source.host, source.port))
+    except OSError as error:
+        raise SourceBusy(f"cannot dial from {source}: {_reason(error)}") from error
 
 
 def _round_trip_us(sock: socket.socket) -> int:
@@ -322,14 +350,20 @@ class TcpNetwork(Network):
         """Open a connection; the addresses of a name are tried one after another.
 
         Race them with `resolve` where time matters.
+
+        Raises:
+            SourceBusy: `source` already has a connection with `address`, perhaps one that waits in
+                our listener; or `source` is not ours to dial from.
         """
         reasons: list[str] = []
         for family, sockaddr in await self._lookup(address):
+            if source is not None and family != _family_of(source):
+                continue
             try:
-                return await self._connect_one(family, sockaddr)
+                return await self._connect_one(family, sockaddr, source)
             except OSError as error:
                 reasons.append(_reason(error))
-        raise ConnectFailed("; ".join(dict.fromkeys(reasons)) or "no address")
+        raise ConnectFailed("; ".join(dict.fromkeys(reasons)) or "no address to dial")
 
     async def listen(self, address: Address) -> RawListener:
         """Bind and listen; 0.0.0.0 and [::] mean all interfaces of their kind."""
@@ -338,14 +372,14 @@ class TcpNetwork(Network):
         except ConnectFailed as error:
             raise ListenFailed(f"cannot listen on {address}: {error}") from error
         family, sockaddr = found[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = self._open_socket(family)
         try:
-            sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(sockaddr)
             sock.listen(BACKLOG)
+            _share_port(sock)
             return TcpListener(sock, _address_of(sock.getsockname()))
         except OSError as error:
             sock.close()
@@ -387,14 +421,22 @@ class TcpNetwork(Network):
         unique = dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in infos)
         return [(family, sockaddr) for family, sockaddr in unique]  # type: ignore[misc]
 
-    async def _connect_one(
-        self, family: socket.AddressFamily, sockaddr: tuple[str, int]
-    ) -> RawStream:
+    def _open_socket(self, family: socket.AddressFamily) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        return sock
+
+    async def _connect_one(
+        self, family: socket.AddressFamily, sockaddr: tuple[str, int], source: Address | None
+    ) -> RawStream:
+        sock = self._open_socket(family)
         try:
-            sock.setblocking(False)
             _configure(sock)
+            if source is not None:
+                _bind_beside_listener(sock, source)
             code = sock.connect_ex(sockaddr)
+            if source is not None and code in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
+                raise SourceBusy("a connection between the same two ports exists already")
             if code not in (0, errno.EINPROGRESS):
                 raise OSError(code, os.strerror(code))
             await trio.lowlevel.wait_writable(sock)

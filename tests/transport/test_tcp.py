@@ -13,6 +13,7 @@ import trio
 from transport.address import Address
 from transport.errors import AddressInUse, ConnectFailed
 from transport.network import AcceptOverloaded, RawStream
+from transport.source import SourceBusy
 from transport.tcp import TcpNetwork
 
 pytestmark = pytest.mark.real
@@ -220,3 +221,121 @@ async def test_cancelling_leaves_no_descriptor() -> None:
             await listener.accept()
     assert open_descriptors() == before
     await listener.aclose()
+
+
+# Dialing from where we listen
+
+
+def listening_elsewhere(*options: int) -> socket.socket:
+    """What another program might do."""
+    sock = socket.socket()
+    for option in options:
+        sock.setsockopt(socket.SOL_SOCKET, option, 1)
+    sock.bind(("127.0.0.1", 0))
+    sock.listen()
+    return sock
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+async def test_a_dial_leaves_from_the_listening_port(host: str) -> None:
+    network = TcpNetwork()
+    ours = await network.listen(Address(host=host, port=0))
+    theirs, others = await network.listen(LOOPBACK), await network.listen(LOOPBACK)
+    for listener in (theirs, others):  # one port, several connections
+        client = await network.connect(listener.address, source=ours.address)
+        server = await listener.accept()
+        assert client.local.port == server.remote.port == ours.address.port
+        await client.send_all(b"hello")
+        assert await receive_exactly(server, 5) == b"hello"
+        client.abort()
+        server.abort()
+    probe = await network.connect(Address(host="127.0.0.1", port=ours.address.port))
+    (await ours.accept()).abort()  # the listener still listens
+    probe.abort()
+    for listener in (ours, theirs, others):
+        await listener.aclose()
+
+
+async def test_both_families_dial_from_where_they_listen() -> None:
+    network = TcpNetwork()
+    ours = await network.listen(Address(host="::", port=0))
+    beside = await network.listen(Address(host="0.0.0.0", port=ours.address.port))
+    theirs = await network.listen(Address(host="::1", port=0))
+    client = await network.connect(theirs.address, source=ours.address)
+    assert client.local == Address(host="::1", port=ours.address.port)
+    client.abort()
+    with pytest.raises(ConnectFailed, match="no address"):
+        await network.connect(theirs.address, source=beside.address)
+    for listener in (ours, beside, theirs):
+        await listener.aclose()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), (socket.SO_REUSEADDR,), (socket.SO_REUSEADDR, socket.SO_REUSEPORT)],
+    ids=["plain", "reuseaddr", "reuseport"],
+)
+async def test_a_port_of_another_program_is_not_shared(options: tuple[int, ...]) -> None:
+    with listening_elsewhere(*options) as other:
+        with pytest.raises(AddressInUse):
+            await TcpNetwork().listen(Address(host="127.0.0.1", port=other.getsockname()[1]))
+        with pytest.raises(AddressInUse):
+            await TcpNetwork().listen(Address(host="0.0.0.0", port=other.getsockname()[1]))
+
+
+async def test_a_second_node_does_not_get_the_port_of_one_that_dials_from_it() -> None:
+    first, second = TcpNetwork(), TcpNetwork()
+    ours, theirs = await first.listen(LOOPBACK), await second.listen(LOOPBACK)
+    client = await first.connect(theirs.address, source=ours.address)
+    for host in ("127.0.0.1", "0.0.0.0"):
+        with pytest.raises(AddressInUse):
+            await second.listen(Address(host=host, port=ours.address.port))
+    await ours.aclose()
+    again = await second.listen(ours.address)  # a restart, while the old connection still stands
+    client.abort()
+    await again.aclose()
+    await theirs.aclose()
+
+
+async def test_a_port_that_another_program_holds_is_no_source() -> None:
+    network = TcpNetwork()
+    theirs = await network.listen(LOOPBACK)
+    with listening_elsewhere() as other:
+        source = Address(host="127.0.0.1", port=other.getsockname()[1])
+        with pytest.raises(SourceBusy, match="in use") as caught:
+            await network.connect(theirs.address, source=source)
+    assert caught.value.hint
+    with pytest.raises(SourceBusy, match="cannot dial from"):
+        await network.connect(theirs.address, source=Address(host="192.0.2.1", port=0))
+    await theirs.aclose()
+
+
+async def test_a_dial_that_our_listener_already_took_is_told_apart() -> None:
+    """The other side's SYN came first: the same two ports, and the connection is in the accept queue."""
+    network = TcpNetwork()
+    ours, theirs = await network.listen(LOOPBACK), await network.listen(LOOPBACK)
+    inbound = await network.connect(ours.address, source=theirs.address)
+    with pytest.raises(SourceBusy, match="same two ports"):
+        await network.connect(theirs.address, source=ours.address)
+    twin = await ours.accept()
+    assert (twin.local, twin.remote) == (inbound.remote, inbound.local)
+    inbound.abort()
+    twin.abort()
+    await ours.aclose()
+    await theirs.aclose()
+
+
+async def test_failed_dials_from_a_shared_port_leave_no_descriptor() -> None:
+    network = TcpNetwork()
+    ours, nobody = await network.listen(LOOPBACK), Address(host="127.0.0.1", port=1)
+    before = open_descriptors()
+    for _ in range(3):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await network.connect(nobody, source=ours.address)
+        with pytest.raises(ConnectFailed):
+            await network.connect(nobody, source=ours.address)
+        with pytest.raises(SourceBusy):
+            await network.connect(nobody, source=Address(host="192.0.2.1", port=0))
+    assert open_descriptors() == before
+    await ours.aclose()
