@@ -11,11 +11,15 @@ watches the clock; everybody else only touches the queues of the mux and gives t
 * Ending is one synchronous step: every stream, call and ping fails at once with the reason. Only
   then the goodbye is sent, shielded from cancellation and bounded by `GOODBYE_S`.
 
+The link below may change while all this goes on (`transport.migration`): the writer and the reader
+each move at their own record, and nothing above them notices.
+
 Invariants: no task outlives `run`; nothing waits on a connection that has ended; an exception in
 a handler ends that handler's stream and nothing else.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -30,6 +34,7 @@ from transport.errors import (
 from transport.frames import CloseCode, Priority, ResetCode
 from transport.limits import Limits
 from transport.link import GOODBYE_S, SecureLink
+from transport.migration import Switch, worthwhile
 from transport.mux import (
     MAX_PINGS,
     Closed,
@@ -70,12 +75,16 @@ class Connection:
         limits: heartbeat, silence and stream budgets.
         find_handler: protocol name -> handler of inbound streams, or None.
         reporter: for failures of handlers.
+        leads: whether this side decides which other link it moves to.
 
     Attributes:
         peer: set once, before `run`.
+        link: what it runs over; the older one while it moves to another.
         end_reason: why it ended; "" while it lives.
+        cut: whether it ended without anybody's intention.
         rtt_s: the last measured round trip in seconds, None before the first.
         retired: a duplicate; no new streams, ends when the old ones have.
+        initiated: whether this side began it; moving to another link does not change that.
     """
 
     peer: "Peer"
@@ -86,17 +95,32 @@ class Connection:
         limits: Limits,
         find_handler: Callable[[str], Handler | None],
         reporter: Reporter,
+        *,
+        leads: bool = False,
     ) -> None:
         self.link = link
+        self.leads = leads
+        self.connection_id = link.result.session_id
+        self.initiated = link.result.role == "initiator"
+        self.cut = False
+        self.pending = 0  # links that wait to take over; the registry bounds them
         self.mux = Mux(role=link.result.role, limits=limits)
         self.opened_at = trio.current_time()
         self.end_reason = ""
         self.rtt_s: float | None = None
         self.retired = False
         self.slots = trio.lowlevel.ParkingLot()  # who waits for a stream to become free
+        self.on_moved: Callable[[], None] = lambda: None
         self._limits = limits
         self._find_handler = find_handler
         self._reporter = reporter
+        self._switch = Switch(leads=leads, link=link)
+        self._claimed = False  # leader: a pending link is being told that it is the one
+        self._moves = trio.lowlevel.ParkingLot()  # who waits for a move, or for the end
+        self._until_end: set[trio.CancelScope] = set()  # at most MAX_PENDING
+        self._past_sent = self._past_received = 0  # over links that were left
+        self._received_at = 0.0  # of links that were left
+        self._records_read = 0
         self._streams: dict[int, Stream] = {}  # bounded by limits.streams_per_peer, twice
         self._pings: dict[int, float] = {}  # token -> sent at; bounded by MAX_PINGS
         self._ping_waiters: dict[int, tuple[trio.Event, list[float]]] = {}
@@ -114,14 +138,29 @@ class Connection:
         return f"<Connection {self.link.raw.local} -> {self.link.raw.remote}{state}>"
 
     @property
-    def initiated(self) -> bool:
-        """Whether this side dialed."""
-        return self.link.result.role == "initiator"
-
-    @property
     def alive(self) -> bool:
         """Whether it has not begun to end."""
         return not self.end_reason
+
+    @property
+    def links(self) -> tuple[SecureLink, ...]:
+        """The links in use: one, or two while it moves."""
+        return tuple(dict.fromkeys((self._switch.reading, self._switch.writing)))
+
+    @property
+    def bytes_sent(self) -> int:
+        """On the wire since the handshake, over all links."""
+        return self._past_sent + sum(link.bytes_sent for link in self.links)
+
+    @property
+    def bytes_received(self) -> int:
+        """On the wire since the handshake, over all links."""
+        return self._past_received + sum(link.bytes_received for link in self.links)
+
+    @property
+    def received_at(self) -> float:
+        """Trio time of the last byte from the peer."""
+        return max(self._received_at, *(link.received_at for link in self.links))
 
     # For streams and calls
 
@@ -194,25 +233,29 @@ class Connection:
             self._scope.deadline = trio.current_time() + GOODBYE_S
             self.kick()
 
-    def drop(self, reason: str) -> None:
-        """End at once without a goodbye."""
-        self._fail(reason)
+    def drop(self, reason: str, *, cut: bool = False) -> None:
+        """End at once without a goodbye; `cut` if that was nobody's intention."""
+        self._fail(reason, cut=cut)
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, *, cut: bool = False) -> None:
         """End now: there is nobody to say goodbye to."""
-        self._end(reason)
+        self._end(reason, cut=cut)
         self._scope.cancel()
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, *, cut: bool = False) -> None:
         if self.end_reason:
             return
         self.end_reason = reason
+        self.cut = cut
         for stream in list(self._streams.values()):
             stream.on_failure(PeerLost(reason))
         self._streams.clear()
         for answered, _ in self._ping_waiters.values():
             answered.set()
         self.slots.unpark_all()
+        self._moves.unpark_all()
+        for scope in self._until_end:
+            scope.cancel()
         self._ending.set()
         self.on_end(self)
 
@@ -231,7 +274,9 @@ class Connection:
                     handlers.cancel_scope.cancel()  # ends the handlers; `_drive` is shielded
         finally:
             self._fail("the connection task ended")
-            self.link.abort()
+            for link in (*self.links, self._switch.target):
+                if link is not None:
+                    link.abort()
 
     async def _drive(self) -> None:
         with self._scope:
@@ -240,13 +285,16 @@ class Connection:
                 nursery.start_soon(self._clock)
                 nursery.start_soon(self._write)
         if not self._scope.cancelled_caught:
-            await self.link.raw.aclose()
+            for link in self.links:
+                await link.raw.aclose()
 
     async def _read(self) -> None:
-        link, mux, since_pause = self.link, self.mux, 0
+        mux, since_pause = self.mux, 0
+        link = self._switch.reading
         try:
             while True:
                 kind, plaintext = await link.receive()
+                self._records_read += 1
                 since_pause += 1
                 if since_pause >= RECORDS_PER_TURN:  # a buffer full of tiny records never waits
                     since_pause = 0
@@ -256,12 +304,15 @@ class Connection:
                     self._dispatch()
                     if mux.wants_write:
                         self.kick()
+                elif kind == RecordKind.SWITCH:
+                    link = await self._read_switch(link, bytes(plaintext))
                 elif kind == RecordKind.CLOSE:
-                    raise ConnectionBroken("closed by the peer")
+                    self._fail("closed by the peer")
+                    return
                 else:
                     raise ProtocolViolation("a bulk record on a control connection")
         except ConnectionBroken as error:
-            self._fail(str(error))
+            self._fail(str(error), cut=True)
         except ProtocolViolation as error:
             self._reporter.report(
                 "protocol-violation", trio.current_time(), f"{self._who()}: {error}"
@@ -274,9 +325,11 @@ class Connection:
             self._fail(f"unreadable record: {error}")
 
     async def _write(self) -> None:
-        link, mux = self.link, self.mux
+        link, mux = self._switch.writing, self.mux
         try:
             while True:
+                if self._switch.must_write and not mux.closed:
+                    link = await self._write_switch(link)
                 frames = mux.outgoing(WRITE_BYTES)
                 self._dispatch()  # Writable
                 if frames:
@@ -289,19 +342,19 @@ class Connection:
                 else:
                     await self._writer.wait()
         except ConnectionBroken as error:
-            self._fail(str(error))
+            self._fail(str(error), cut=True)
 
     async def _clock(self) -> None:
-        limits, link = self._limits, self.link
-        received_at, allowance_s = link.received_at, 0.0
+        limits = self._limits
+        received_at, allowance_s = self.received_at, 0.0
         ping_at = trio.current_time()
         while True:
             now = trio.current_time()
-            if link.received_at != received_at:
-                received_at, allowance_s = link.received_at, 0.0
+            if self.received_at != received_at:
+                received_at, allowance_s = self.received_at, 0.0
             lost_at = received_at + limits.silence_s + allowance_s
             if now >= lost_at:
-                self._fail(f"silent for {limits.silence_s:g} s")
+                self._fail(f"silent for {limits.silence_s:g} s", cut=True)
                 return
             if now >= ping_at:
                 self._send_ping()
@@ -322,6 +375,111 @@ class Connection:
 
     def _who(self) -> str:
         return f"peer {self.link.result.node_id.short} at {self.link.raw.remote}"
+
+    # Moving to another link: the half of `transport.migration` that touches this connection
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Count a link that waits to take over."""
+        self.pending += 1
+        try:
+            yield
+        finally:
+            self.pending -= 1
+
+    @contextmanager
+    def until_end(self) -> Iterator[trio.CancelScope]:
+        """Cancel the block when the connection ends, or has ended already."""
+        with trio.CancelScope() as scope:
+            if self.end_reason:
+                scope.cancel()
+            self._until_end.add(scope)
+            try:
+                yield scope
+            finally:
+                self._until_end.discard(scope)
+
+    def claim(self, link: SecureLink) -> bool:
+        """Leader: reserve the connection for `link`, if it is to move there now."""
+        may = (
+            self.leads
+            and self.alive
+            and not self.retired
+            and not self._claimed
+            and self._switch.at_rest
+            and worthwhile(self.link.raw.path, link.raw.path)
+        )
+        self._claimed = self._claimed or may
+        return may
+
+    def unclaim(self) -> None:
+        """Leader: the link that `claim` was for is of no use."""
+        self._claimed = False
+
+    def move_to(self, link: SecureLink) -> None:
+        """Leader: go to `link`, which knows. Ends what `claim` began."""
+        self._claimed = False
+        if self.alive:
+            self._switch.choose(link.result.session_id, link)
+            self.kick()
+
+    def offer(self, link: SecureLink) -> None:
+        """Follower: the leader has announced that it goes to `link`."""
+        self._switch.offer(link.result.session_id, link)
+        self._moves.unpark_all()
+        self.kick()
+
+    def uses(self, link: SecureLink) -> bool:
+        """Whether `link` belongs to the connection by now."""
+        return link in self.links or link is self._switch.target
+
+    async def moved_to(self, link: SecureLink) -> bool:
+        """Wait until the connection runs over `link`; False if it ended first."""
+        try:
+            while self.link is not link and self.alive:
+                await self._moves.park()
+        finally:
+            self._switch.withdraw(link.result.session_id)
+        return self.link is link
+
+    async def _read_switch(self, link: SecureLink, session: bytes) -> SecureLink:
+        """Take the other side's last record on a link; return the one to go on with."""
+        if self._records_read == 1:
+            # The peer moves the connection that this link was pending for; here it is gone.
+            raise ConnectionBroken("the connection was cut while it moved to another link")
+        if link.buffered:
+            raise ProtocolViolation("a record after the switch to another link")
+        self._switch.read(session)
+        if self._switch.waits:
+            with trio.move_on_after(self._limits.handshake_timeout_s):
+                while self._switch.waits:
+                    await self._moves.park()
+            if self._switch.waits:
+                raise ProtocolViolation("a switch to a link that does not exist")
+        self.kick()
+        await self._leave(link)
+        return self._switch.reading
+
+    async def _write_switch(self, link: SecureLink) -> SecureLink:
+        """Write our last record on a link; return the one to go on with."""
+        target = self._switch.target
+        assert target is not None
+        await link.send(RecordKind.SWITCH, target.result.session_id)
+        self._switch.written()
+        await self._leave(link)
+        return target
+
+    async def _leave(self, old: SecureLink) -> None:
+        """Close the old link once both directions have left it."""
+        if not self._switch.at_rest or old in self.links:
+            return
+        self._past_sent += old.bytes_sent
+        self._past_received += old.bytes_received
+        self._received_at = max(self._received_at, old.received_at)
+        self.link = self._switch.reading
+        self._moves.unpark_all()
+        self.on_moved()
+        await old.raw.aclose()
 
     # Events
 

@@ -3,67 +3,44 @@
 `open_endpoint` is the only way in, and its block is the lifetime of everything: listeners,
 handshakes, connections, handlers. Leaving it says goodbye to every peer and leaves no task.
 
-Two connections between the same two nodes happen when both dial at once. A dialer never completes
-a handshake with a node it is connected to (it asks `commit` right before its last message), so a
-second connection means one of two things. If the first is younger than a handshake can take, the
-dials crossed: both sides keep the one initiated by the lower node id and retire the other, whose
-streams end undisturbed. Otherwise the peer has lost the first one (it restarted, or a middlebox
-forgot it): the new one replaces it.
+The work is done by the parts: `transport.outbound` dials, `transport.inbound` takes what others
+opened, `transport.registry` decides what a connection is for its node, `transport.bulk_door` opens
+bulk connections, `transport.announce` tells peers of new addresses. This file holds them together
+and is what the rooms above see.
 
 Invariants: `peers` holds exactly the nodes with a live control connection, at most
 `limits.max_peers`; bulk connections are only taken from such peers; every refusal and failure is
 counted by reason.
 """
 
-import logging
 import os
 import random
-from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
-from types import MappingProxyType
-from typing import Final
 
 import trio
 
+from transport import announce, bulk_door
 from transport.address import Address
+from transport.announce import Announcer
 from transport.bulk import BulkLink
-from transport.connection import Connection, Handler
-from transport.dialer import Commit, dial
-from transport.errors import (
-    ConnectionBroken,
-    EndpointClosed,
-    HandshakeFailed,
-    PeerLost,
-    PeerUnreachable,
-    RemoteCallFailed,
-    SelfDialed,
-    TransportError,
-    UsageError,
-)
-from transport.frames import CloseCode, is_protocol_name
-from transport.handshake import MAX_LABEL_BYTES, MAX_LISTEN, Handshake, Intro
+from transport.bulk_door import BulkDoor
+from transport.bulk_stream import serve_bulk_streams
+from transport.connection import Handler
+from transport.context import Context
+from transport.errors import UsageError
+from transport.frames import is_protocol_name
+from transport.handshake import MAX_LISTEN, HandshakeRole
 from transport.identity import Identity, NodeId
-from transport.limits import Admission, Limits
-from transport.link import SecureLink, shake_hands
+from transport.inbound import Inbound
+from transport.limits import Limits
 from transport.listener import serve_listener
-from transport.network import Network, RawListener, RawStream
+from transport.network import Network, Path, RawListener, RawStream
+from transport.outbound import Outbound
 from transport.peer import CallHandler, Peer, handler_of_calls
-from transport.rendezvous import Delivery, Rendezvous
-from transport.reporter import Reporter
+from transport.registry import Registry
 from transport.swarm import Swarm
-from transport.watch import LostPeer, PeerDown, PeerEvent, PeerUp, Watchers
-
-DIAL_BACK: Final = "bulk/dial-back"
-TOKEN_BYTES: Final = 16
-
-BULK_DIAL_S: Final = 3.0
-"""Longest direct attempt at a bulk connection before the peer is asked to dial us."""
-
-MAX_LOST: Final = 1024
-"""Lost peers remembered, for status and for people."""
-
-_log = logging.getLogger(__name__)
+from transport.watch import LostPeer, PeerDown, PeerEvent, PeerPathChanged, PeerUp
 
 
 class Endpoint:
@@ -74,51 +51,37 @@ class Endpoint:
         swarm: the swarm we belong to.
         name: what we call ourselves in handshakes.
         limits: the budgets.
-        addresses: what we really listen on.
+        network: where raw streams come from.
+        random_bytes: source of keys and nonces.
         counters: refusals and failures by reason.
         rng: for jitter; seeded in simulations.
+        on_observed: called with (peer, address) when a handshake brought what the peer sees us at.
     """
 
-    def __init__(
-        self,
-        identity: Identity,
-        swarm: Swarm,
-        network: Network,
-        *,
-        name: str,
-        limits: Limits,
-        random_bytes: Callable[[int], bytes],
-        rng: random.Random,
-        nursery: trio.Nursery,
-    ) -> None:
-        self.identity = identity
-        self.swarm = swarm
-        self.name = name
-        self.limits = limits
-        self.rng = rng
-        self.addresses: tuple[Address, ...] = ()
-        self.counters: Counter[str] = Counter()
-        self._advertised: tuple[Address, ...] = ()
-        self._network = network
-        self._random_bytes = random_bytes
-        self._nursery = nursery
-        self._reporter = Reporter(_log, self.counters)
-        self._admission = Admission(limits)
-        self._peers: dict[NodeId, Peer] = {}  # bounded by limits.max_peers
-        self._lost: OrderedDict[NodeId, LostPeer] = OrderedDict()  # bounded by MAX_LOST
-        self._handlers: dict[str, Handler] = {}
-        self._watchers = Watchers()
-        self._rendezvous = Rendezvous()
-        self._committing: dict[NodeId, trio.Event] = {}  # dials about to complete
-        self._dialing: dict[NodeId, trio.Event] = {}  # dials with an expected node id
-        self._arrivals = trio.lowlevel.ParkingLot()  # bulk connections ahead of their control
-        self._running = 0  # connection tasks
-        self._idle = trio.lowlevel.ParkingLot()
-        self._closed = False
-        self._handlers[DIAL_BACK] = handler_of_calls(self._dial_back)
+    def __init__(self, context: Context) -> None:
+        self.identity = context.identity
+        self.swarm = context.swarm
+        self.name = context.name
+        self.limits = context.limits
+        self.network = context.network
+        self.random_bytes = context.random_bytes
+        self.rng = context.rng
+        self.counters = context.counters
+        self.on_observed = context.on_observed
+        self._context = context
+        self._registry = Registry(context, self)
+        self._bulk = BulkDoor(context, self._registry)
+        self._inbound = Inbound(context, self._registry, self._bulk.offer)
+        self._outbound = Outbound(context, self._registry)
+        self._announcer = Announcer(context, self._registry)
+        self._registry.on_up = self._announcer.peer_up
+        self.serve_calls(bulk_door.DIAL_BACK, self._bulk.answer_dial_back)
+        self.serve_calls(announce.PROTOCOL, self._announcer.answer)
+        serve_bulk_streams(self)
+        self._own_protocols = frozenset(self._registry.handlers)
 
     def __repr__(self) -> str:
-        return f"<Endpoint {self.node_id.short} with {len(self._peers)} peers>"
+        return f"<Endpoint {self.node_id.short} with {len(self.peers)} peers>"
 
     @property
     def node_id(self) -> NodeId:
@@ -128,17 +91,32 @@ class Endpoint:
     @property
     def peers(self) -> Mapping[NodeId, Peer]:
         """The nodes connected now; a live, read-only view in order of arrival."""
-        return MappingProxyType(self._peers)
+        return self._registry.peers
 
     @property
     def lost(self) -> Mapping[NodeId, LostPeer]:
         """The nodes that were connected and are not now; the oldest are forgotten."""
-        return MappingProxyType(self._lost)
+        return self._registry.lost
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """What we really listen on."""
+        return self._context.listening
 
     @property
     def advertised(self) -> tuple[Address, ...]:
         """Where we tell peers to dial us."""
-        return self._advertised
+        return self._context.advertised
+
+    def set_advertised(self, addresses: Sequence[Address]) -> None:
+        """Tell peers to dial us at `addresses` and nowhere else: those connected now, and later ones.
+
+        Never blocks; the connected ones are told in the background.
+
+        Raises:
+            UsageError: more than 16 addresses.
+        """
+        self._announcer.set(addresses)
 
     # Serving
 
@@ -153,9 +131,9 @@ class Endpoint:
         """
         if not is_protocol_name(protocol):
             raise UsageError(f"not a protocol name: {protocol!r}")
-        if protocol in self._handlers:
+        if protocol in self._registry.handlers:
             raise UsageError(f"protocol {protocol!r} is served already")
-        self._handlers[protocol] = handler
+        self._registry.handlers[protocol] = handler
 
     def serve_calls(self, protocol: str, handler: CallHandler) -> None:
         """Answer `Peer.call(protocol, request)` with `await handler(peer, request)`.
@@ -169,15 +147,15 @@ class Endpoint:
 
     def unserve(self, protocol: str) -> None:
         """Stop serving `protocol`; running handlers go on. Unknown names are ignored."""
-        if protocol != DIAL_BACK:
-            self._handlers.pop(protocol, None)
+        if protocol not in self._own_protocols:
+            self._registry.handlers.pop(protocol, None)
 
     def watch(self) -> AbstractContextManager[trio.MemoryReceiveChannel[PeerEvent]]:
-        """Receive `PeerUp` and `PeerDown` inside a `with` block, from now on.
+        """Receive `PeerUp`, `PeerPathChanged` and `PeerDown` inside a `with` block, from now on.
 
         Never blocks us: a watcher that falls 256 events behind gets `Lagged` instead of more.
         """
-        return self._watchers.watch()
+        return self._registry.watchers.watch()
 
     # Connecting
 
@@ -187,7 +165,8 @@ class Endpoint:
         """Connect to the node at one of `addresses`, or return the connection we have with it.
 
         Args:
-            addresses: candidates, the most promising first; they are raced.
+            addresses: candidates, the most promising first; they are raced. Relayed ones come last
+                and need `expected`.
             expected: the only acceptable node.
 
         Raises:
@@ -195,199 +174,67 @@ class Endpoint:
             SelfDialed: `expected` is us.
             EndpointClosed: the endpoint is closing.
         """
-        await trio.lowlevel.checkpoint()
-        if expected is None:
-            return await self._dial(addresses, None)
-        if expected == self.node_id:
-            raise SelfDialed("this is our own node id")
-        while True:
-            peer = self._peers.get(expected)
-            if peer is not None:
-                return peer
-            under_way = self._dialing.get(expected)
-            if under_way is None:
-                break
-            await under_way.wait()  # another task dials the same node: share its result
-        done = self._dialing[expected] = trio.Event()
-        try:
-            return await self._dial(addresses, expected)
-        except PeerUnreachable:
-            peer = self._peers.get(expected)
-            if peer is None:
-                raise
-            return peer  # it could reach us while we could not reach it
-        finally:
-            del self._dialing[expected]
-            done.set()
+        return await self._outbound.connect(addresses, expected)
 
-    async def _dial(self, addresses: Sequence[Address], expected: NodeId | None) -> Peer:
-        self._check_open()
+    @property
+    def dial_raw(self) -> Callable[[Address, NodeId | None], Awaitable[RawStream]]:
+        """How an address becomes a raw stream for `connect`; it may be replaced.
 
-        async def establish(raw: RawStream, _address: Address, commit: Commit) -> Peer:
-            return await self._establish(raw, expected, commit)
+        By default it asks `relay_dialer` if the address names a relay, else the network, from the
+        port we listen on where that is possible.
+        """
+        return self._outbound.dial_raw
 
-        # A peer that nobody takes stays connected: it is known to us and to itself by now.
-        return await dial(self._network, addresses, establish, lambda _: None)
+    @dial_raw.setter
+    def dial_raw(self, dial: Callable[[Address, NodeId | None], Awaitable[RawStream]]) -> None:
+        self._outbound.dial_raw = dial
 
-    async def _establish(self, raw: RawStream, expected: NodeId | None, commit: Commit) -> Peer:
-        """Turn a dialed connection into a peer; an existing connection to the same node wins."""
-        handshake = self._handshake(
-            "initiator", Intro("control", self.name, self._advertised), expected
-        )
-        committed = trio.Event()
-        ours = False
+    @property
+    def relay_dialer(self) -> Callable[[Address, NodeId], Awaitable[RawStream]] | None:
+        """Opens a circuit to a node over the relay that an address names; None without relays."""
+        return self._outbound.relay_dialer
 
-        def may_complete() -> bool:
-            nonlocal ours
-            assert handshake.result is not None
-            node_id = handshake.result.node_id
-            if node_id in self._peers or node_id in self._committing or not commit():
-                return False
-            self._committing[node_id] = committed
-            ours = True
-            return True
+    @relay_dialer.setter
+    def relay_dialer(self, dial: Callable[[Address, NodeId], Awaitable[RawStream]] | None) -> None:
+        self._outbound.relay_dialer = dial
 
-        try:
-            result = await shake_hands(
-                raw, handshake, deadline=self._handshake_deadline(), commit=may_complete
-            )
-        except HandshakeFailed:
-            node_id = handshake.result.node_id if handshake.result is not None else None
-            if node_id is None or ours:
-                raise
-            other = self._committing.get(node_id)
-            if other is not None:
-                await other.wait()
-            peer = self._peers.get(node_id)
-            if peer is None:
-                raise
-            return peer
-        else:
-            return self._register(SecureLink(raw, result))
-        finally:
-            if ours:
-                assert handshake.result is not None
-                del self._committing[handshake.result.node_id]
-                committed.set()
+    async def upgrade(self, peer: Peer, raw: RawStream, role: HandshakeRole) -> bool:
+        """Move the relayed connection with `peer` to `raw`; its streams and calls go on.
 
-    def _handshake(self, role: str, intro: Intro, expected: NodeId | None = None) -> Handshake:
-        return Handshake(
-            role="initiator" if role == "initiator" else "responder",
-            identity=self.identity,
-            swarm=self.swarm,
-            intro=intro,
-            random_bytes=self._random_bytes,
-            expected=expected,
-        )
+        Owns `raw` from now on. Cancelling before the handshake is done closes it; afterwards the
+        move goes on without us.
 
-    def _handshake_deadline(self) -> float:
-        return trio.current_time() + self.limits.handshake_timeout_s
+        Args:
+            peer: connected over a relay.
+            raw: a fresh stream to it, opened some other way.
+            role: ours in the handshake.
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise EndpointClosed("the endpoint is closed")
+        Returns:
+            Whether the connection runs over `raw` now; if not, the peer is as it was, unless the
+            old connection was lost meanwhile.
+        """
+        return await self._outbound.upgrade(peer, raw, role)
 
-    # The registry
+    async def take_inbound(self, raw: RawStream) -> None:
+        """Take a raw stream that somebody else opened and no listener of ours saw.
 
-    def _register(self, link: SecureLink) -> Peer:
-        """Make a connection of an authenticated link and decide what it is for its node."""
-        if self._closed:
-            link.abort()
-            raise EndpointClosed("the endpoint is closed")
-        node_id = link.result.node_id
-        connection = Connection(link, self.limits, self._handlers.get, self._reporter)
-        peer = self._peers.get(node_id)
-        if peer is not None:
-            old = peer.primary
-            crossed = (
-                old.initiated != connection.initiated
-                and connection.opened_at - old.opened_at <= self.limits.handshake_timeout_s
-            )
-            if crossed:
-                self._reporter.count("crossed-dials")
-                wins = connection.initiated == (self.node_id < node_id)
-                peer.add_connection(connection, primary=wins)
-                self._nursery.start_soon(self._run, connection)
-                return peer
-            peer.replace("the peer opened a new connection")
-        if len(self._peers) >= self.limits.max_peers:
-            self._reporter.count("refused-max-peers")
-            Peer(self, connection)
-            self._nursery.start_soon(self._run, connection)
-            connection.close("no room for another peer", CloseCode.LIMIT)
-            raise ConnectionBroken(f"this node has {self.limits.max_peers} peers already")
-        peer = self._peers[node_id] = Peer(self, connection)
-        self._lost.pop(node_id, None)
-        self._nursery.start_soon(self._run, connection)
-        self._watchers.tell(PeerUp(peer))
-        self._arrivals.unpark_all()
-        return peer
+        Same admission and handshake as for the listeners. Returns when the connection is
+        registered, or refused and closed. Cancelling closes it.
+        """
+        await self._inbound.take(raw)
 
-    async def _run(self, connection: Connection) -> None:
-        self._running += 1
-        try:
-            await connection.run()
-        except Exception as error:  # noqa: BLE001  (a bug in one connection ends only it)
-            self._reporter.report(
-                "connection-crashed", trio.current_time(), "a connection failed", error=error
-            )
-        finally:
-            self._running -= 1
-            self._idle.unpark_all()
+    def expect_punch(self, host: str) -> AbstractContextManager[None]:
+        """Inside the block, take inbound connections of `host` that play the punch role."""
+        return self._inbound.expect_punch(host)
 
-    def on_peer_lost(self, peer: Peer) -> None:
-        """Forget a peer whose last connection has ended (called by the peer)."""
-        if self._peers.get(peer.node_id) is not peer:
-            return  # it was refused for want of room
-        del self._peers[peer.node_id]
-        self._lost[peer.node_id] = LostPeer(
-            peer.close_reason, trio.current_time(), peer.name, peer.address
-        )
-        while len(self._lost) > MAX_LOST:
-            self._lost.popitem(last=False)
-        self._rendezvous.drop_peer(peer.node_id, peer.close_reason)
-        self._watchers.tell(PeerDown(peer, peer.close_reason))
+    @property
+    def on_probe(self) -> Callable[[NodeId, bytes], None] | None:
+        """Called with (who, nonce) when a dial-back test has reached us."""
+        return self._context.on_probe
 
-    # Inbound
-
-    async def _inbound(self, raw: RawStream) -> None:
-        """Take one admitted connection through its handshake to its purpose."""
-        host, member = raw.remote.host, False
-        deadline = self._handshake_deadline()
-        try:
-            handshake = self._handshake("responder", Intro("control", self.name, self._advertised))
-            try:
-                result = await shake_hands(raw, handshake, deadline=deadline)
-            except HandshakeFailed as error:
-                self._reporter.count(f"handshake-{error.code}")
-                return
-            except ConnectionBroken:
-                self._reporter.count("handshake-broken")
-                return
-            member = True
-            if result.intro.kind == "bulk":
-                with trio.move_on_at(deadline):  # it may have overtaken its control connection
-                    while result.node_id not in self._peers:
-                        await self._arrivals.park()
-        finally:
-            self._admission.release(host, trio.current_time(), member=member)
-            if not member:
-                raw.abort()
-        if result.intro.kind == "control":
-            try:
-                self._register(SecureLink(raw, result))
-            except TransportError:
-                return
-        elif result.node_id in self._peers:
-            await self._offer((result.node_id, result.intro.label), (raw, result))
-        else:
-            raw.abort()
-            self._reporter.count("refused-bulk-without-peer")
-
-    async def _offer(self, key: tuple[NodeId, bytes], delivery: Delivery) -> None:
-        refusal = await self._rendezvous.offer(key, delivery)
-        if refusal:
-            self._reporter.count(refusal)
+    @on_probe.setter
+    def on_probe(self, told: Callable[[NodeId, bytes], None] | None) -> None:
+        self._context.on_probe = told
 
     # Bulk
 
@@ -400,118 +247,63 @@ class Endpoint:
             PeerLost: the peer is not connected, or was lost meanwhile.
             StreamLimitReached: `limits.bulk_links_per_peer` are open.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        peer = self._peers.get(peer_id)
-        if peer is None:
-            raise PeerLost("not connected")
-        peer.reserve_link()
-        try:
-            taker = self._rendezvous.expect((peer_id, label))
-            raw, result = await self._rendezvous.wait(taker)
-            return peer.adopt_link(raw, result)
-        finally:
-            peer.release_link()
+        return await self._bulk.accept(peer_id, label)
 
     async def open_bulk(self, peer: Peer, label: bytes) -> BulkLink:
         """Do the work of `Peer.open_bulk`."""
-        if len(label) > MAX_LABEL_BYTES:
-            raise UsageError(f"a bulk label has at most {MAX_LABEL_BYTES} bytes")
-        attempts: list[tuple[str, str]] = []
-        with trio.move_on_after(BULK_DIAL_S) as direct:
-            try:
-                raw, result = await self._dial_bulk(peer, label)
-            except PeerUnreachable as error:
-                attempts += error.attempts
-            else:
-                return peer.adopt_link(raw, result)
-        if direct.cancelled_caught:
-            attempts.append((str(peer.address), f"no answer within {BULK_DIAL_S:g} s"))
-        token = self._random_bytes(TOKEN_BYTES)
-        taker = self._rendezvous.expect((peer.node_id, token))
-        try:
-            await peer.call(DIAL_BACK, token + label)
-        except RemoteCallFailed as error:
-            self._rendezvous.forget(taker)
-            attempts.append(("dial-back", str(error)))
-            raise PeerUnreachable(attempts=attempts) from None
-        except BaseException:
-            self._rendezvous.forget(taker)
-            raise
-        raw, result = await self._rendezvous.wait(taker)
-        return peer.adopt_link(raw, result)
+        return await self._bulk.open(peer, label)
 
-    async def _dial_bulk(self, peer: Peer, label: bytes) -> Delivery:
-        candidates = list(peer.listen)
-        if peer.initiated:
-            candidates.insert(0, peer.address)
-        else:  # behind a port-preserving NAT the host we see is right and the one it knows is not
-            candidates += [Address(peer.address.host, address.port) for address in peer.listen]
+    # What peers tell us
 
-        async def establish(raw: RawStream, _address: Address, commit: Commit) -> Delivery:
-            intro = Intro("bulk", self.name, (), label)
-            handshake = self._handshake("initiator", intro, peer.node_id)
-            result = await shake_hands(
-                raw, handshake, deadline=self._handshake_deadline(), commit=commit
-            )
-            return raw, result
+    def on_peer_lost(self, peer: Peer) -> None:
+        """Forget a peer whose last connection has ended (called by the peer)."""
+        if self._registry.on_peer_lost(peer):
+            self._bulk.rendezvous.drop_peer(peer.node_id, peer.close_reason)
 
-        return await dial(
-            self._network, candidates, establish, lambda delivery: delivery[0].abort()
-        )
-
-    async def _dial_back(self, peer: Peer, request: bytes) -> bytes:
-        """A peer cannot reach us: open the bulk connection that it wants to open."""
-        token, label = request[:TOKEN_BYTES], request[TOKEN_BYTES:]
-        if len(token) < TOKEN_BYTES or len(label) > MAX_LABEL_BYTES:
-            raise RemoteCallFailed("malformed request")
-        try:
-            delivery = await self._dial_bulk(peer, token)
-        except PeerUnreachable as error:
-            raise RemoteCallFailed(str(error)) from None
-        self._nursery.start_soon(self._offer, (peer.node_id, label), delivery)
-        return b""
+    def on_path_changed(self, peer: Peer, old: Path, new: Path) -> None:
+        """Tell the watchers that a peer's bytes travel another way now (called by the peer)."""
+        self._registry.on_path_changed(peer, old, new)
 
     # Lifetime
 
     async def _listen(
         self, listen: Sequence[Address], advertise: Sequence[Address]
     ) -> list[RawListener]:
+        context = self._context
         listeners: list[RawListener] = []
         try:
             for address in listen:
-                listener = await self._network.listen(address)
+                listener = await context.network.listen(address)
                 listeners.append(listener)
         except BaseException:
             for listener in listeners:
                 with trio.CancelScope(shield=True):  # closing a listener never waits
                     await listener.aclose()
             raise
-        self.addresses = tuple(listener.address for listener in listeners)
-        self._advertised = tuple(dict.fromkeys([*advertise, *self.addresses]))[:MAX_LISTEN]
+        context.listening = tuple(listener.address for listener in listeners)
+        context.advertised = tuple(dict.fromkeys([*advertise, *self.addresses]))[:MAX_LISTEN]
         for listener in listeners:
-            self._nursery.start_soon(self._serve_listener, listener)
+            context.nursery.start_soon(self._serve_listener, listener)
+        context.nursery.start_soon(self._announcer.run)
         return listeners
 
     async def _serve_listener(self, listener: RawListener) -> None:
         await serve_listener(
             listener,
-            nursery=self._nursery,
-            admission=self._admission,
-            handle=self._inbound,
-            reporter=self._reporter,
+            nursery=self._context.nursery,
+            admission=self._context.admission,
+            handle=self._inbound.handle,
+            reporter=self._context.reporter,
         )
 
     async def _close(self, listeners: Sequence[RawListener]) -> None:
         """Say goodbye to everybody; bounded by the goodbye of a connection."""
-        self._closed = True
-        for peer in list(self._peers.values()):
-            peer.close("shutting down")
-        self._watchers.close()
+        self._context.closed = True
         with trio.CancelScope(shield=True):  # closing a listener never waits; goodbyes are bounded
+            self._registry.say_goodbye()
             for listener in listeners:
                 await listener.aclose()
-            while self._running:
-                await self._idle.park()
+            await self._registry.wait_idle()
 
 
 @asynccontextmanager
@@ -552,14 +344,16 @@ async def open_endpoint(
     try:
         async with trio.open_nursery() as nursery:
             endpoint = Endpoint(
-                identity,
-                swarm,
-                network,
-                name=name,
-                limits=Limits() if limits is None else limits,
-                random_bytes=random_bytes,
-                rng=random.Random() if rng is None else rng,
-                nursery=nursery,
+                Context(
+                    identity,
+                    swarm,
+                    network,
+                    name=name,
+                    limits=Limits() if limits is None else limits,
+                    random_bytes=random_bytes,
+                    rng=random.Random() if rng is None else rng,
+                    nursery=nursery,
+                )
             )
             try:
                 listeners = await endpoint._listen(listen, advertise)  # noqa: SLF001
@@ -585,4 +379,11 @@ def _is_cancellation(error: BaseException) -> bool:
     return isinstance(error, trio.Cancelled)
 
 
-__all__ = ["Endpoint", "LostPeer", "PeerDown", "PeerUp", "open_endpoint"]
+__all__ = [
+    "Endpoint",
+    "LostPeer",
+    "PeerDown",
+    "PeerPathChanged",
+    "PeerUp",
+    "open_endpoint",
+]

@@ -127,9 +127,10 @@ class SecureLink:
         self.bytes_sent = 0
         self.bytes_received = len(result.leftover)
         self.received_at = trio.current_time()
-        self._seal = result.sealer.seal_into
+        self._sealer = result.sealer
         self._opener = result.opener
-        self._out = memoryview(bytearray(OVERHEAD_BYTES))
+        self._peeked: tuple[int, memoryview] | None = None
+        self._out = memoryview(bytearray(2 * OVERHEAD_BYTES))
         self._buffer = memoryview(bytearray(max(RECEIVE_BYTES, len(result.leftover))))
         self._start, self._end = 0, len(result.leftover)
         self._buffer[: self._end] = result.leftover
@@ -142,10 +143,13 @@ class SecureLink:
         Raises:
             ConnectionBroken: the connection is broken, or was closed here.
         """
-        size = len(payload) + OVERHEAD_BYTES
+        size = len(payload) + 2 * OVERHEAD_BYTES
         if len(self._out) < size:
             self._out = memoryview(bytearray(max(size, 2 * len(self._out))))
-        end = self._seal(kind, payload, self._out)
+        end = 0
+        if self._sealer.rekey_due(trio.current_time()):
+            end = self._sealer.seal_into(RecordKind.REKEY, b"", self._out)
+        end += self._sealer.seal_into(kind, payload, self._out[end:])
         try:
             await self.raw.send_all(self._out[:end])
         except trio.BrokenResourceError as error:
@@ -166,6 +170,9 @@ class SecureLink:
             ConnectionBroken: the connection ended without a goodbye, is broken, or was closed.
             RecordError: the bytes are not the peer's records. Fatal.
         """
+        if self._peeked is not None:
+            record, self._peeked = self._peeked, None
+            return record
         while True:
             start, available = self._start, self._end - self._start
             if available >= HEADER_BYTES:
@@ -176,6 +183,8 @@ class SecureLink:
                     body = self._buffer[start + HEADER_BYTES : start + whole]
                     self._opener.open_into(header, body, body[:length])
                     self._start = start + whole
+                    if kind == RecordKind.REKEY:
+                        continue
                     return kind, body[:length]
             self._make_room()
             try:
@@ -189,6 +198,22 @@ class SecureLink:
             self._end += count
             self.bytes_received += count
             self.received_at = trio.current_time()
+
+    async def peek(self) -> tuple[int, memoryview]:
+        """Wait for one record as `receive` does, and leave it for the next `receive`.
+
+        Cancelling loses nothing.
+
+        Raises:
+            ConnectionBroken, RecordError: as for `receive`.
+        """
+        self._peeked = await self.receive()
+        return self._peeked
+
+    @property
+    def buffered(self) -> int:
+        """Bytes received that no record returned so far has used."""
+        return self._end - self._start
 
     def _make_room(self) -> None:
         """Have free space behind the buffered bytes: move them, or double a full buffer."""

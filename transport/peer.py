@@ -16,7 +16,7 @@ link of the peer fails with `PeerLost` in the same step. Both sides choose the s
 two crossing connections, the one initiated by the lower node id.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -47,6 +47,21 @@ MAX_REASON_BYTES: Final = 256
 
 WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104  (recognised, not bound)
 
+
+def seen_from_here(listen: Iterable[Address], remote: Address) -> tuple[Address, ...]:
+    """Where a peer can be dialed, without doubles: "any interface" becomes the host we see it at.
+
+    Over a relay the host we see is the relay's, so such addresses mean nothing to us.
+    """
+    found: dict[Address, None] = {}
+    for address in listen:
+        if address.host not in WILDCARDS or address.relay:
+            found[address] = None
+        elif not remote.relay:
+            found[Address(remote.host, address.port)] = None
+    return tuple(found)
+
+
 CallHandler = Callable[["Peer", bytes], Awaitable[bytes]]
 
 _RESET_REASONS: Final = {
@@ -64,8 +79,10 @@ class Peer:
         node_id: who it is, authenticated.
         public_key: its Ed25519 key.
         name: what it calls itself; not unique, not verified.
-        address: the other end of the first connection, as the network reports it.
+        address: the other end of the primary connection, as the network reports it; with the
+            relay's id where one carries it. The last one known once the peer is lost.
         listen: where it says it can be dialed; "any interface" is replaced by the host we see.
+        bulk_way: how a bulk connection with it was opened last; "" if it never was.
         connected_at: trio time.
         closed: set when the peer is lost or was closed.
         close_reason: why; "" before.
@@ -76,14 +93,8 @@ class Peer:
         self.node_id: NodeId = result.node_id
         self.public_key: bytes = result.public_key
         self.name: str = result.intro.name
-        self.address: Address = raw.remote
-        self.listen: tuple[Address, ...] = tuple(
-            dict.fromkeys(
-                Address(raw.remote.host, address.port) if address.host in WILDCARDS else address
-                for address in result.intro.listen
-            )
-        )
-        self.initiated = connection.initiated
+        self.listen: tuple[Address, ...] = seen_from_here(result.intro.listen, raw.remote)
+        self.bulk_way = ""
         self.connected_at = trio.current_time()
         self.closed = trio.Event()
         self.close_reason = ""
@@ -93,6 +104,8 @@ class Peer:
         self._opening_links = 0
         self._sent = self._received = 0  # by connections that have ended, and by bulk links
         self._last_seen = self.connected_at
+        self.address: Address = raw.remote
+        self._path = raw.path
         self.add_connection(connection, primary=True)
 
     def __repr__(self) -> str:
@@ -103,8 +116,18 @@ class Peer:
 
     @property
     def path(self) -> Path:
-        """How the bytes travel now."""
-        return self._connections[0].link.raw.path if self._connections else Path.DIRECT
+        """How the bytes travel now; how they did last once the peer is lost."""
+        return self._path
+
+    @property
+    def dialed(self) -> bool:
+        """Whether we dialed `address`; if not, it may be a port that nobody listens on."""
+        return bool(self._connections) and self._connections[0].link.result.role == "initiator"
+
+    @property
+    def relay(self) -> NodeId | None:
+        """Who carries the bytes, if anybody does."""
+        return self.address.relay_id if self._path is Path.RELAYED else None
 
     @property
     def rtt_s(self) -> float | None:
@@ -114,21 +137,17 @@ class Peer:
     @property
     def bytes_sent(self) -> int:
         """On the wire, control and bulk, since it connected."""
-        return self._sent + sum(connection.link.bytes_sent for connection in self._connections)
+        return self._sent + sum(connection.bytes_sent for connection in self._connections)
 
     @property
     def bytes_received(self) -> int:
         """On the wire, control and bulk, since it connected."""
-        return self._received + sum(
-            connection.link.bytes_received for connection in self._connections
-        )
+        return self._received + sum(connection.bytes_received for connection in self._connections)
 
     @property
     def last_seen(self) -> float:
         """Trio time of the last byte on a control connection."""
-        return max(
-            [self._last_seen, *(connection.link.received_at for connection in self._connections)]
-        )
+        return max([self._last_seen, *(connection.received_at for connection in self._connections)])
 
     # Streams and calls
 
@@ -205,10 +224,11 @@ class Peer:
     async def open_bulk(self, label: bytes) -> BulkLink:
         """Open a bulk connection that the peer takes with `accept_bulk(our id, label)`.
 
-        Dials the peer; where that fails, asks it to dial us.
+        Dials the peer; where that fails, asks it to dial us; where that fails too, uses a stream
+        of the connection there is.
 
         Raises:
-            PeerUnreachable: neither way worked; every attempt's reason is kept.
+            PeerUnreachable: no way worked; every attempt's reason is kept.
             PeerLost: the peer is not connected, or was lost meanwhile.
             StreamLimitReached: `limits.bulk_links_per_peer` are open.
         """
@@ -277,6 +297,7 @@ class Peer:
         """Add a connection; the other ones are retired, or this one is."""
         connection.peer = self
         connection.on_end = self._connection_ended
+        connection.on_moved = self._note_path
         if primary:
             for other in self._connections:
                 other.retire()
@@ -286,13 +307,30 @@ class Peer:
             self._connections.append(connection)
         for surplus in self._connections[3:]:
             surplus.close("too many connections", CloseCode.DUPLICATE)
+        self._note_path()
+
+    def connection_named(self, connection_id: bytes) -> Connection | None:
+        """The living connection with that id, if there is one."""
+        for connection in self._connections:
+            if connection.connection_id == connection_id and connection.alive:
+                return connection
+        return None
+
+    def _note_path(self) -> None:
+        """The primary connection may be another one now, or travel another way."""
+        raw = self._connections[0].link.raw
+        old, self._path, self.address = self._path, raw.path, raw.remote
+        if old is not raw.path:
+            self.bulk_way = ""
+            self._endpoint.on_path_changed(self, old, raw.path)
 
     def _connection_ended(self, connection: Connection) -> None:
         self._connections.remove(connection)
-        self._last_seen = max(self._last_seen, connection.link.received_at)
-        self._sent += connection.link.bytes_sent
-        self._received += connection.link.bytes_received
+        self._last_seen = max(self._last_seen, connection.received_at)
+        self._sent += connection.bytes_sent
+        self._received += connection.bytes_received
         if self._connections:
+            self._note_path()
             return
         self.close_reason = connection.end_reason
         self.closed.set()

@@ -14,6 +14,9 @@ CipherState with a bigger message limit and its own header, not stock Noise tran
 Nonce: 32 zero bits, then the record's number in its direction as a 64-bit big-endian counter. It is never sent, so a record out of
 its place fails its tag. Rekey: after the record with which a key has sealed 2^36 plaintext bytes or 2^24 records, both sides set
 k = REKEY(k) (Noise specification, section 4.2); the counter keeps running. At 2^36 bytes the GCM bound is about 2^-65 per key.
+The two clocks do not agree, so the age of a key is the sealer's business alone: when `rekey_due` says so it seals an empty record
+of kind REKEY, and both sides change the key after that record. A key that is stolen from memory thus opens an hour at most of
+what was recorded before it (REKEY is one-way), and none of it once the connection has gone on to the next.
 
 Invariants: no (key, nonce) pair is used twice; the counter moves before the cipher runs, so that a failure can only desynchronise
 (and kill) the connection; after one failed tag an Opener refuses everything, and the unauthenticated plaintext is wiped.
@@ -45,6 +48,8 @@ MAX_RECORD_BYTES = 1048576
 """Largest payload accepted; bounds what a peer makes us buffer before a tag is checked."""
 REKEY_BYTES = 2**36
 REKEY_RECORDS = 2**24
+REKEY_AGE_S = 3600.0
+"""Seconds a key seals before its successor takes over, if there is anything to seal."""
 KEY_BYTES = 32
 
 _MAX_COUNTER = 2**64 - 1  # reserved for REKEY by Noise
@@ -63,6 +68,10 @@ class RecordKind(IntEnum):
     """Header of one bulk transfer."""
     BULK_DATA = 3
     """Bytes of a bulk transfer."""
+    SWITCH = 4
+    """The connection goes on over another link (`transport.migration`)."""
+    REKEY = 5
+    """Empty; the sender's next record is under the successor of its key."""
 
 
 _LAST_KIND = max(RecordKind)
@@ -125,7 +134,27 @@ class Sealer(_Direction):
         rekey_bytes, rekey_records: thresholds; both sides must agree, so only tests change them.
     """
 
-    __slots__ = ()
+    __slots__ = ("_key_since",)
+
+    def __init__(
+        self, key: bytes, *, rekey_bytes: int = REKEY_BYTES, rekey_records: int = REKEY_RECORDS
+    ) -> None:
+        super().__init__(key, rekey_bytes=rekey_bytes, rekey_records=rekey_records)
+        self._key_since: float | None = None
+
+    def rekey_due(self, now: float) -> bool:
+        """Whether to seal an empty record of kind REKEY before the next one.
+
+        Args:
+            now: monotonic seconds; a key's age counts from the first call after it came into use.
+        """
+        if self._key_since is None:
+            self._key_since = now
+        return now - self._key_since >= REKEY_AGE_S
+
+    def _rekey(self) -> None:
+        super()._rekey()
+        self._key_since = None
 
     def seal_into(self, kind: int, payload: Buffer, out: memoryview) -> int:
         """Write one whole record at the start of `out`; return its size, len(payload) + 21.
@@ -134,7 +163,7 @@ class Sealer(_Direction):
 
         Raises:
             RecordTooLarge: payload over MAX_RECORD_BYTES; nothing was used up.
-            UsageError: `out` is too small; nothing was used up.
+            UsageError: `out` is too small, or a REKEY is not empty; nothing was used up.
             RecordError: the counter is used up (2^64 - 1 records).
         """
         view = memoryview(payload)
@@ -146,6 +175,8 @@ class Sealer(_Direction):
             raise RecordTooLarge(f"record of {length} bytes, limit {MAX_RECORD_BYTES}")
         if len(out) < end:
             raise UsageError(f"the output buffer has {len(out)} bytes, the record needs {end}")
+        if kind == RecordKind.REKEY and length:
+            raise UsageError("a rekey record is empty")
         counter = self._counter
         if counter >= _MAX_COUNTER:
             raise RecordError("the record counter is used up")
@@ -156,7 +187,11 @@ class Sealer(_Direction):
         out[:HEADER_BYTES] = header
         self._cipher.encrypt_into(self._nonce, view, header, out[HEADER_BYTES:end])
         self._total_bytes += length
-        if self._total_bytes >= self._rekey_at_bytes or self._counter >= self._rekey_at_records:
+        if (
+            self._total_bytes >= self._rekey_at_bytes
+            or self._counter >= self._rekey_at_records
+            or kind == RecordKind.REKEY
+        ):
             self._rekey()
         return end
 
@@ -220,6 +255,8 @@ class Opener(_Direction):
             raise MalformedRecord("the record's body does not have the announced length")
         if length > MAX_RECORD_BYTES:
             raise RecordTooLarge(f"record of {length} bytes, limit {MAX_RECORD_BYTES}")
+        if aad[4] == RecordKind.REKEY and length:
+            raise MalformedRecord("a rekey record is empty")
         counter = self._counter
         if counter >= _MAX_COUNTER:
             raise RecordError("the record counter is used up")
@@ -233,6 +270,10 @@ class Opener(_Direction):
             raise AuthenticationFailed(f"record {counter} failed authentication") from None
         self._failed = False
         self._total_bytes += length
-        if self._total_bytes >= self._rekey_at_bytes or self._counter >= self._rekey_at_records:
+        if (
+            self._total_bytes >= self._rekey_at_bytes
+            or self._counter >= self._rekey_at_records
+            or aad[4] == RecordKind.REKEY
+        ):
             self._rekey()
         return length

@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from transport.address import Address
+from transport.network import Path
 
 if TYPE_CHECKING:
     from transport.peer import Peer
@@ -40,6 +41,15 @@ class PeerDown:
 
 
 @attrs.frozen
+class PeerPathChanged:
+    """The bytes of a peer travel another way now; its streams go on."""
+
+    peer: "Peer"
+    old: Path
+    new: Path
+
+
+@attrs.frozen
 class Lagged:
     """Events were left out: look at `endpoint.peers`."""
 
@@ -61,7 +71,7 @@ class LostPeer:
     """Where it was."""
 
 
-PeerEvent = PeerUp | PeerDown | Lagged
+PeerEvent = PeerUp | PeerDown | PeerPathChanged | Lagged
 
 
 class Watchers:

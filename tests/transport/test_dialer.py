@@ -20,7 +20,7 @@ class ScriptedNetwork(Network):
         self.world = MemoryNetwork(1)
         self.tried: list[tuple[float, str]] = []
 
-    async def connect(self, address: Address) -> RawStream:
+    async def connect(self, address: Address, *, source: Address | None = None) -> RawStream:
         self.tried.append((trio.current_time(), address.host))
         delay_s, reason = self.script[address.host]
         await trio.sleep(delay_s)
@@ -86,10 +86,10 @@ async def test_every_reason_is_kept_in_order(autojump_clock: object) -> None:
     with pytest.raises(PeerUnreachable) as caught:
         await dial(network, at("unknown", "10.0.0.1", "10.0.0.2", "10.0.0.3"), refuse, nothing)
     assert caught.value.attempts == (
-        ("unknown:1", "name or service not known"),
-        ("10.0.0.1:1", "no route to host"),
-        ("10.0.0.2:1", "the other side plays our own role"),
-        ("10.0.0.3:1", "connection timed out"),
+        ("unknown:1", "direct: name or service not known"),
+        ("10.0.0.1:1", "direct: no route to host"),
+        ("10.0.0.2:1", "direct: the other side plays our own role"),
+        ("10.0.0.3:1", "direct: connection timed out"),
     )
     assert caught.value.hint == "check the spelling"
     assert trio.current_time() < CONNECT_TIMEOUT_S + 3 * STAGGER_S + 0.1

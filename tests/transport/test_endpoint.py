@@ -295,8 +295,8 @@ async def test_unreachable_lists_every_reason(autojump_clock: object) -> None:
         with pytest.raises(PeerUnreachable) as caught:
             await a.connect([address(9), address(8), address(2), address(1)], expected=c.node_id)
         reasons = dict(caught.value.attempts)
-        assert reasons[str(address(9))] == "connection refused"
-        assert reasons[str(address(8))] == "connection timed out"
+        assert reasons[str(address(9))] == "direct: connection refused"
+        assert reasons[str(address(8))] == "direct: connection timed out"
         assert "expected" in reasons[str(address(2))]
         assert "own identity" in reasons[str(address(1))]
         with pytest.raises(SelfDialed):

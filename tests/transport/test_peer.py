@@ -245,7 +245,7 @@ async def test_bulk_without_a_control_connection_is_refused(autojump_clock: obje
         with pytest.raises(PeerLost, match="not connected"):
             await a.accept_bulk(a.node_id, b"")
         # b forgets a, and a dials its bulk link all the same.
-        dial = a._dial_bulk
+        dial = a._bulk.dial
         b.peers[a.node_id].close("bye")
         raw, _ = await dial(peer, b"label")
         with pytest.raises(trio.BrokenResourceError):

@@ -1,0 +1,143 @@
+"""What a raw stream that somebody else opened becomes: a peer, a bulk link, a probe, or nothing.
+
+Problem: streams come from listeners, over relays and inside other connections, from anybody, and
+until the handshake is done nobody knows what they are for. Idea: one way in for all of them, with
+the same admission, the same deadline and the same counters; the initiator's introduction then
+decides.
+
+Invariants: each admitted stream is released from admission exactly once, when its handshake is
+over; a stream is given on or closed; every refusal is counted by reason.
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from transport.context import Context
+from transport.errors import ConnectionBroken, HandshakeFailed, TransportError
+from transport.handshake import HandshakeResult
+from transport.identity import NodeId
+from transport.link import shake_hands
+from transport.network import Path, RawStream
+from transport.registry import Registry
+from transport.rendezvous import Delivery
+
+Offer = Callable[[tuple[NodeId, bytes], Delivery], Awaitable[None]]
+
+
+class Inbound:
+    """The way in of one endpoint.
+
+    Args:
+        context: who we are.
+        registry: takes control connections.
+        offer: takes bulk connections.
+    """
+
+    def __init__(self, context: Context, registry: Registry, offer: Offer) -> None:
+        self._context = context
+        self._registry = registry
+        self._offer = offer
+        self._punching: Counter[str] = Counter()  # hosts with a punch under way
+
+    @contextmanager
+    def expect_punch(self, host: str) -> Iterator[None]:
+        """Take hellos of the punch role from `host` inside the block."""
+        self._punching[host] += 1
+        try:
+            yield
+        finally:
+            self._punching[host] -= 1
+            if not self._punching[host]:
+                del self._punching[host]
+
+    async def take(self, raw: RawStream) -> None:
+        """Do the work of `Endpoint.take_inbound`."""
+        context = self._context
+        refusal = context.admission.admit(raw.remote.host, trio.current_time())
+        if refusal is not None:
+            context.reporter.count(refusal.value)
+            raw.abort()
+            return
+        try:
+            await self.handle(raw)
+        except BaseException:
+            raw.abort()
+            raise
+
+    async def handle(self, raw: RawStream) -> None:
+        """Take one admitted connection through its handshake to its purpose."""
+        context = self._context
+        deadline = context.handshake_deadline()
+        result = None
+        try:
+            result = await self._shake_hands(raw, deadline)
+            if result is None:
+                return
+            if result.intro.kind == "bulk":
+                with trio.move_on_at(deadline):  # it may have overtaken its control connection
+                    while result.node_id not in self._registry.peers:
+                        await self._registry.arrivals.park()
+        finally:
+            context.admission.release(
+                raw.remote.host, trio.current_time(), member=result is not None
+            )
+            if result is None:
+                raw.abort()
+        match result.intro.kind:
+            case "control":
+                await self._take_control(raw, result)
+            case "bulk":
+                await self._take_bulk(raw, result)
+            case "probe":
+                await raw.aclose()
+                context.reporter.count("probes-answered")
+                if context.on_probe is not None:
+                    context.on_probe(result.node_id, result.intro.label)
+
+    async def _shake_hands(self, raw: RawStream, deadline: float) -> HandshakeResult | None:
+        context = self._context
+        handshake = context.handshake(
+            "responder",
+            context.control_intro(raw),
+            allow_punch=raw.remote.host in self._punching,
+        )
+        try:
+            return await shake_hands(raw, handshake, deadline=deadline)
+        except HandshakeFailed as error:
+            context.reporter.count(f"handshake-{error.code}")
+        except ConnectionBroken:
+            context.reporter.count("handshake-broken")
+        return None
+
+    async def _take_control(self, raw: RawStream, result: HandshakeResult) -> None:
+        named = result.intro.label
+        if not named:
+            try:
+                self._registry.register(self._registry.secure(raw, result))
+            except TransportError:
+                return
+            return
+        connection = self._registry.connection_named(result.node_id, named)
+        if connection is None:
+            self._context.reporter.count("refused-upgrade-without-connection")
+            raw.abort()
+            return
+        raw.path = upgraded_path(raw, result)
+        await self._registry.adopt(self._registry.secure(raw, result), connection).wait()
+
+    async def _take_bulk(self, raw: RawStream, result: HandshakeResult) -> None:
+        if result.node_id in self._registry.peers:
+            await self._offer((result.node_id, result.intro.label), (raw, result))
+        else:
+            raw.abort()
+            self._context.reporter.count("refused-bulk-without-peer")
+
+
+def upgraded_path(raw: RawStream, result: HandshakeResult) -> Path:
+    """How a stream travels that is to take over a relayed connection, as both sides see it."""
+    if result.punched:
+        return Path.PUNCHED
+    return Path.REVERSED if raw.path is Path.DIRECT else raw.path
