@@ -17,11 +17,15 @@ Model (after turmoil and FoundationDB's sim2, for streams instead of datagrams):
   blackhole also stops the other direction once its send window is full, as with real ACKs.
 * Each direction of a connection holds at most `window_bytes` between `send_all` and
   `receive_into`: a reader that stops blocks its writer and memory stays bounded.
+* A host may stand behind NATs and firewalls (`transport.nat_model`), and machines behind different
+  ones may have equal addresses. Such a host is called by a name: its address with those of its
+  NATs before it, "198.51.100.1/10.0.0.2". Links and partitions go by the address under which two
+  hosts see each other, so all hosts behind one NAT share that NAT's line to the internet.
 * A killed host vanishes: politely (its peers see a reset, as when a process dies) or silently
   (as when power fails: nothing is ever heard again).
 
-Nothing moves the bytes: a chunk lies in the receiver's inbox with its arrival time, and the
-reader sleeps until then. One alarm clock wakes all readers of the world; arrival times are
+How a host opens connections is in `transport.memory_host`, how bytes wait for their reader in
+`transport.memory_stream`. One alarm clock wakes all readers of the world; arrival times are
 rounded up to `tick_s`, so that many share one loop pass.
 
 `trace_digest()` hashes every send, delivery, connection and fault with its time and content;
@@ -30,32 +34,35 @@ for tests that must not be vacuous.
 """
 # ruff: noqa: SLF001  (world, host, listener and stream are one model in four classes)
 
+from __future__ import annotations
+
 import hashlib
 import math
 import random
 import struct
-import zlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Final, Literal
+from typing import Literal
 
 import trio
 
 from transport.address import Address
-from transport.buffer import Buffer
-from transport.errors import AddressInUse, ConnectFailed, ListenFailed
 from transport.link_model import LinkModel, LinkSettings
-from transport.network import Network, RawListener, RawStream
+from transport.memory_host import Attempt, MemoryHost, MemoryListener, MultiHomedHost
+from transport.memory_stream import MemoryStream
+from transport.nat_model import Nat, NatKind, Refusal
+from transport.nat_topology import Gate, Realm
 from transport.wakeup import AlarmClock
 
-FIRST_EPHEMERAL_PORT: Final = 49152
-CONNECT_TIMEOUT_S: Final = 127.0
-"""How long Linux retries a SYN by default (tcp_syn_retries = 6)."""
-
-
-def _now() -> float:
-    """Return the trio time, or 0.0 while the world is being built outside of a run."""
-    return trio.current_time() if trio.lowlevel.in_trio_run() else 0.0
+__all__ = [
+    "LinkSettings",
+    "MemoryHost",
+    "MemoryListener",
+    "MemoryNetwork",
+    "MemoryStream",
+    "MultiHomedHost",
+    "NatKind",
+]
 
 
 class MemoryNetwork:
@@ -84,8 +91,11 @@ class MemoryNetwork:
         self.tick_s = tick_s
         self._default = LinkSettings() if default is None else default
         self._links: dict[tuple[str, str], LinkModel] = {}
-        self._hosts: dict[str, MemoryHost] = {}
-        self._listeners: dict[Address, MemoryListener] = {}
+        self._internet = Realm()
+        self._gates: dict[Nat, Gate] = {}
+        self._hosts: dict[str, MemoryHost] = {}  # by name
+        self._attempts: dict[int, Attempt] = {}  # to connect, oldest first
+        self._attempt_count = 0
         self._connections: dict[int, tuple[MemoryStream, MemoryStream]] = {}
         self._connection_count = 0
         self._dead: dict[str, Literal["reset", "silent"]] = {}
@@ -96,12 +106,73 @@ class MemoryNetwork:
 
     # The world as tests shape it
 
-    def host(self, ip: str) -> "MemoryHost":
-        """Return the network as the machine with address `ip` sees it (created when new)."""
-        host = self._hosts.get(ip)
+    def host(self, ip: str, *, behind: Nat | None = None) -> MemoryHost:
+        """Return the network as the machine with address `ip` sees it (created when new).
+
+        Args:
+            ip: its own address; machines behind different NATs may have the same.
+            behind: what stands between it and the internet.
+
+        Raises:
+            UsageError: a NAT has this address.
+        """
+        realm = self._realm(behind)
+        name = realm.name_of(ip)
+        host = self._hosts.get(name)
         if host is None:
-            host = self._hosts[ip] = MemoryHost(self, ip)
+            host = MemoryHost(self, realm, ip)
+            realm.put(ip, host)
+            self._hosts[name] = host
         return host
+
+    def nat(
+        self,
+        public_ip: str,
+        kind: NatKind | str,
+        *,
+        behind: Nat | None = None,
+        hairpin: bool = False,
+        syn_timeout_s: float = 120.0,
+        idle_timeout_s: float = 7440.0,
+        closed_timeout_s: float = 120.0,
+    ) -> Nat:
+        """Put up a NAT or a firewall, for `host(ip, behind=...)`; see `transport.nat_model`.
+
+        Args:
+            public_ip: its outer address. Links and partitions to the hosts behind it are those of this address.
+            kind: how it maps and filters.
+            behind: another one before it (double NAT).
+            hairpin: whether hosts behind it reach each other at the public address.
+            syn_timeout_s: life of an unanswered session (seconds).
+            idle_timeout_s: life of an open connection without a packet (seconds).
+            closed_timeout_s: life of a session after the end of its connection (seconds).
+
+        Raises:
+            UsageError: the address is taken.
+        """
+        realm = self._realm(behind)
+        box = Nat(
+            public_ip,
+            kind,
+            rng=self._random("nat", realm.name_of(public_ip)),
+            hairpin=hairpin,
+            syn_timeout_s=syn_timeout_s,
+            idle_timeout_s=idle_timeout_s,
+            closed_timeout_s=closed_timeout_s,
+        )
+        self._gates[box] = realm.behind(box)
+        return box
+
+    def reboot_nat(self, nat: Nat, public_ip: str | None = None) -> None:
+        """Let a NAT forget everything; it may come back with another public address.
+
+        Connections through it are not told: what either end sends from now on is lost, or meets a reset.
+        """
+        self._record("nat-reboot", nat.public_ip, public_ip or nat.public_ip)
+        nat.reboot()
+        if public_ip is not None and public_ip != nat.public_ip:
+            gate = self._gates[nat]
+            gate.outer.move(gate, public_ip)
 
     def set_link(self, a: str, b: str, settings: LinkSettings, *, both: bool = True) -> None:
         """Set how bytes travel from host `a` to host `b`, and back if `both`."""
@@ -126,8 +197,10 @@ class MemoryNetwork:
         link = self._link(a, b)
         if link.blocked:
             link.blocked = False
-            link.healed_at = _now()
+            link.healed_at = self._now()
             self._healing.unpark_all()
+            for attempt in list(self._attempts.values()):
+                attempt.waiter.wake()
             for number in sorted(self._connections):
                 pair = self._connections[number]
                 if link in (pair[0]._link, pair[1]._link):
@@ -151,20 +224,21 @@ class MemoryNetwork:
                 self.unblock(a, b)
 
     def kill_host(self, ip: str, *, silent: bool = False) -> None:
-        """Remove a host with its listeners and connections.
+        """Remove a host (by its name) with its listeners and connections.
 
         The streams and listeners on it fail at once. Its peers see a reset, or nothing at all
         if `silent`. Ending the tasks that ran there is the caller's part.
         """
         self._record("kill", ip, "silent" if silent else "reset")
         self._dead[ip] = "silent" if silent else "reset"
-        for address in sorted(self._listeners):
-            if address.host == ip:
-                self._listeners[address]._close()
+        host = self._hosts.get(ip)
+        if host is not None:
+            for port in sorted(host._listeners):
+                host._listeners[port]._close()
         for number in sorted(self._connections):
             pair = self._connections[number]
             for stream in pair:
-                if stream.local.host == ip:
+                if stream._host.name == ip:
                     stream._fail("the host was killed", tell_peer=not silent)
 
     def revive_host(self, ip: str) -> None:
@@ -173,7 +247,7 @@ class MemoryNetwork:
         self._dead.pop(ip, None)
         for number in sorted(self._connections):
             for stream in self._connections[number]:
-                if stream.local.host == ip and stream._broken and stream._peer._in_window > 0:
+                if stream._host.name == ip and stream._broken and stream._peer._in_window > 0:
                     stream._tell_reset()  # its retransmissions now meet a kernel that answers
 
     def reset_connections(self, a: str, b: str) -> int:
@@ -181,7 +255,7 @@ class MemoryNetwork:
         count = 0
         for number in sorted(self._connections):
             first, second = self._connections[number]
-            if {first.local.host, second.local.host} == {a, b}:
+            if {first._host.name, second._host.name} == {a, b}:
                 first._fail("connection reset", tell_peer=True)
                 count += 1
         return count
@@ -203,6 +277,14 @@ class MemoryNetwork:
 
     # Internals
 
+    @staticmethod
+    def _now() -> float:
+        """Return the trio time, or 0.0 while the world is being built outside of a run."""
+        return trio.current_time() if trio.lowlevel.in_trio_run() else 0.0
+
+    def _realm(self, nat: Nat | None) -> Realm:
+        return self._internet if nat is None else self._gates[nat].inner
+
     def _link(self, a: str, b: str) -> LinkModel:
         link = self._links.get((a, b))
         if link is None:
@@ -212,7 +294,7 @@ class MemoryNetwork:
     def _record(self, kind: str, *details: object) -> None:
         self._statistics[kind] += 1
         text = "|".join(map(str, details))
-        self._trace.update(f"{_now():.9f} {kind} {text}\n".encode())
+        self._trace.update(f"{self._now():.9f} {kind} {text}\n".encode())
 
     def _arrival(self, when: float) -> float:
         if self.tick_s <= 0 or when <= trio.current_time():
@@ -232,351 +314,20 @@ class MemoryNetwork:
         while link.blocked:
             await self._healing.park()
 
-    async def _connect(self, host: "MemoryHost", address: Address) -> "MemoryStream":
-        there, back = self._link(host.ip, address.host), self._link(address.host, host.ip)
-        backoff_s = 1.0
-        while True:
-            await self._travel(there)
-            listener = self._listeners.get(address)
-            if self._dead.get(address.host) == "silent":
-                await trio.sleep_forever()
-            if listener is None:
-                await self._travel(back)
-                raise ConnectFailed("connection refused")
-            if len(listener._waiting) < self.backlog:
-                break
-            await trio.sleep(backoff_s)  # Linux drops the SYN when the queue is full
-            backoff_s *= 2
-        if host.ip in self._dead:
-            raise ConnectFailed("network is down")
-        number = self._connection_count
+    def _new_attempt(self, local: Address, target: Address) -> Attempt:
+        attempt = Attempt(self._attempt_count, local, target)
+        self._attempt_count += 1
+        self._attempts[attempt.number] = attempt
+        return attempt
+
+    def _new_number(self) -> int:
         self._connection_count += 1
-        local = Address(host=host.ip, port=host._ephemeral_port())
-        outbound, inbound = self._random(number, "out"), self._random(number, "in")
-        client = MemoryStream(self, number, there, outbound, local=local, remote=address)
-        server = MemoryStream(self, number, back, inbound, local=address, remote=local)
-        client._peer, server._peer = server, client
-        self._connections[number] = (client, server)
-        self._record("connect", number, local, address)
-        listener._waiting.append(server)
-        listener._lot.unpark()
-        try:
-            await self._travel(back)
-        except BaseException:
-            client.abort()
-            raise
-        return client
+        return self._connection_count - 1
 
+    def _connected(self, client: MemoryStream, server: MemoryStream) -> None:
+        self._connections[client._number] = (client, server)
+        self._record("connect", client._number, client.local, client.remote)
 
-class MemoryHost(Network):
-    """The network as one machine sees it; made by `MemoryNetwork.host`."""
-
-    def __init__(self, world: MemoryNetwork, ip: str) -> None:
-        self.world = world
-        self.ip = ip
-        self._next_port = FIRST_EPHEMERAL_PORT
-
-    def __repr__(self) -> str:
-        return f"<MemoryHost {self.ip}>"
-
-    async def connect(self, address: Address, *, source: Address | None = None) -> RawStream:
-        """See `Network.connect`; takes one round trip."""
-        await trio.lowlevel.checkpoint()
-        if self.ip in self.world._dead:
-            raise ConnectFailed("network is down")
-        with trio.move_on_after(CONNECT_TIMEOUT_S):
-            return await self.world._connect(self, address)
-        raise ConnectFailed("connection timed out")
-
-    async def listen(self, address: Address) -> RawListener:
-        """See `Network.listen`; the host part must be this host, or 0.0.0.0 for it."""
-        await trio.lowlevel.checkpoint()
-        if self.ip in self.world._dead:
-            raise ListenFailed(f"cannot listen on {address}: network is down")
-        if address.host not in ("0.0.0.0", "::", self.ip):  # noqa: S104
-            raise ListenFailed(f"cannot listen on {address}: this host is {self.ip}")
-        port = address.port
-        while port == 0 or (
-            address.port == 0 and Address(host=self.ip, port=port) in self.world._listeners
-        ):
-            port = self._ephemeral_port()
-        bound = Address(host=self.ip, port=port)
-        if bound in self.world._listeners:
-            raise AddressInUse(f"cannot listen on {address}: the address is already in use")
-        listener = MemoryListener(self.world, bound)
-        self.world._listeners[bound] = listener
-        self.world._record("listen", bound)
-        return listener
-
-    def _ephemeral_port(self) -> int:
-        port = self._next_port
-        self._next_port = port + 1 if port < 65535 else FIRST_EPHEMERAL_PORT
-        return port
-
-
-class MemoryListener(RawListener):
-    """A listening address of a simulated host."""
-
-    def __init__(self, world: MemoryNetwork, address: Address) -> None:
-        self._world = world
-        self.address = address
-        self._waiting: deque[MemoryStream] = deque()  # bounded by world.backlog
-        self._lot = trio.lowlevel.ParkingLot()
-        self._closed = False
-
-    async def accept(self) -> RawStream:
-        """See `RawListener.accept`."""
-        await trio.lowlevel.checkpoint()
-        while not self._closed and not self._waiting:
-            await self._lot.park()
-        if self._closed:
-            raise trio.ClosedResourceError
-        return self._waiting.popleft()
-
-    async def aclose(self) -> None:
-        """See `RawListener.aclose`; connections nobody accepted are reset."""
-        self._close()
-        await trio.lowlevel.checkpoint()
-
-    def _close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            if self._world._listeners.get(self.address) is self:
-                del self._world._listeners[self.address]
-            while self._waiting:
-                self._waiting.popleft().abort()
-            self._lot.unpark_all()
-
-
-class MemoryStream(RawStream):
-    """One end of a simulated connection.
-
-    The sending half of this end is the receiving half of the other: chunks lie in the
-    *receiver's* `_inbox`, stamped with their arrival times.
-    """
-
-    def __init__(
-        self,
-        world: MemoryNetwork,
-        number: int,
-        link: LinkModel,
-        rng: random.Random,
-        *,
-        local: Address,
-        remote: Address,
-    ) -> None:
-        self._world = world
-        self._number = number
-        self.local = local
-        self.remote = remote
-        self._link = link  # from here to the other end
-        self._rng = rng  # for what this end sends
-        self._peer: MemoryStream
-        self._inbox: deque[tuple[float, bytes]] = deque()  # bounded by the sender's window
-        self._offset = 0  # bytes already read of the first chunk
-        self._last_arrival = -math.inf  # of what the other end has sent so far
-        self._in_window = 0  # bytes we have sent and whose credit has not come back
-        self._credits: deque[tuple[float, int]] = deque()  # (time it is back here, bytes)
-        self._finished_at: float | None = None  # the other end closed; its FIN arrives then
-        self._reset_at: float | None = None  # the other end was reset; we notice then
-        self._closed = False
-        self._broken = ""  # why, once we have noticed
-        self._sending = self._receiving = False
-        self._readers = trio.lowlevel.ParkingLot()
-        self._writers = trio.lowlevel.ParkingLot()
-
-    def __repr__(self) -> str:
-        return f"<MemoryStream {self._number} {self.local} -> {self.remote}>"
-
-    async def send_all(self, data: Buffer) -> None:
-        """See `RawStream.send_all`."""
-        self._check()
-        if self._sending:
-            raise trio.BusyResourceError("another task is sending on this connection")
-        self._sending = True
-        try:
-            await trio.lowlevel.checkpoint_if_cancelled()  # the window makes us yield in the end
-            with memoryview(data).cast("B") as view:
-                done = 0
-                while done < len(view):
-                    await self._wait_window()
-                    room = self._world.window_bytes - self._in_window
-                    chunk = bytes(view[done : done + room])
-                    self._emit(chunk)
-                    done += len(chunk)
-        finally:
-            self._sending = False
-        self._check()
-
-    async def receive_into(self, buffer: memoryview) -> int:
-        """See `RawStream.receive_into`."""
-        assert len(buffer) > 0
-        self._check()
-        if self._receiving:
-            raise trio.BusyResourceError("another task is receiving on this connection")
-        self._receiving = True
-        try:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            waited = False
-            while True:
-                self._check()
-                now = trio.current_time()
-                inbound = self._peer._link
-                wake_at = math.inf
-                if self._inbox:
-                    wake_at = inbound.redelivery(self._inbox[0][0])
-                    if wake_at <= now and not inbound.blocked:
-                        count = self._take(buffer, now)
-                        if not waited:
-                            await trio.lowlevel.cancel_shielded_checkpoint()
-                        return count
-                elif self._finished_at is not None:
-                    wake_at = inbound.redelivery(self._finished_at)
-                    if wake_at <= now and not inbound.blocked:
-                        return 0
-                await self._wait(self._readers, wake_at, inbound)
-                waited = True
-        finally:
-            self._receiving = False
-
-    async def aclose(self) -> None:
-        """See `RawStream.aclose`."""
-        if not self._closed and not self._broken:
-            unread = bool(self._inbox)
-            if unread:  # like the kernel: closing with unread bytes is a reset
-                self._tell_reset()
-            else:
-                self._peer._finished_at = self._stamp(0)
-                self._peer._readers.unpark_all()
-        self._close()
-        await trio.lowlevel.checkpoint()
-
-    def abort(self) -> None:
-        """See `RawStream.abort`."""
-        if not self._closed and not self._broken:
-            self._tell_reset()
-        self._close()
-
-    # Internals
-
-    def _check(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError
-        if not self._broken and self._reset_at is not None:
-            inbound = self._peer._link
-            due = self._peer._link.redelivery(self._reset_at)
-            if due <= trio.current_time() and not inbound.blocked:
-                self._fail("connection reset by peer", tell_peer=False)
-        if self._broken:
-            raise trio.BrokenResourceError(self._broken)
-
-    def _stamp(self, size: int) -> float:
-        """Return when `size` bytes sent now arrive at the other end, never before earlier ones."""
-        arrival, stalled = self._link.arrival(trio.current_time(), size, self._rng)
-        if stalled:
-            self._world._record("stall", self._number)
-        peer = self._peer
-        peer._last_arrival = max(peer._last_arrival, self._world._arrival(arrival))
-        return peer._last_arrival
-
-    def _emit(self, chunk: bytes) -> None:
-        reset = self._link.settings.reset
-        if reset > 0 and self._rng.random() < reset:
-            self._world._record("reset", self._number)
-            self._fail("connection reset", tell_peer=True)
-            self._check()
-        peer = self._peer
-        self._world._record("send", self._number, self.local.port, len(chunk), zlib.crc32(chunk))
-        if peer._closed or peer._broken:
-            if self._world._dead.get(peer.local.host) == "silent":
-                self._in_window += len(chunk)  # nobody will ever acknowledge it
-            elif self._reset_at is None:
-                # The other kernel answers data for a closed socket with a reset.
-                self._reset_at = self._stamp(len(chunk)) + peer._link.settings.latency_s
-                self._readers.unpark_all()
-            return
-        self._in_window += len(chunk)
-        arrival = self._stamp(len(chunk))
-        peer._inbox.append((arrival, chunk))
-        if len(peer._inbox) == 1:
-            peer._readers.unpark_all()
-
-    def _take(self, buffer: memoryview, now: float) -> int:
-        """Move what has arrived into `buffer` and send the credit back."""
-        limit, settings = len(buffer), self._peer._link.settings
-        if settings.split > 0 and self._rng.random() < settings.split:
-            limit = self._rng.randint(1, min(limit, max(1, len(self._inbox[0][1]))))
-            self._world._record("split", self._number)
-        count = 0
-        while count < limit and self._inbox and self._inbox[0][0] <= now:
-            chunk = self._inbox[0][1]
-            part = min(limit - count, len(chunk) - self._offset)
-            buffer[count : count + part] = memoryview(chunk)[self._offset : self._offset + part]
-            count += part
-            self._offset += part
-            if self._offset == len(chunk):
-                self._inbox.popleft()
-                self._offset = 0
-        self._world._record("deliver", self._number, self.local.port, count)
-        peer = self._peer
-        peer._credits.append((now + self._link.settings.latency_s, count))
-        peer._writers.unpark_all()
-        return count
-
-    async def _wait_window(self) -> None:
-        """Wait until at least one byte may be sent."""
-        while True:
-            self._check()
-            now = trio.current_time()
-            back = self._peer._link
-            while self._credits and self._credits[0][0] <= now and not back.blocked:
-                self._in_window -= self._credits.popleft()[1]
-            if self._in_window < self._world.window_bytes:
-                return
-            wake_at = self._credits[0][0] if self._credits else math.inf
-            await self._wait(self._writers, wake_at, back)
-
-    async def _wait(self, lot: trio.lowlevel.ParkingLot, until: float, link: LinkModel) -> None:
-        """Sleep until `until`, or until the lot or the healing of `link` wakes us."""
-        if self._reset_at is not None:
-            until = min(until, self._peer._link.redelivery(self._reset_at))
-        if link.blocked:
-            until = math.inf  # nothing comes through it, not even a reset; healing wakes us
-        if until != math.inf:
-            self._world._alarms.set(until, lot.unpark_all)
-        await lot.park()
-
-    def _wake(self) -> None:
-        self._readers.unpark_all()
-        self._writers.unpark_all()
-
-    def _tell_reset(self) -> None:
-        peer = self._peer
-        if not peer._closed and not peer._broken and peer._reset_at is None:
-            # A reset overtakes the bytes still in flight: what is not read by then is lost.
-            peer._reset_at = self._world._arrival(
-                trio.current_time() + self._link.settings.latency_s
-            )
-            peer._wake()
-
-    def _fail(self, reason: str, *, tell_peer: bool) -> None:
-        """Break this end for a reason other than a local close."""
-        if self._closed or self._broken:
-            return
-        if tell_peer:
-            self._tell_reset()
-        self._broken = reason
-        self._release()
-
-    def _close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._release()
-
-    def _release(self) -> None:
-        self._inbox.clear()
-        self._credits.clear()
-        self._wake()
-        peer = self._peer
-        if peer._closed or peer._broken:
-            self._world._connections.pop(self._number, None)
+    def _refused(self, refusal: Refusal, local: Address, target: Address) -> Refusal:
+        self._record(f"syn-{refusal}", local, target)
+        return refusal
