@@ -1,27 +1,37 @@
-"""How much anybody may cost us: the `[limits]` section, and who may start a handshake.
+"""How much anybody may cost us: the `[limits]` section.
 
-Problem: everything a remote party can make us hold or compute needs a number, in one place, with its reason; and connections from
-strangers must be refused before they cost a handshake (about 0.4 ms of CPU). Idea: one frozen struct, used as the configuration
-section directly; and `Admission`, a sans-IO gate with a count of handshakes under way and a token bucket per source network.
+Problem: everything a remote party can make us hold or compute needs a number, in one place, with its reason. Idea: one frozen
+struct, used as the configuration section directly; `docs/limits.md` is its table, beside the limits that are fixed by the protocol.
+Who may start a handshake is decided in `transport.admission`; what is held for whom is counted in `transport.scopes`.
 
-A source is an IPv4 address or an IPv6 /56 (what one household or customer usually gets). A handshake that ends with a member of
-the swarm gives its token back, so members, also many behind one address, never run out: the bucket only measures strangers and
-failures. That is how members bypass the source limits without being known beforehand.
-
-Invariants: `Admission` holds at most `max_sources` entries; a refusal costs no token and leaves no trace; admitted handshakes are
-released exactly once.
+Invariants: every figure is positive and finite, except the rate caps, where 0 means that there is none.
 """
 
 from __future__ import annotations
 
-import ipaddress
-from collections import OrderedDict
-from enum import StrEnum
+from typing import Final
 
 import msgspec
 
-from transport.errors import UsageError
+from transport.admission import Admission, Refusal, source_of
 from transport.frames import CLASS_WINDOW_BYTES
+
+__all__ = ["NO_CAP", "Admission", "Limits", "Refusal", "source_of"]
+
+NO_CAP: Final = 0
+MIN_RATE_BYTES_PER_S: Final = 8192
+"""Least rate cap: heartbeats, handshakes and the largest control record (64 KiB) still get through within seconds."""
+RATE_CAPS: Final = frozenset(
+    f"{prefix}{direction}_bytes_per_s"
+    for prefix in ("", "per_peer_")
+    for direction in ("upload", "download")
+)
+HANDSHAKE_BYTES: Final = 16384
+"""Reserved for one handshake: what is read (4 KiB) and sent, its keys and its task (5 KiB measured)."""
+LINK_BYTES: Final = 1 << 20
+"""Reserved for a control link beside its stream windows: one record of 256 KiB sealed, one being opened, and buffers at rest."""
+PENDING_LINKS: Final = 4
+"""Links of one peer that wait to take over its connection, beside the one in use."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,6 +65,34 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     send_buffer_bytes: int = 4194304
     """Bytes accepted from the application and not yet sent, per peer and priority class; one stream holds at most 256 KiB of it."""
 
+    memory_bytes: int = 2147483648
+    """Promised to remote parties in all: buffers of handshakes, links, streams and bulk links (bytes). 256 peers are promised 5 MiB of
+    stream window each, which is 1.3 GiB; the rest is for bulk links. Promised is more than used: an idle peer costs under 100 KiB."""
+    unauthenticated_memory_bytes: int = 4194304
+    """Of that, for parties that have not proved who they are (bytes): 16 KiB for each pending handshake, four times over."""
+    peer_memory_bytes: int = 67108864
+    """Of that, for one peer (bytes): 5 MiB of stream window, and 8 bulk links of up to 7 MiB; so one member cannot take what others need."""
+    descriptors: int = 896
+    """Sockets of connections and dials at once (count): the usual limit of 1,024 open files, less 128 for the program's own."""
+    upload_bytes_per_s: int = 0
+    """Cap on what is sent to all peers together (bytes per second, 0 = none). For metered or shared lines: half of the upstream keeps a
+    home line usable. Heartbeats go first, so a cap slows training and loses nobody."""
+    download_bytes_per_s: int = 0
+    """Cap on what is received from all peers together (bytes per second, 0 = none); the senders are slowed down by TCP, nothing is lost."""
+    per_peer_upload_bytes_per_s: int = 0
+    """Cap on what is sent to one peer over all its connections (bytes per second, 0 = none), so that one that asks for everything
+    leaves the line to the others."""
+    per_peer_download_bytes_per_s: int = 0
+    """Cap on what is received from one peer over all its connections (bytes per second, 0 = none)."""
+
+    @property
+    def connections_per_peer(self) -> int:
+        """Connections with one peer at once (count).
+
+        Bulk links; the control connection and its duplicate of crossed dials; links that wait to take over.
+        """
+        return self.bulk_links_per_peer + 2 + PENDING_LINKS
+
     @property
     def memory_per_peer_bytes(self) -> int:
         """Upper bound of stream data held for one peer, both directions (bytes); bulk links come with their own buffers."""
@@ -63,126 +101,24 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if not value > 0 or value == float("inf"):
+            if name in RATE_CAPS:
+                if value != NO_CAP and value < MIN_RATE_BYTES_PER_S:
+                    raise ValueError(
+                        f"limits.{name} must be 0 (no cap) or at least {MIN_RATE_BYTES_PER_S}"
+                    )
+            elif not value > 0 or value == float("inf"):
                 raise ValueError(f"limits.{name} must be positive and finite, not {value}")
         if self.silence_s <= self.heartbeat_s:
             raise ValueError("limits.silence_s must be longer than limits.heartbeat_s")
         if self.send_buffer_bytes < 65536:
             raise ValueError("limits.send_buffer_bytes must hold one message of 64 KiB")
-
-
-class Refusal(StrEnum):
-    """Why a connection was refused before its handshake; also the names of counters."""
-
-    PENDING_TOTAL = "refused-handshakes-total"
-    PENDING_SOURCE = "refused-handshakes-source"
-    RATE = "refused-rate"
-
-
-def source_of(host_untrusted: str) -> str:
-    """The network that shares one budget: IPv4 address, IPv6 /56, or the text itself for anything else."""
-    try:
-        ip = ipaddress.ip_address(host_untrusted.partition("%")[0])
-    except ValueError:
-        return host_untrusted[:64]
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            return str(ip.ipv4_mapped)
-        return f"{ipaddress.IPv6Address(int(ip) >> 72 << 72)}/56"
-    return str(ip)
-
-
-class _Source:
-    __slots__ = ("pending", "tokens", "updated")
-
-    def __init__(self, tokens: float, now: float) -> None:
-        self.tokens = tokens
-        self.updated = now
-        self.pending = 0
-
-
-class Admission:
-    """Decides, before any byte is read, whether a new inbound connection may start its handshake.
-
-    Args:
-        limits: the budgets.
-        max_sources: entries kept (about 300 bytes each); the least recently used idle one goes first.
-    """
-
-    def __init__(self, limits: Limits, *, max_sources: int = 4096) -> None:
-        if max_sources <= limits.pending_handshakes:
-            raise UsageError("max_sources must exceed limits.pending_handshakes")
-        self._limits = limits
-        self._max_sources = max_sources
-        self._sources: OrderedDict[str, _Source] = OrderedDict()  # least recently used first
-        self._pending = 0
-
-    @property
-    def pending(self) -> int:
-        """Admitted handshakes not released yet."""
-        return self._pending
-
-    @property
-    def known_sources(self) -> int:
-        """Entries held now; never above max_sources."""
-        return len(self._sources)
-
-    def admit(self, source_untrusted: str, now: float) -> Refusal | None:
-        """None, and one `release` is owed; or the reason to hang up at once.
-
-        Args:
-            source_untrusted: remote host as text.
-            now: monotonic seconds.
-        """
-        limits = self._limits
-        if self._pending >= limits.pending_handshakes:
-            return Refusal.PENDING_TOTAL
-        key = source_of(source_untrusted)
-        source = self._sources.get(key)
-        if source is None:
-            self._make_room()
-            source = self._sources[key] = _Source(
-                float(limits.new_connections_per_source_burst), now
+        if self.unauthenticated_memory_bytes < HANDSHAKE_BYTES * self.pending_handshakes:
+            raise ValueError(
+                "limits.unauthenticated_memory_bytes must hold limits.pending_handshakes handshakes of 16 KiB"
             )
-        self._sources.move_to_end(key)
-        self._refill(source, now)
-        if source.pending >= limits.pending_handshakes_per_source:
-            return Refusal.PENDING_SOURCE
-        if source.tokens < 1.0:
-            return Refusal.RATE
-        source.tokens -= 1.0
-        source.pending += 1
-        self._pending += 1
-        return None
-
-    def release(self, source_untrusted: str, now: float, *, member: bool = False) -> None:
-        """The handshake ended; `member` says that it ended with an authenticated member, whose token returns.
-
-        Raises:
-            UsageError: nothing was admitted from this source.
-        """
-        source = self._sources.get(source_of(source_untrusted))
-        if source is None or source.pending == 0:
-            raise UsageError("released a handshake that was not admitted")
-        source.pending -= 1
-        self._pending -= 1
-        self._refill(source, now)
-        if member:
-            source.tokens = min(
-                source.tokens + 1.0, float(self._limits.new_connections_per_source_burst)
+        if self.peer_memory_bytes < sum(CLASS_WINDOW_BYTES) + LINK_BYTES:
+            raise ValueError("limits.peer_memory_bytes must hold the stream windows of a peer")
+        if self.memory_bytes < self.unauthenticated_memory_bytes + self.peer_memory_bytes:
+            raise ValueError(
+                "limits.memory_bytes must hold the share of strangers and that of one peer"
             )
-
-    def _refill(self, source: _Source, now: float) -> None:
-        limits = self._limits
-        elapsed = max(0.0, now - source.updated)
-        source.updated = max(now, source.updated)
-        source.tokens = min(
-            source.tokens + elapsed * limits.new_connections_per_source_per_s,
-            float(limits.new_connections_per_source_burst),
-        )
-
-    def _make_room(self) -> None:
-        # At most limits.pending_handshakes entries are pinned, so this looks at that many + 1 at the worst.
-        if len(self._sources) >= self._max_sources:
-            idle = next(key for key, source in self._sources.items() if source.pending == 0)
-            del self._sources[idle]

@@ -17,6 +17,12 @@ def test_the_defaults_are_the_documented_ones():
     assert limits.memory_per_peer_bytes == (1 << 20) + (4 << 20) + 2 * (4 << 20)
 
 
+def test_a_rate_cap_may_be_zero_and_nothing_else():
+    assert Limits().upload_bytes_per_s == 0
+    assert Limits(download_bytes_per_s=8192).download_bytes_per_s == 8192
+    assert Limits(bulk_links_per_peer=2).connections_per_peer == 8
+
+
 def test_limits_read_from_plain_configuration():
     assert msgspec.convert({"max_peers": 3}, Limits).max_peers == 3
     with pytest.raises(msgspec.ValidationError, match="max_pears"):
@@ -32,6 +38,11 @@ def test_limits_read_from_plain_configuration():
         {"heartbeat_s": float("nan")},
         {"silence_s": 1.0},
         {"send_buffer_bytes": 1000},
+        {"upload_bytes_per_s": -1},
+        {"per_peer_download_bytes_per_s": 100},
+        {"unauthenticated_memory_bytes": 65536},
+        {"peer_memory_bytes": 1 << 20},
+        {"memory_bytes": 1 << 25},
     ],
 )
 def test_senseless_limits_are_refused(change):
