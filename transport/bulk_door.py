@@ -143,7 +143,7 @@ class BulkDoor:
         candidates = [address for address in peer.listen if not address.relay]
         if peer.path is Path.DIRECT:
             seen = peer.address
-            if peer.dialed:
+            if peer.initiated:
                 candidates.insert(0, seen)
             else:  # behind a port-preserving NAT the host we see is right and the one it knows is not
                 candidates += [Address(seen.host, address.port) for address in candidates]

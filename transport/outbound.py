@@ -92,10 +92,12 @@ class Outbound:
             while True:
                 try:
                     return await self._establish(raw, expected, commit)
-                except HandshakeFailed as error:
+                except (HandshakeFailed, ConnectionBroken) as error:
                     # Two dials from listening ports may meet in the middle (RFC 9293, section 3.5): one
-                    # connection with two initiators. From another port there will be two connections.
-                    if type(error) is not HandshakeFailed or not self._from_listening_port(raw):
+                    # connection with two initiators, which the one refuses and the other sees break.
+                    # From a port of its own there will be two connections.
+                    plain = type(error) in (HandshakeFailed, ConnectionBroken)
+                    if not plain or not self._from_listening_port(raw):
                         raise
                 raw = await self._context.network.connect(address)
 

@@ -82,6 +82,7 @@ class Peer:
         address: the other end of the primary connection, as the network reports it; with the
             relay's id where one carries it. The last one known once the peer is lost.
         listen: where it says it can be dialed; "any interface" is replaced by the host we see.
+        initiated: whether we dialed `address`; if not, it may be a port that nobody listens on.
         bulk_way: how a bulk connection with it was opened last; "" if it never was.
         connected_at: trio time.
         closed: set when the peer is lost or was closed.
@@ -105,6 +106,7 @@ class Peer:
         self._sent = self._received = 0  # by connections that have ended, and by bulk links
         self._last_seen = self.connected_at
         self.address: Address = raw.remote
+        self.initiated = False
         self._path = raw.path
         self.add_connection(connection, primary=True)
 
@@ -118,11 +120,6 @@ class Peer:
     def path(self) -> Path:
         """How the bytes travel now; how they did last once the peer is lost."""
         return self._path
-
-    @property
-    def dialed(self) -> bool:
-        """Whether we dialed `address`; if not, it may be a port that nobody listens on."""
-        return bool(self._connections) and self._connections[0].link.result.role == "initiator"
 
     @property
     def relay(self) -> NodeId | None:
@@ -318,7 +315,9 @@ class Peer:
 
     def _note_path(self) -> None:
         """The primary connection may be another one now, or travel another way."""
-        raw = self._connections[0].link.raw
+        link = self._connections[0].link
+        raw = link.raw
+        self.initiated = link.result.role == "initiator" and raw.path is not Path.PUNCHED
         old, self._path, self.address = self._path, raw.path, raw.remote
         if old is not raw.path:
             self.bulk_way = ""

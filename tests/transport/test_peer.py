@@ -290,7 +290,37 @@ async def test_who_cannot_be_dialed_dials_back(autojump_clock: object) -> None:
         await exchange(links["hidden"], links["a"])
 
 
-async def test_neither_way_works(autojump_clock: object) -> None:
+async def test_who_can_neither_be_dialed_nor_dial_gets_its_bulk_links_over_a_stream(
+    autojump_clock: object,
+) -> None:
+    world = MemoryNetwork(1, default=LinkSettings(latency_s=0.01))
+    async with (
+        node(world.host("10.0.0.1"), 1) as a,
+        node(world.host("10.0.0.2"), 2, listen=[]) as hidden,
+    ):
+        await hidden.connect(a.addresses)
+        await trio.sleep(1)
+        peer = a.peers[hidden.node_id]
+        world.host("10.0.0.1")._listeners[7447]._close()
+        links: dict[str, BulkLink] = {}
+
+        async def accept_it(name: str) -> None:
+            links[name] = await hidden.accept_bulk(a.node_id, b"label")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept_it, "hidden")
+            links["a"] = await peer.open_bulk(b"label")
+        await exchange(links["a"], links["hidden"])
+        await exchange(links["hidden"], links["a"])
+        assert peer.bulk_way == "over-stream"
+        start = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept_it, "again")
+            await peer.open_bulk(b"label")
+        assert trio.current_time() - start < 0.2  # the way that worked is tried first
+
+
+async def test_no_way_works(autojump_clock: object) -> None:
     world = MemoryNetwork(1)
     async with (
         node(world.host("10.0.0.1"), 1) as a,
@@ -299,6 +329,10 @@ async def test_neither_way_works(autojump_clock: object) -> None:
         await hidden.connect(a.addresses)
         await trio.sleep(1)
         peer = a.peers[hidden.node_id]
-        world._listeners[address(1)]._close()
-        with pytest.raises(PeerUnreachable, match="dial-back"):
+        world.host("10.0.0.1")._listeners[7447]._close()
+        del hidden._registry.handlers["bulk/over-stream"]
+        with pytest.raises(PeerUnreachable) as caught:
             await peer.open_bulk(b"label")
+        assert [target for target, _ in caught.value.attempts] == ["dial-back", "over-stream"]
+        assert "connection refused" in caught.value.attempts[0][1]
+        assert "does not serve" in caught.value.attempts[1][1]
