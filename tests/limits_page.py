@@ -1,0 +1,97 @@
+"""Writes docs/limits.md from the code: `python -m tests.limits_page > docs/limits.md`.
+
+The keys, defaults and reasons of `[limits]` are read from the struct itself. The fixed limits are the constants named here, so that
+a renamed one fails the test, and their values come from the modules.
+"""
+
+import importlib
+
+from node.config import knobs
+
+HEAD = """\
+# Limits
+
+Whatever a remote party can make a node hold, wait for or compute has a number. The first table is the section `[limits]` of the
+configuration: every key can be set in the file, by `NODED_LIMITS_...` in the environment or by `--set`; `noded config explain limits` prints the same.
+The second table is fixed: both sides of a connection rely on most of these figures, so they change with a release only.
+
+This page is written by `python -m tests.limits_page > docs/limits.md`, and a test fails when it differs from the code.
+
+## Settings
+
+| key | default | what it bounds, and why it is that much |
+|---|---|---|
+"""
+
+FIXED_HEAD = """
+## Fixed
+
+| limit | value | why |
+|---|---|---|
+"""
+
+FIXED = {
+    "transport.handshake:MAX_HANDSHAKE_BYTES": "Bytes that a handshake reads from the other side, whatever they are; a full introduction fits.",
+    "transport.admission:PROBATION": "Handshakes under way from a members' source that has used up its tokens: its own oldest give way.",
+    "transport.admission:MEMBER_MEMORY_S": "How long a source is treated as a members' source after a member came from it (seconds).",
+    "transport.limits:HANDSHAKE_BYTES": "Memory reserved for one handshake; four times what was measured.",
+    "transport.limits:MIN_RATE_BYTES_PER_S": "Least rate cap: below it, heartbeats and control messages would not get through in time.",
+    "transport.tcp:BACKLOG": "Connections that the kernel completes before we look at them.",
+    "transport.record:MAX_RECORD_BYTES": "Plaintext of one sealed record; a larger announcement ends the connection before anything is allocated for it.",
+    "transport.frames:MAX_FRAME_PAYLOAD_BYTES": "Payload of one frame.",
+    "transport.frames:WINDOW_BYTES": "Bytes that one stream may have under way and unread.",
+    "transport.mux:MAX_CONTROL_FRAMES": "Answers (resets, credits) that a peer may make us owe it; more end the connection.",
+    "transport.mux:MAX_PINGS": "Unanswered pings in each direction; older ones are forgotten.",
+    "transport.codec:MAX_MESSAGE_BYTES": "One control message; 64 KiB of the worst msgpack needs about 5 MiB while it is decoded.",
+    "transport.codec:MAX_CONTAINER_ITEMS": "Items of one array or map in a message.",
+    "transport.codec:MAX_DEPTH": "Containers inside containers in a message.",
+    "transport.bulk:MAX_PAYLOAD_BYTES": "One bulk transfer, written straight into memory that the receiver chose for it.",
+    "transport.bulk:MAX_HEADER_BYTES": "Header of a bulk transfer.",
+    "transport.rendezvous:MAX_WAITING_PER_PEER": "Bulk connections of one peer that nobody has asked for yet, and tasks that wait for one.",
+    "transport.rendezvous:ARRIVAL_WAIT_S": "How long such a connection is kept (seconds).",
+    "transport.dialer:MAX_CANDIDATES": "Addresses tried in one attempt to reach a node.",
+    "transport.dialer:CONNECT_TIMEOUT_S": "Longest wait for one of them to answer (seconds).",
+    "transport.intro:MAX_LISTEN": "Addresses that a node may say it listens on.",
+    "transport.reporter:LOG_INTERVAL_S": "Least time between two log lines about the same kind of event (seconds); all are counted.",
+    "transport.reporter:MAX_KINDS": "Kinds of events that are counted.",
+    "dht.messages:MAX_HINTS": "Contacts in one answer of the DHT.",
+    "dht.messages:MAX_RECORDS": "Records in one answer of the DHT.",
+    "dht.record:MAX_VALUE_BYTES": "Value of a record in the DHT (BEP 44).",
+    "dht.record:MAX_TTL_S": "Longest life of a record (seconds).",
+    "crdt.state:MAX_MEMBERS": "Members whose state is held for a run.",
+    "crdt.record:MAX_RECORD_BYTES": "State of one member.",
+    "gossip.messages:MAX_MEMBERS": "Members of one collective.",
+    "node.control:MAX_CONNECTIONS": "Connections to the local control socket.",
+    "node.control:MAX_HEADER_BYTES": "Head of one request on the control socket.",
+    "node.control:MAX_BODY_BYTES": "Body of one request on the control socket.",
+    "node.control:REQUEST_TIMEOUT_S": "Time for a request on the control socket to arrive (seconds).",
+}
+
+
+def settings() -> list[str]:
+    return [
+        f"| `{knob.key}` | {knob.default} | {' '.join(knob.text.split())} |"
+        for knob in knobs()
+        if knob.key.startswith("limits.")
+    ]
+
+
+def fixed() -> list[str]:
+    rows = []
+    for where, why in FIXED.items():
+        module, name = where.split(":")
+        value = getattr(importlib.import_module(module), name)
+        rows.append(
+            f"| `{module}.{name}` | {value:g} | {why} |"
+            if isinstance(value, float)
+            else f"| `{module}.{name}` | {value} | {why} |"
+        )
+    return rows
+
+
+def page() -> str:
+    return HEAD + "\n".join(settings()) + "\n" + FIXED_HEAD + "\n".join(fixed()) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
