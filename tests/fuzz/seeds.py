@@ -1,0 +1,220 @@
+"""The seed corpus: genuine inputs of every target, written by `python -m tests.fuzz.seeds`."""
+
+import msgpack
+
+from crdt.clock import HybridClock
+from crdt.record import MemberInfo, Progress
+from crdt.state import RunState
+from dht.messages import (
+    Answer,
+    FindNode,
+    FindRecords,
+    Hint,
+    Nodes,
+    Ping,
+    Pong,
+    Query,
+    Records,
+    Refused,
+    Store,
+)
+from gossip.messages import Abort, Begin
+from gossip.messages import encode as encode_gossip
+from tests.fuzz import CORPUS
+from tests.fuzz.targets import FIRST, KEY, NONCE, NOW, RECORD, RECORDS, SECOND, THIRD
+from transport import bulk_messages, frames, punch
+from transport.address import Address
+from transport.codec import pack
+from transport.frames import Priority
+from transport.identity import NodeId
+from transport.intro import Intro, encode_intro
+from transport.relay import messages as relay
+
+
+def run_state() -> RunState:
+    state = RunState(b"you", HybridClock(b"you", lambda: int(NOW * 1000)))
+    state.set_member(MemberInfo("you", ("192.0.2.1:7447",)))
+    state.set_progress(Progress(4, 40, 1.5, 4000, 50.0, KEY))
+    return state
+
+
+def seeds() -> dict[str, list[bytes]]:
+    stream = frames.stream_id(1, Priority.NORMAL, opened_by_responder=False)
+    ours = frames.stream_id(1, Priority.NORMAL, opened_by_responder=True)
+    some_frames = [
+        frames.encode(frames.Open(stream, "echo")),
+        frames.encode(frames.Data(stream, b"hello", fin=False)),
+        frames.encode(frames.Credit(ours, 70000)),
+        frames.encode(frames.ClassCredit(Priority.NORMAL, 300000)),
+        frames.encode(frames.Ping(7)),
+        frames.encode(frames.Pong(7)),
+        frames.encode(frames.Reset(stream, 1)),
+        frames.encode(frames.GoAway(0, "bye")),
+    ]
+    state = run_state()
+    node = NodeId(KEY)
+    return {
+        "handshake": [b"\0" + SECOND, b"\1" + FIRST, b"\2" + FIRST[:28], b"\1" + FIRST + THIRD]
+        + [
+            bytes([mode]) + edit
+            for mode in (0x60, 0x61, 0x62)
+            for edit in (b"\0\x08\0\1", b"\0\x20\x50x", b"\0\1\x90xx", b"\0\x30\xff")
+        ],
+        "intro": [
+            encode_intro(Intro()),
+            encode_intro(Intro("bulk", "n", (Address("192.0.2.1", 7447),), b"label")),
+        ],
+        "record": [
+            b"\0" + RECORDS,
+            b"\xff\0\1\0\1",
+            b"\xff\0\x20\x50xyz",
+            b"\xff\0\1\x90xxxx",
+            b"\0\xff\xff\xff\xff\0",
+        ],
+        "frame": [*some_frames, b"".join(some_frames)],
+        "mux": [
+            b"\xff" + b"".join(some_frames[:6]),
+            b"\xff" + b"".join(some_frames),
+            *(b"\xff" + some_frames[0] + f for f in some_frames),
+        ],
+        "codec": [
+            msgpack.packb(v)
+            for v in (
+                {"a": [1, -1, 1.5, None, True, "x", b"y"]},
+                [[]] * 1000,
+                {"a": {"b": {}}},
+                "é",
+                2**63,
+            )
+        ]
+        + [
+            b"\x91" * 40,
+            b"\xdd\xff\xff\xff\xff",
+            b"\xdb\xff\xff\xff\xff",
+            b"\xc7\x01\x01\x00",
+            b"\x82\xa1a\x01\xa1a\x02",
+        ],
+        "dht-message": [
+            pack(Query(server=True, body=body))
+            for body in (Ping(), FindNode(KEY), FindRecords(KEY), Store(RECORD))
+        ]
+        + [
+            pack(Answer(server=False, body=body))
+            for body in (
+                Pong(),
+                Refused("no"),
+                Nodes([Hint(KEY, ["192.0.2.1:7447"])]),
+                Records([], [RECORD]),
+            )
+        ],
+        "dht-record": [b"\0" + pack(RECORD), b"\xff\0\x10\0\1", b"\xff\0\x10\x90x"],
+        "gossip-message": [
+            encode_gossip(Begin(KEY, 3, KEY)),
+            encode_gossip(Abort(KEY, 3, "late", late=(node,))),
+        ],
+        "punch-message": [
+            punch.encode(m)
+            for m in (
+                punch.Connect(bytes(16), ("192.0.2.1:7447",)),
+                punch.Sync(bytes(16)),
+                punch.End("over"),
+            )
+        ],
+        "relay-message": [
+            pack(m)
+            for m in (
+                relay.Reserve(),
+                relay.Granted(
+                    expires_s=3600.0, bytes_per_s=1e6, circuit_bytes=1 << 30, circuit_s=60.0
+                ),
+                relay.Released(),
+                relay.Refused("full", 3.0),
+                relay.Ended("evicted"),
+                relay.Connect(node),
+                relay.Incoming(node),
+                relay.Accepted(),
+            )
+        ],
+        "bulk-message": [
+            b"\0" + bulk_messages.encode(m)
+            for m in (
+                bulk_messages.Hello(),
+                bulk_messages.Want(1, 1 << 20, 1 << 18, b"tag"),
+                bulk_messages.Ack(3),
+                bulk_messages.Stop(1),
+                bulk_messages.Bye(),
+            )
+        ]
+        + [b"\x05" + bulk_messages.encode(bulk_messages.ChunkHead(1, 0, 1 << 20))],
+        "port-mapping": [
+            bytes((2, 129, 0, 0))
+            + bytes(4)
+            + bytes(4)
+            + bytes(12)
+            + NONCE
+            + b"\6\0\0\0"
+            + (7447).to_bytes(2, "big") * 2
+            + bytes(10)
+            + b"\xff\xff\xc0\0\2\1",
+            bytes((2, 129, 0, 8)) + bytes(20),
+            bytes((0, 130, 0, 0)) + bytes(4) + (7447).to_bytes(2, "big") * 2 + bytes(4),
+            bytes((0, 128, 0, 0)) + bytes(4) + b"\xc0\0\2\1",
+        ],
+        "trainer-message": [b'{"type":"ready"}', b'{"type":"hello","version":1}', b"[]", b"{"],
+        "address": [
+            t.encode()
+            for t in (
+                "192.0.2.1:7447",
+                "[2001:db8::1]:7447",
+                "node.example:1",
+                "[fe80::1%eth0]:7447",
+                f"192.0.2.1:7447/via/{node}",
+                ":1",
+                "x" * 300 + ":1",
+            )
+        ],
+        "identifier": [
+            str(node).encode(),
+            b"ns-abc",
+            KEY,
+            str(node).lower().replace("-", " ").encode(),
+        ],
+        "crdt": [
+            pack(v)
+            for v in (
+                state.to_wire(),
+                state.own_delta(),
+                state.context(),
+                state.delta_since(RunState(b"a", HybridClock(b"a", lambda: 0)).context()),
+            )
+        ],
+        "config": [
+            b"",
+            b"[limits]\nmax_peers = 3\n",
+            b'[node]\nname = "x"\n[network]\nlisten = ["127.0.0.1:7447"]\n',
+            b"[limits]\nmax_pears = 3",
+            b"[a",
+            b"x = 1e999",
+        ],
+        "manifest": [b"{}", b'{"version":1,"name":"x","protocol":"diloco"}', b"[]", b"\xff"],
+        "control": [
+            b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"POST /v1/stop HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}",
+            b"POST /v1/stop HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: x\r\nOrigin: http://evil\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00",
+            b"POST /v1/stop HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n",
+        ],
+    }
+
+
+def write() -> None:
+    for name, inputs in seeds().items():
+        folder = CORPUS / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, data in enumerate(inputs):
+            (folder / f"seed-{number:02d}").write_bytes(data)
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,480 @@
+"""What is fuzzed: one function per parser of bytes that somebody else wrote.
+
+A target takes any bytes and returns. It may see the error that the parser documents and nothing else; where there is more to promise
+than that (a round trip, a prefix, a bounded queue), it asserts it. No target keeps state between inputs.
+"""
+
+import contextlib
+import ipaddress
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import trio
+
+from crdt.clock import HybridClock
+from crdt.errors import CrdtError
+from crdt.state import RunState
+from dht.contact import sane_address, split_address
+from dht.errors import InvalidRecord
+from dht.messages import Answer, Query, from_hints
+from dht.record import SignedRecord, check, make_record
+from gossip.messages import decode_message_untrusted
+from gossip.messages import encode as encode_gossip
+from node.config import load_config
+from node.control import ControlServer
+from node.errors import NodedError
+from node.manifest import RunManifest
+from node.trainer_messages import decode_trainer_message
+from transport import bulk_messages, frames, punch
+from transport.address import Address
+from transport.admission import source_of
+from transport.codec import decode_untrusted, pack, unpack_untrusted
+from transport.errors import (
+    HandshakeFailed,
+    InvalidAddress,
+    InvalidNodeId,
+    InvalidSwarmKey,
+    MalformedMessage,
+    ProtocolViolation,
+    RecordError,
+    TransportError,
+)
+from transport.handshake import Handshake
+from transport.identity import Identity, NodeId, verify
+from transport.intro import Intro, decode_intro, encode_intro
+from transport.limits import Limits
+from transport.mux import Mux
+from transport.nat import natpmp, pcp
+from transport.record import HEADER_BYTES, OVERHEAD_BYTES, Opener, RecordKind, Sealer
+from transport.relay import messages as relay
+from transport.swarm import Swarm
+
+SWARM = Swarm(bytes(range(32)))
+ALICE, BOB = (Identity.from_seed(bytes([number]) * 32) for number in (1, 2))
+KEY = bytes(range(32))
+PAYLOADS = (b"first", bytes(300), b"", b"x" * 40)
+NOW = 1_700_000_000.0
+NONCE = bytes(12)
+
+Target = Callable[[bytes], None]
+TARGETS: dict[str, Target] = {}
+
+
+def target(function: Target) -> Target:
+    TARGETS[function.__name__.replace("_", "-")] = function
+    return function
+
+
+def text_of(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def edited(genuine: bytes, data: bytes) -> bytes:
+    """A middleman's work: `data` says where, what kind of edit, and with which bytes."""
+    place = int.from_bytes(data[:2], "big") % (len(genuine) + 1)
+    kind, rest = data[2:3], data[3:]
+    if kind < b"\x40":  # flip
+        middle = bytes(a ^ b for a, b in zip(genuine[place:], rest, strict=False))
+        return genuine[:place] + middle + genuine[place + len(middle) :]
+    if kind < b"\x80":  # put in
+        return genuine[:place] + rest + genuine[place:]
+    if kind < b"\xc0":  # take out
+        return genuine[:place] + genuine[place + len(rest) :]
+    return genuine[:place]  # cut
+
+
+# The secure channel
+
+
+def shaker(role: str) -> Handshake:
+    return Handshake(
+        role=role,
+        identity=ALICE if role == "initiator" else BOB,
+        swarm=SWARM,
+        intro=Intro(name=role, listen=(Address("192.0.2.1", 7447),)),
+        random_bytes=random.Random(role).randbytes,
+        allow_punch=role == "responder",
+    )
+
+
+def flights() -> tuple[bytes, bytes, bytes]:
+    initiator, responder = shaker("initiator"), shaker("responder")
+    first = initiator.outgoing()
+    responder.receive(first)
+    second = responder.outgoing()
+    initiator.receive(second)
+    return first, second, initiator.outgoing()
+
+
+FIRST, SECOND, THIRD = flights()
+
+
+@target
+def handshake(data: bytes) -> None:
+    """Any bytes to each role; an edited flight gives no result."""
+    mode, data = data[:1], data[1:]
+    if mode < b"\x60":
+        side = shaker(("initiator", "responder", "punch")[mode[0] % 3 if mode else 0])
+        side.outgoing()
+        middle = len(data) // 2
+        with contextlib.suppress(HandshakeFailed):
+            side.receive(data[:middle])
+            side.receive(data[middle:])
+        assert side.result is None or data.startswith((SECOND, FIRST + THIRD))
+        return
+    initiator, responder = shaker("initiator"), shaker("responder")
+    which = mode[0] % 3
+    got = [
+        edited(flight, data) if which == number else flight
+        for number, flight in enumerate((FIRST, SECOND, THIRD))
+    ]
+    try:
+        responder.receive(got[0])
+        initiator.outgoing()
+        initiator.receive(got[1])
+        if initiator.result is not None:
+            responder.receive(got[2])
+    except HandshakeFailed:
+        return
+    if responder.result is not None:
+        assert got[which].startswith((FIRST, SECOND, THIRD)[which])
+
+
+@target
+def intro(data: bytes) -> None:
+    """What is read can be written, and reads the same."""
+    try:
+        value = decode_intro(data)
+    except HandshakeFailed:
+        return
+    assert decode_intro(encode_intro(value)) == value
+
+
+def stream_of_records() -> bytes:
+    sealer, out = Sealer(KEY), bytearray()
+    for payload in PAYLOADS:
+        piece = memoryview(bytearray(len(payload) + OVERHEAD_BYTES))
+        sealer.seal_into(RecordKind.DATA, payload, piece)
+        out += piece
+    return bytes(out)
+
+
+RECORDS = stream_of_records()
+
+
+def opened(stream: bytes) -> Iterator[bytes]:
+    opener, place = Opener(KEY), 0
+    while len(stream) - place >= HEADER_BYTES:
+        header = stream[place : place + HEADER_BYTES]
+        _, length = opener.parse_header(header)
+        body = stream[place + HEADER_BYTES : place + length + OVERHEAD_BYTES]
+        if len(body) < length + OVERHEAD_BYTES - HEADER_BYTES:
+            return
+        out = memoryview(bytearray(b"\xee" * length))
+        try:
+            opener.open_into(header, body, out)
+        except RecordError:
+            assert not any(out), "unauthenticated plaintext was left"
+            raise
+        yield bytes(out)
+        place += length + OVERHEAD_BYTES
+
+
+@target
+def record(data: bytes) -> None:
+    """Whatever a middleman does, what opens is a prefix of what was sealed."""
+    got: list[bytes] = []
+    stream = data[1:] if data[:1] < b"\x20" else edited(RECORDS, data[1:])
+    with contextlib.suppress(RecordError):
+        got.extend(opened(stream))
+    assert got == list(PAYLOADS[: len(got)])
+
+
+# Frames and streams
+
+
+@target
+def frame(data: bytes) -> None:
+    """A record's frames: what is read encodes to something that reads the same."""
+    try:
+        read = list(frames.decode(data))
+    except ProtocolViolation:
+        return
+    for each in read:
+        assert list(frames.decode(frames.encode(each))) == [each]
+
+
+@target
+def mux(data: bytes) -> None:
+    """Records of any frames: bounded memory, a violation closes, what we answer is well formed."""
+    limits = Limits(streams_per_peer=8, accept_backlog=4)
+    side = Mux(role="responder", limits=limits)
+    local = side.open("echo")
+    side.send(local, bytes(1000))
+    cut = data[:1]
+    step = 1 + (cut[0] if cut else 0)
+    for start in range(1, len(data), step):
+        try:
+            side.receive(data[start : start + step], float(start))
+        except ProtocolViolation:
+            assert side.closed
+        while (event := side.next_event()) is not None:
+            if type(event).__name__ == "DataReceived":
+                side.consume(event.stream_id, len(event.data))  # type: ignore[union-attr]
+        held = side.statistics()
+        assert held.unconsumed_bytes <= limits.memory_per_peer_bytes
+        assert held.streams <= 4 * limits.streams_per_peer
+        while out := side.outgoing(65536):
+            list(frames.decode(out))
+
+
+# Messages
+
+
+@target
+def codec(data: bytes) -> None:
+    """Builtins only, no bomb, and a round trip."""
+    try:
+        value = unpack_untrusted(data)
+    except MalformedMessage:
+        return
+    assert type(value) in {type(None), bool, int, float, str, bytes, list, dict}
+    with contextlib.suppress(
+        TransportError, UnicodeEncodeError
+    ):  # grew over the limit; lone surrogates
+        again = unpack_untrusted(pack(value))
+        assert repr(again) == repr(value)
+
+
+@target
+def dht_message(data: bytes) -> None:
+    """Queries and answers; the hints that are used are sane."""
+    for type_ in (Query, Answer):
+        try:
+            message = decode_untrusted(data, type_)
+        except MalformedMessage:
+            continue
+        assert decode_untrusted(pack(message), type_) == message
+        for contact in from_hints(
+            getattr(message.body, "contacts", []), own_id=KEY, loopback=False
+        ):
+            assert all(sane_address(text, loopback=False) for text in contact.addresses)
+
+
+RECORD = make_record(
+    swarm_id=SWARM.id,
+    key=KEY,
+    value=b"value",
+    public_key=ALICE.public_key,
+    sequence=3,
+    expires_at=int(NOW) + 60,
+    sign=ALICE.sign,
+)
+
+
+@target
+def dht_record(data: bytes) -> None:
+    """Only the record that was signed verifies."""
+    source = data[1:] if data[:1] < b"\x20" else edited(pack(RECORD), data[1:])
+    try:
+        value = decode_untrusted(source, SignedRecord)
+        check(value, swarm_id=SWARM.id, key=KEY, wall=NOW, verify=verify)
+    except (MalformedMessage, InvalidRecord):
+        return
+    assert value == RECORD
+
+
+@target
+def gossip_message(data: bytes) -> None:
+    """Messages of a run's epochs."""
+    try:
+        message = decode_message_untrusted(data)
+    except MalformedMessage:
+        return
+    assert decode_message_untrusted(encode_gossip(message)) == message
+
+
+@target
+def punch_message(data: bytes) -> None:
+    """Hole punching: messages alone, and a session that gets them."""
+    with contextlib.suppress(MalformedMessage):
+        message = punch.decode(data)
+        assert punch.decode(punch.encode(message)) == message
+
+
+@target
+def relay_message(data: bytes) -> None:
+    """What relays and their clients say to each other."""
+    for read in (relay.read_reserve_answer, relay.read_connect_answer):
+        with contextlib.suppress(MalformedMessage):
+            answer = read(data)
+            assert read(pack(answer)) == answer
+            if isinstance(answer, relay.Refused):
+                assert 0 <= answer.as_error().retry_s <= relay.MAX_RETRY_S
+    for type_ in (relay.Reserve, relay.Ended, relay.Connect, relay.Incoming):
+        with contextlib.suppress(MalformedMessage):
+            decode_untrusted(data, type_, limit=relay.MAX_BYTES)
+
+
+@target
+def bulk_message(data: bytes) -> None:
+    """Headers of bulk transfers."""
+    with contextlib.suppress(bulk_messages.ChunkRefused):
+        message = bulk_messages.decode(data[1:], data[0] if data else 0)
+        assert (
+            bulk_messages.decode(bulk_messages.encode(message), data[0] if data else 0) == message
+        )
+
+
+@target
+def port_mapping(data: bytes) -> None:
+    """Answers of a gateway, in both protocols."""
+    for parse in (
+        lambda: pcp.parse_map(data, NONCE, 7447),
+        lambda: pcp.parse_announce(data),
+        lambda: natpmp.parse_map(data, 7447),
+        lambda: natpmp.parse_address(data),
+    ):
+        with contextlib.suppress(TransportError):
+            answer = parse()
+            host = getattr(answer, "external_host", None)
+            if host is not None:
+                assert str(ipaddress.ip_address(host)) == host
+
+
+@target
+def trainer_message(data: bytes) -> None:
+    """What the training process says to its daemon."""
+    with contextlib.suppress(NodedError):
+        decode_trainer_message(data)
+
+
+# Texts
+
+
+@target
+def address(data: bytes) -> None:
+    """host:port, with a relay or without: one canonical text."""
+    text = text_of(data)
+    split_address(text)
+    sane_address(text, loopback=True)
+    source_of(text)
+    try:
+        value = Address.parse(text)
+    except InvalidAddress:
+        return
+    assert Address.parse(str(value)) == value
+    assert str(value).isprintable()
+
+
+@target
+def identifier(data: bytes) -> None:
+    """Node ids and swarm keys as people write them."""
+    text = text_of(data)
+    with contextlib.suppress(InvalidNodeId):
+        node_id = NodeId.parse(text)
+        assert NodeId.parse(str(node_id)) == node_id
+    with contextlib.suppress(InvalidSwarmKey):
+        Swarm.parse(text)
+    with contextlib.suppress(InvalidNodeId):
+        NodeId(data)
+
+
+# Shared state
+
+
+@target
+def crdt(data: bytes) -> None:
+    """Any decoded value as a delta, a context, a want or a whole state; what merged can be told on."""
+    try:
+        value = unpack_untrusted(data)
+    except MalformedMessage:
+        return
+
+    def clock() -> HybridClock:
+        return HybridClock(b"me", lambda: int(NOW * 1000))
+
+    state = RunState(b"me", clock())
+    for use in (
+        state.merge,
+        state.delta_since,
+        state.want_since,
+        state.delta_for,
+        lambda untrusted: RunState.from_wire(untrusted, node=b"me", clock=clock()),
+    ):
+        before = state.digest()
+        try:
+            use(value)
+        except CrdtError:
+            assert state.digest() == before
+    copy = RunState.from_wire(
+        state.to_wire(), node=b"other", clock=HybridClock(b"other", lambda: int(NOW * 1000))
+    )
+    assert copy.digest() == state.digest()
+    unpack_untrusted(pack(state.to_wire()))
+
+
+# The operator's side
+
+
+@target
+def config(data: bytes) -> None:
+    """A configuration file."""
+    with tempfile.NamedTemporaryFile(suffix=".toml", dir=_SCRATCH) as file:
+        file.write(data)
+        file.flush()
+        with contextlib.suppress(NodedError):
+            load_config(Path(file.name), environ={})
+
+
+_SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+@target
+def manifest(data: bytes) -> None:
+    """What a run is, as another node tells it."""
+    with contextlib.suppress(NodedError, msgspec.ValidationError):
+        value = RunManifest.from_json(data)
+        assert RunManifest.from_map(value.to_map()) == value
+
+
+class FakeClient:
+    """A client of the control socket that says something and hangs up."""
+
+    def __init__(self, data: bytes) -> None:
+        self.pieces = [data[start : start + 512] for start in range(0, len(data), 512)]
+        self.answered = b""
+
+    async def recv(self, _size: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self.pieces.pop(0) if self.pieces else b""
+
+    async def send(self, data: bytes) -> int:
+        self.answered += bytes(data)
+        return len(data)
+
+    def shutdown(self, _how: int) -> None:
+        pass
+
+
+async def _answer(_body: object) -> tuple[int, dict[str, object]]:
+    return 200, {"ok": True}
+
+
+async def _serve(data: bytes) -> bytes:
+    client = FakeClient(data)
+    server = ControlServer(
+        Path("unused"), {("GET", "/v1/status"): _answer, ("POST", "/v1/stop"): _answer}
+    )
+    await server._serve(client)
+    return client.answered
+
+
+@target
+def control(data: bytes) -> None:
+    """HTTP on the control socket: an answer or nothing."""
+    answer = trio.run(_serve, data)
+    assert not answer or answer.startswith(b"HTTP/1.1 ")
