@@ -44,6 +44,7 @@ _HEAD_BYTES = _LENGTH.size + MAX_HEADER_BYTES
 _MAX_RECORDS = 1 + -(-MAX_PAYLOAD_BYTES // RECORD_BYTES)
 _WIRE_BYTES = _HEAD_BYTES + MAX_PAYLOAD_BYTES + _MAX_RECORDS * OVERHEAD_BYTES
 _RECEIVE_BYTES = 1 << 20
+_NOWHERE = memoryview(b"")
 _COMPACT_BELOW = RECORD_BYTES + OVERHEAD_BYTES
 
 
@@ -60,6 +61,9 @@ class BulkLink:
         raw: the connection, right after the handshake.
         result: keys, peer and the bytes that came along with the handshake's end.
         on_bytes: told (sent, received) wire bytes, for the peer's statistics.
+
+    Attributes:
+        ended_in_order: the peer closed the link on purpose.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class BulkLink:
         self._head = bytearray(_HEAD_BYTES)
         self._send_buffer: memoryview | None = None
         self._receive_buffer = memoryview(bytearray(max(_RECEIVE_BYTES, len(result.leftover))))
+        self._target = _NOWHERE  # of the transfer being received
+        self.ended_in_order = False
         self._start, self._end = 0, len(result.leftover)
         self._receive_buffer[: self._end] = result.leftover
 
@@ -131,17 +137,21 @@ class BulkLink:
         try:
             head = bytearray(_HEAD_BYTES)
             kind, length = await self._next_header()
-            if kind == RecordKind.CLOSE:
-                await self._open_record(length, memoryview(head))
-                raise self._fail("closed by the peer")
-            if kind != RecordKind.BULK_HEAD or not _LENGTH.size <= length <= _HEAD_BYTES:
+            if length > len(head):
                 raise self._fail(f"unexpected record of kind {kind}, {length} bytes")
-            await self._open_record(length, memoryview(head))
+            await self._fill(HEADER_BYTES + length + TAG_BYTES)
+            if kind == RecordKind.CLOSE:
+                self._open_record(length, memoryview(head))
+                self.ended_in_order = True
+                raise self._fail("closed by the peer")
+            if kind != RecordKind.BULK_HEAD or length < _LENGTH.size:
+                raise self._fail(f"unexpected record of kind {kind}, {length} bytes")
+            self._open_record(length, memoryview(head))
             (size,) = _LENGTH.unpack_from(head)
             if size > MAX_PAYLOAD_BYTES:
                 raise self._fail(f"transfer of {size} bytes announced, limit {MAX_PAYLOAD_BYTES}")
             header = bytes(head[_LENGTH.size : length])
-            target = sink(header, size).cast("B")
+            self._target = target = sink(header, size).cast("B")
             if len(target) != size:
                 raise UsageError(f"sink gave {len(target)} bytes for a transfer of {size}")
             done = 0
@@ -149,7 +159,8 @@ class BulkLink:
                 kind, length = await self._next_header()
                 if kind != RecordKind.BULK_DATA or not 0 < length <= min(RECORD_BYTES, size - done):
                     raise self._fail(f"unexpected record of kind {kind}, {length} bytes")
-                done += await self._open_record(length, target[done:])
+                await self._fill(HEADER_BYTES + length + TAG_BYTES)
+                done += self._open_record(length, self._target[done:])
         except LinkClosed:
             raise
         except (AuthenticationFailed, RecordError) as error:
@@ -159,7 +170,17 @@ class BulkLink:
         except BaseException:
             self._fail("a transfer was cancelled halfway")
             raise
+        finally:
+            self._target = _NOWHERE  # the caller's memory is the caller's again
         return header
+
+    def redirect(self, target: memoryview) -> None:
+        """Have what is still to come of the transfer being received go to `target` instead.
+
+        The memory that the sink gave is not touched after this returns. `target` must be as large
+        as that memory; its start stays as it is. Nothing happens between two transfers.
+        """
+        self._target = target
 
     async def _next_header(self) -> tuple[int, int]:
         await self._fill(HEADER_BYTES)
@@ -167,11 +188,9 @@ class BulkLink:
             self._receive_buffer[self._start : self._start + HEADER_BYTES]
         )
 
-    async def _open_record(self, length: int, target: memoryview) -> int:
-        if length > RECORD_BYTES:
-            raise self._fail(f"record of {length} bytes, bulk records hold {RECORD_BYTES}")
+    def _open_record(self, length: int, target: memoryview) -> int:
+        """Decrypt the record at the start of the buffered part, which is there as a whole."""
         whole = HEADER_BYTES + length + TAG_BYTES
-        await self._fill(whole)
         buffer, start = self._receive_buffer, self._start
         body = start + HEADER_BYTES
         opened = self._opener.open_into(buffer[start:body], buffer[body : start + whole], target)

@@ -1,0 +1,112 @@
+"""How many links: as many as pay, on modelled paths."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transport.parallel import IDLE_S, MAX_HOLD_S, LinkCount
+
+
+class Path:
+    """A path whose goodput depends on the number of links, watched at ten looks a second."""
+
+    def __init__(self, count: LinkCount, goodput: Callable[[int], float], rtt_s: float) -> None:
+        self.count, self.goodput, self.rtt_s = count, goodput, rtt_s
+        self.now, self.acknowledged, self.links = 0.0, 0.0, 0
+        self.seen: list[int] = []
+
+    def run(self, seconds: float) -> int:
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 0.1
+            self.acknowledged += 0.1 * self.goodput(self.links)
+            self.links = self.count.busy(self.now, int(self.acknowledged), self.links, self.rtt_s)
+            self.seen.append(self.links)
+        return self.links
+
+
+def test_links_that_each_add_their_share_are_all_used() -> None:
+    path = Path(LinkCount(), lambda links: 1.5e6 * links, 0.05)
+    assert path.run(12) == 8
+
+
+def test_a_path_that_one_link_fills_keeps_one() -> None:
+    path = Path(LinkCount(), lambda links: 25e6 if links else 0, 0.01)
+    path.run(120)
+    assert path.seen.count(1) > 0.9 * len(path.seen)
+    assert path.seen[-1] == 1
+
+
+def test_a_path_that_suffers_from_more_links_keeps_one() -> None:
+    path = Path(LinkCount(), lambda links: 1e9 / max(1, links), 0.0001)
+    path.run(60)
+    assert path.seen.count(1) > 0.9 * len(path.seen)
+
+
+def test_a_limit_in_between_is_found_and_kept() -> None:
+    path = Path(LinkCount(), lambda links: 4e6 * min(links, 3), 0.02)
+    path.run(300)
+    assert sum(links in {3, 4} for links in path.seen[600:]) > 0.9 * len(path.seen[600:])
+
+
+def test_a_path_that_changes_is_tried_again() -> None:
+    path = Path(LinkCount(), lambda links: 25e6 if links else 0, 0.01)
+    path.run(600)
+    path.goodput = lambda links: 1e6 * links
+    path.run(30)
+    assert path.links == 8
+
+
+def test_trials_that_do_not_pay_become_rare() -> None:
+    path = Path(LinkCount(), lambda links: 25e6 if links else 0, 0.01)
+    path.run(MAX_HOLD_S * 4)
+    before = len(path.seen)
+    path.run(MAX_HOLD_S)
+    trials = sum(
+        one == 1 and other == 2
+        for one, other in zip(path.seen[before:], path.seen[before + 1 :], strict=False)
+    )
+    assert trials <= 2
+
+
+def test_nothing_to_do_closes_all_and_remembers_the_number() -> None:
+    count = LinkCount()
+    path = Path(count, lambda links: 1e6 * links, 0.05)
+    assert path.run(12) == 8
+    assert count.idle(path.now + 1) == 8
+    assert count.idle(path.now + IDLE_S + 1) == 0
+    assert count.busy(path.now + 60, int(path.acknowledged), 0, 0.05) == 8
+
+
+def test_what_cannot_be_opened_is_not_asked_for() -> None:
+    count = LinkCount()
+    path = Path(count, lambda links: 1e6 * links, 0.05)
+    path.run(4)
+    assert count.target > 2
+    assert count.cannot_open(path.now, 2) == 2
+    path.links = 2
+    assert path.run(1) == 2
+
+
+@given(
+    st.integers(1, 8),
+    st.lists(st.tuples(st.floats(0, 3), st.integers(0, 10**8), st.integers(0, 9), st.booleans())),
+)
+def test_the_target_stays_in_bounds(most: int, looks: list[tuple[float, int, int, bool]]) -> None:
+    count, now, acknowledged = LinkCount(most=most), 0.0, 0
+    for step, more, links, busy in looks:
+        now += step
+        acknowledged += more
+        if busy:
+            assert 1 <= count.busy(now, acknowledged, links, 0.01) <= most
+        else:
+            assert 0 <= count.idle(now) <= most
+
+
+@pytest.mark.parametrize("rtt_s", [0.0001, 0.3])
+def test_a_measurement_takes_ten_round_trips_at_least(rtt_s: float) -> None:
+    path = Path(LinkCount(), lambda links: 1e6 * links, rtt_s)
+    path.run(20 * rtt_s)
+    assert max(path.seen) == 1
