@@ -34,7 +34,7 @@ class AddressKind(StrEnum):
     LOOPBACK = "loopback"
     """This machine."""
     OTHER = "other"
-    """Nobody: unspecified, multicast, documentation, reserved."""
+    """Nobody from outside: unspecified, multicast, documentation, reserved."""
 
 
 def kind_of(host: str) -> AddressKind:

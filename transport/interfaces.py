@@ -10,9 +10,8 @@ Invariant: a wake-up says "look again", never what changed; so a lost or doubled
 from __future__ import annotations
 
 import errno
-import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final
 
 import attrs
@@ -62,7 +61,7 @@ def local_addresses(*, link_local: bool = False, loopback: bool = False) -> list
         links, addresses = _dump()
     except (OSError, MalformedMessage):
         return []
-    left_out = {AddressKind.OTHER}
+    left_out: set[AddressKind] = set()  # a reserved block that is in use here has its reasons
     if not link_local:
         left_out.add(AddressKind.LINK_LOCAL)
     if not loopback:
@@ -118,25 +117,23 @@ def _dump() -> tuple[dict[int, netlink.Link], list[netlink.InterfaceAddress]]:
     return links, addresses
 
 
-async def changes(*, debounce_s: float = DEBOUNCE_S) -> AsyncIterator[None]:
+async def changes(*, debounce_s: float = DEBOUNCE_S) -> AsyncGenerator[None, None]:
     """Wake up when links, addresses or routes of this machine may have changed.
 
     The first item comes at once, when the subscription stands: a look taken then misses nothing that follows. Items that come
-    while the consumer is busy are one. Use it in a task of its own, or inside `contextlib.aclosing`, so that its socket is
-    closed when the loop is left.
+    while the consumer is busy are one. Use it inside `contextlib.aclosing`, so that its socket closes when the loop is left,
+    by cancellation too:
+
+        async with aclosing(changes()) as news:
+            async for _ in news:
+                look(local_addresses())
     """
-    try:
-        raw = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-    except (OSError, AttributeError):
-        raw = None
-    if raw is None:
+    sock = _subscribe()
+    if sock is None:
         while True:
             yield
             await trio.sleep(POLL_S)
-    with raw:
-        raw.setblocking(False)
-        raw.bind((0, netlink.GROUPS))
-        sock = trio.socket.from_stdlib_socket(raw)
+    with sock:
         yield
         while True:
             await _event(sock)
@@ -146,9 +143,24 @@ async def changes(*, debounce_s: float = DEBOUNCE_S) -> AsyncIterator[None]:
             yield
 
 
+def _subscribe() -> trio.socket.SocketType | None:
+    try:
+        raw = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    except (OSError, AttributeError):
+        return None
+    try:
+        raw.setblocking(False)
+        raw.bind((0, netlink.GROUPS))
+    except OSError:
+        raw.close()
+        return None
+    return trio.socket.from_stdlib_socket(raw)
+
+
 async def _event(sock: trio.socket.SocketType) -> None:
     try:
         await sock.recv(_DUMP_BYTES)
     except OSError as error:
-        if error.errno != errno.ENOBUFS:  # more events than fit: that, too, is a change
-            raise OSError(error.errno, os.strerror(error.errno or 0)) from error
+        # ENOBUFS: more events than fit, which is a change, too. Anything else: look by the clock.
+        if error.errno != errno.ENOBUFS:
+            await trio.sleep(POLL_S)

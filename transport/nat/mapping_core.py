@@ -1,7 +1,7 @@
 """Which method to ask for a mapping, when to renew it, and when it is gone; sans-IO.
 
 Problem: a mapping is a promise by a box that restarts, forgets, is replaced, and lies. Idea: a small machine that is told what
-happened (`mapped`, `failed`, `checked`, `epoch_lost`, `gateway_changed`) and answers `next_step` with what to do now:
+happened (`mapped`, `failed`, `checked`, `announced`, `epoch_lost`, `gateway_changed`) and answers `next_step` with what to do now:
 
     no gateway -> Idle
     round:  Ask(method) for each method in turn; the first mapping ends the round; none -> Idle for a growing pause
@@ -35,6 +35,8 @@ MIN_LIFETIME_S: Final = 30
 """A mapping that ends sooner is refused: nobody could rely on the address. RFC 6887, section 15, recommends 120 s at least."""
 CHECK_EVERY_S: Final = 120.0
 """How soon a restart that was not announced is noticed."""
+CHECK_AGAIN_S: Final = 10.0
+"""After a check that was not answered."""
 SILENT_CHECKS: Final = 3
 """So many unanswered checks in a row, and the mapping is not believed any more."""
 PAUSE_FIRST_S: Final = 30.0
@@ -108,7 +110,7 @@ def fault_of(grant: Grant) -> str:
     if grant.lifetime_s < MIN_LIFETIME_S:
         return f"the gateway keeps a mapping for only {grant.lifetime_s:.0f} s"
     kind = kind_of(grant.external_host)
-    if kind is AddressKind.GLOBAL:
+    if kind is AddressKind.GLOBAL and "%" not in grant.external_host:
         return ""
     if kind in {AddressKind.PRIVATE, AddressKind.CGNAT}:
         return (
@@ -145,6 +147,7 @@ class MappingCore:
         self._ask_at = math.inf
         self._check_at = math.inf
         self._asked_at = -math.inf
+        self._checked_at = -math.inf
         self._silent_checks = 0
 
     @property
@@ -229,6 +232,7 @@ class MappingCore:
     def checked(self, now: float, *, external_host: str = "") -> None:
         """A `Check` was answered; another external address than the mapping's is a reason to map again."""
         self._silent_checks = 0
+        self._checked_at = now
         self._check_at = now + CHECK_EVERY_S
         held = self.mapping
         if held is not None and external_host and external_host != held.external.host:
@@ -237,20 +241,29 @@ class MappingCore:
     def check_failed(self, now: float) -> None:
         """A `Check` was not answered: after a few, the mapping is gone for us and a new round begins."""
         self._silent_checks += 1
-        self._check_at = now + CHECK_EVERY_S
+        self._checked_at = now
+        self._check_at = now + CHECK_AGAIN_S
         if self._silent_checks >= SILENT_CHECKS and self.mapping is not None:
             self._lose("the gateway does not answer any more", now)
 
-    def epoch_lost(self, method: MapMethod, now: float) -> None:
-        """The gateway's table is empty (it says): map again after a random moment.
+    def announced(self, now: float) -> None:
+        """The gateway (or somebody in its name) told everybody that it has news: look soon.
 
-        Without a mapping it is a reason not to wait out the pause: a gateway that has just restarted may have learnt to map.
+        News alone change nothing, since anybody on the link can send them; the answer to our own question does. A mapping by
+        one method is checked whatever method the news came by: gateways have one table, and may announce by PCP alone.
         """
-        held = self.mapping
-        if self._gateway is None or (held is not None and held.method is not method):
+        if self._gateway is None:
             return
-        soonest = max(now, self._asked_at + MIN_RENEW_S)
-        self._ask_at = min(self._ask_at, soonest + self._rng.uniform(0, REMAP_SPREAD_S))
+        if self.mapping is not None:
+            self._check_at = min(self._check_at, max(now, self._checked_at + MIN_RENEW_S))
+        else:
+            self._ask_at = min(self._ask_at, max(now, self._asked_at + PAUSE_FIRST_S))
+
+    def epoch_lost(self, now: float) -> None:
+        """The gateway's table is empty, as its epoch shows: map again after a random moment."""
+        if self.mapping is not None:
+            soonest = max(now, self._asked_at + MIN_RENEW_S)
+            self._ask_at = min(self._ask_at, soonest + self._rng.uniform(0, REMAP_SPREAD_S))
 
     def _lose(self, reason: str, now: float) -> None:
         assert self.mapping is not None

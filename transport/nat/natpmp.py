@@ -35,6 +35,7 @@ _OP_ADDRESS: Final = 0
 _OP_MAP_TCP: Final = 2
 _HEAD = struct.Struct("!BBHI")
 _MAP = struct.Struct("!BBHHHI")
+_MAPPED = struct.Struct("!BBHIHHI")
 
 FIRST_RETRY_S: Final = 0.25
 MAX_TRIES: Final = 9
@@ -131,9 +132,9 @@ def parse_map(data_untrusted: bytes, internal_port: int) -> Mapped:
         NatPmpRefused: the gateway said no.
     """
     epoch = _head(data_untrusted, _OP_MAP_TCP)
-    if len(data_untrusted) < _MAP.size:
+    if len(data_untrusted) < _MAPPED.size:
         raise MalformedMessage("a NAT-PMP answer is too short")
-    internal, external, lifetime = struct.unpack_from("!HHI", data_untrusted, 8)
+    _, _, _, _, internal, external, lifetime = _MAPPED.unpack_from(data_untrusted)
     if internal != internal_port:
         raise MalformedMessage("a NAT-PMP answer is for another port")
     if external == 0 and lifetime != 0:

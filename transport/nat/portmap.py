@@ -15,6 +15,7 @@ import logging
 import random
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import aclosing
 from typing import Final
 
 import attrs
@@ -131,10 +132,7 @@ class PortMapper:
             async with trio.open_nursery() as nursery:
                 if self._announcements is not None:
                     nursery.start_soon(self._hear, *self._announcements)
-                if self._fixed is not None:
-                    await self._settle(self._fixed)
-                else:
-                    nursery.start_soon(self._follow)
+                nursery.start_soon(self._follow)
                 await self._work()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_S):
@@ -149,8 +147,9 @@ class PortMapper:
 
     async def _follow(self) -> None:
         """Look at the routing table now and after every change."""
-        async for _ in changes():
-            await self._settle(await default_gateway(self._family))
+        async with aclosing(changes()) as news:
+            async for _ in news:
+                await self._settle(self._fixed or await default_gateway(self._family))
 
     async def _settle(self, gateway: Gateway | None) -> None:
         place = self._place_at(gateway) if gateway is not None else None
@@ -303,7 +302,7 @@ class PortMapper:
             now = trio.current_time()
             self._core.checked(now, external_host=external_host)
             if not alive:
-                self._core.epoch_lost(step.method, now)
+                self._core.epoch_lost(now)
 
     def _open(self) -> GatewaySocket:
         assert self._place is not None
@@ -359,19 +358,14 @@ class PortMapper:
                     self._announced(data)
 
     def _announced(self, data: bytes) -> None:
-        now = trio.current_time()
         try:
             if data[:1] == bytes((pcp.VERSION,)):
-                method, epoch, host = MapMethod.PCP, pcp.parse_announce(data), ""
+                pcp.parse_announce(data)
             else:
-                answer = natpmp.parse_address(data)
-                method, epoch, host = MapMethod.NATPMP, answer.epoch, answer.host
+                natpmp.parse_address(data)
         except (MalformedMessage, pcp.PcpRefused, natpmp.NatPmpRefused):
             return
-        if host:
-            self._core.checked(now, external_host=host)
-        if not self._epochs[method].observe(epoch, now):
-            self._core.epoch_lost(method, now)
+        self._core.announced(trio.current_time())
         self._nudge()
 
     def _nudge(self) -> None:

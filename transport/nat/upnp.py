@@ -6,7 +6,7 @@ three rules for an abandoned job: it starts no further call, it removes what it 
 effect would last for ever (a permanent lease) is not made once it is abandoned.
 
 Traps of the library, each handled here: `discover()` raises `Exception("Success")` when it finds nothing; every error is a bare
-`Exception` with the router's words; the object must not be used by two threads; `selectigd()` settles for any device that
+`Exception` with the router's words; `multicastif` can be set in the constructor alone; the object must not be used by two threads; `selectigd()` settles for any device that
 answers, so its control URL must be at the gateway's address.
 """
 
@@ -44,7 +44,6 @@ class UpnpFailed(TransportError):
 class Igd(Protocol):
     """What is used of `miniupnpc.UPnP`."""
 
-    discoverdelay: int
     lanaddr: str
 
     def discover(self) -> int:
@@ -88,12 +87,11 @@ def load_igd(source: str) -> Igd:
         raise UpnpFailed(
             "UPnP needs a library that is not installed", hint="pip install 'noded[upnp]'"
         ) from error
-    igd: Any = miniupnpc.UPnP()
-    igd.discoverdelay = DISCOVER_MS
+    options: dict[str, Any] = {"discoverdelay": DISCOVER_MS}
     if source:
-        igd.multicastif = source
-    found: Igd = igd
-    return found
+        options["multicastif"] = source
+    igd: Igd = miniupnpc.UPnP(**options)
+    return igd
 
 
 @attrs.define
