@@ -420,7 +420,7 @@ class RelayClient:
         self._asking.add(node_id)
         try:
             with trio.move_on_after(ANSWER_S):
-                answer = read_reserve_answer(await peer.call(RESERVE, pack(Reserve())))
+                answer = read_reserve_answer(await peer.call(RESERVE, pack(Reserve(release=False))))
                 if isinstance(answer, Granted):
                     self._hold(peer, answer)
                     return True

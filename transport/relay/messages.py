@@ -168,7 +168,7 @@ _Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
 class Reserve(msgspec.Struct, frozen=True):
     """Keep a reservation for me, or longer than before; or forget it."""
 
-    release: bool = False
+    release: bool
 
 
 class Granted(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="granted"):
