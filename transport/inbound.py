@@ -15,11 +15,13 @@ from contextlib import contextmanager
 
 import trio
 
+from transport.admission import Pending
 from transport.context import Context
 from transport.errors import ConnectionBroken, HandshakeFailed, TransportError
 from transport.handshake import HandshakeResult
 from transport.identity import NodeId
 from transport.link import shake_hands
+from transport.listener import admit
 from transport.network import Path, RawStream
 from transport.registry import Registry
 from transport.rendezvous import Delivery
@@ -55,25 +57,22 @@ class Inbound:
 
     async def take(self, raw: RawStream) -> None:
         """Do the work of `Endpoint.take_inbound`."""
-        context = self._context
-        refusal = context.admission.admit(raw.remote.host, trio.current_time())
-        if refusal is not None:
-            context.reporter.count(refusal.value)
-            raw.abort()
+        pending = admit(raw, self._context.admission, self._context.reporter)
+        if pending is None:
             return
         try:
-            await self.handle(raw)
+            await self.handle(raw, pending)
         except BaseException:
             raw.abort()
             raise
 
-    async def handle(self, raw: RawStream) -> None:
+    async def handle(self, raw: RawStream, pending: Pending) -> None:
         """Take one admitted connection through its handshake to its purpose."""
         context = self._context
         deadline = context.handshake_deadline()
         result = None
         try:
-            result = await self._shake_hands(raw, deadline)
+            result = await self._shake_hands(raw, deadline, pending)
             if result is None:
                 return
             if result.intro.kind == "bulk":
@@ -81,9 +80,7 @@ class Inbound:
                     while result.node_id not in self._registry.peers:
                         await self._registry.arrivals.park()
         finally:
-            context.admission.release(
-                raw.remote.host, trio.current_time(), member=result is not None
-            )
+            pending.release(trio.current_time(), member=result is not None)
             if result is None:
                 raw.abort()
         match result.intro.kind:
@@ -97,7 +94,9 @@ class Inbound:
                 if context.on_probe is not None:
                     context.on_probe(result.node_id, result.intro.label)
 
-    async def _shake_hands(self, raw: RawStream, deadline: float) -> HandshakeResult | None:
+    async def _shake_hands(
+        self, raw: RawStream, deadline: float, pending: Pending
+    ) -> HandshakeResult | None:
         context = self._context
         handshake = context.handshake(
             "responder",
@@ -105,11 +104,12 @@ class Inbound:
             allow_punch=raw.remote.host in self._punching,
         )
         try:
-            return await shake_hands(raw, handshake, deadline=deadline)
+            return await shake_hands(raw, handshake, deadline=deadline, on_answer=pending.proved)
         except HandshakeFailed as error:
             context.reporter.count(f"handshake-{error.code}")
         except ConnectionBroken:
-            context.reporter.count("handshake-broken")
+            if not pending.pushed_out:
+                context.reporter.count("handshake-broken")
         return None
 
     async def _take_control(self, raw: RawStream, result: HandshakeResult) -> None:

@@ -22,7 +22,7 @@ import trio
 
 from transport.buffer import Buffer
 from transport.errors import ConnectionBroken, HandshakeFailed, HandshakeTimeout
-from transport.handshake import Handshake, HandshakeResult
+from transport.handshake import HELLO_BYTES, Handshake, HandshakeResult
 from transport.network import RawStream
 from transport.record import HEADER_BYTES, OVERHEAD_BYTES, RecordKind
 
@@ -42,6 +42,7 @@ async def shake_hands(
     *,
     deadline: float,
     commit: Callable[[], bool] = lambda: True,
+    on_answer: Callable[[], None] = lambda: None,
 ) -> HandshakeResult:
     """Run `handshake` over `raw` until it has a result.
 
@@ -53,6 +54,8 @@ async def shake_hands(
         deadline: trio time by which everything must be done, whatever trickles in.
         commit: asked once there is a result and before our last message leaves; on False the
             stream is aborted and `HandshakeFailed` raised.
+        on_answer: called before more than a bare hello leaves; a responder says more only to who
+            has proved that it holds the swarm's key.
 
     Raises:
         HandshakeFailed: (or a subclass) what went wrong; `HandshakeTimeout` for the deadline.
@@ -61,7 +64,7 @@ async def shake_hands(
     done = False
     try:
         with trio.CancelScope(deadline=deadline) as scope:
-            result = await _drive(raw, handshake, commit)
+            result = await _drive(raw, handshake, commit, on_answer)
             done = True
             return result
         assert scope.cancelled_caught
@@ -76,7 +79,10 @@ async def shake_hands(
 
 
 async def _drive(
-    raw: RawStream, handshake: Handshake, commit: Callable[[], bool]
+    raw: RawStream,
+    handshake: Handshake,
+    commit: Callable[[], bool],
+    on_answer: Callable[[], None],
 ) -> HandshakeResult:
     buffer = memoryview(bytearray(HANDSHAKE_READ_BYTES))
     while True:
@@ -85,6 +91,8 @@ async def _drive(
         if result is not None and not commit():
             raise HandshakeFailed("another attempt was faster")
         if outgoing:
+            if len(outgoing) > HELLO_BYTES:
+                on_answer()
             await raw.send_all(outgoing)
         if result is not None:
             return result

@@ -7,7 +7,7 @@ ordinary exceptions (also inside groups) from the other connections, and passes 
 
 Invariants: the loop ends only by cancellation or when its listener is closed; each failure is
 counted under its reason and logged at most once a second; each admitted connection is released
-from admission exactly once, by whoever handles it.
+from admission exactly once, by whoever handles it; one that has to make room for another is closed.
 """
 
 from collections.abc import Awaitable, Callable
@@ -15,8 +15,8 @@ from typing import Final
 
 import trio
 
+from transport.admission import PUSHED_OUT, Admission, Pending, Refusal
 from transport.errors import TransportError
-from transport.limits import Admission
 from transport.network import AcceptOverloaded, RawListener, RawStream
 from transport.reporter import Reporter
 
@@ -26,7 +26,7 @@ OVERLOAD_PAUSE_S: Final = 0.1
 SHED_PAUSE_S: Final = 0.01
 """Pause when a waiting client could at least be turned away; drains a queue of 100 in a second."""
 
-Handle = Callable[[RawStream], Awaitable[None]]
+Handle = Callable[[RawStream, Pending], Awaitable[None]]
 
 
 async def serve_listener(
@@ -37,9 +37,9 @@ async def serve_listener(
     handle: Handle,
     reporter: Reporter,
 ) -> None:
-    """Accept until the listener is closed; run `handle(stream)` for each admitted connection.
+    """Accept until the listener is closed; run `handle(stream, pending)` for each admitted one.
 
-    `handle` owns the stream and owes `admission` one `release`.
+    `handle` owns the stream and owes `pending` one `release`.
 
     Cancelling stops accepting; the handlers belong to `nursery`.
     """
@@ -57,20 +57,32 @@ async def serve_listener(
             reporter.report("accept-failed", trio.current_time(), str(error))
             await trio.sleep(OVERLOAD_PAUSE_S)
             continue
-        refusal = admission.admit(raw.remote.host, trio.current_time())
-        if refusal is not None:
-            reporter.count(refusal.value)
-            raw.abort()
-            # Accepting may succeed without ever waiting: a flood must not hold the loop.
-            await trio.lowlevel.checkpoint()
-            continue
-        nursery.start_soon(_guarded, raw, handle, reporter)
+        pending = admit(raw, admission, reporter)
+        if pending is not None:
+            nursery.start_soon(_guarded, raw, pending, handle, reporter)
+        # Accepting may succeed without ever waiting: a flood must not hold the loop.
+        await trio.lowlevel.checkpoint()
 
 
-async def _guarded(raw: RawStream, handle: Handle, reporter: Reporter) -> None:
+def admit(raw: RawStream, admission: Admission, reporter: Reporter) -> Pending | None:
+    """Let a new connection into its handshake, or close it and count why not."""
+
+    def hang_up() -> None:
+        reporter.count(PUSHED_OUT)
+        raw.abort()
+
+    pending = admission.enter(raw.remote.host, trio.current_time(), hang_up)
+    if isinstance(pending, Refusal):
+        reporter.count(pending.value)
+        raw.abort()
+        return None
+    return pending
+
+
+async def _guarded(raw: RawStream, pending: Pending, handle: Handle, reporter: Reporter) -> None:
     """Run one connection's handler; only cancellation gets out."""
     try:
-        await handle(raw)
+        await handle(raw, pending)
     except BaseException as error:
         raw.abort()
         rest = reporter.report_errors(

@@ -121,8 +121,10 @@ class Outbound:
                 raise ConnectFailed("a relayed address needs the node id that it is for")
             return await self.relay_dialer(address, expected)
         network = self._context.network
-        # No NAT lies on the way to our own machine.
-        source = None if address.is_loopback else source_for(self._context.listening, address)
+        listening = self._context.listening
+        # No NAT lies on the way to our own machine, and a socket may connect to itself.
+        local = address.is_loopback or address in listening
+        source = None if local else source_for(listening, address)
         if source is not None:
             try:
                 return await network.connect(address, source=source)
