@@ -8,7 +8,8 @@ is on loopback itself.
 
 Rules: an address is a literal IP address and a port. Names are refused, since resolving a name chosen by a
 stranger lets him aim our resolver; unspecified, multicast, reserved and link-local addresses never lead to a
-node. Private ranges are allowed: swarms on one local network are ordinary.
+node. Private ranges are allowed: swarms on one local network are ordinary. A relayed address, "host:port/via/<node
+id>", names a relay and where it listens; host and port obey the same rules, and the id must be one.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
-# Enough for IPv4 and IPv6, local and public; the bound keeps 20 contacts below 8 KiB on the wire.
+from transport.address import Address
+from transport.errors import InvalidNodeId
+from transport.identity import NodeId
+
+# Enough for IPv4 and IPv6, or one of them and two relays; the bound keeps 20 contacts below 12 KiB on the wire.
 MAX_ADDRESSES = 4
-# "[" + 39 + "]:65535": the longest literal address.
-MAX_ADDRESS_CHARS = 48
+# "[" + 39 + "]:65535", the longest literal address, then "/via/" and a node id of 69.
+MAX_ADDRESS_CHARS = 121
+_VIA = "/via/"
 
 
 @attrs.frozen
@@ -32,12 +38,15 @@ class Contact:
     node_id: bytes
     """32 bytes; proved only by a handshake, whatever the source of this contact."""
     addresses: tuple[str, ...] = ()
-    """Texts "host:port" or "[v6]:port"."""
+    """Texts "host:port" or "[v6]:port", with "/via/<relay>" or without."""
 
 
 def split_address(text: str) -> tuple[str, int] | None:
-    """Return (host, port) of a literal IP address with a port, or None; never raises."""
+    """Return (host, port) of a literal IP address with a port, the relay's if there is one, or None; never raises."""
     if len(text) > MAX_ADDRESS_CHARS or not text.isascii():
+        return None
+    text, via, relay = text.partition(_VIA)
+    if via and not _is_node_id(relay):
         return None
     host, colon, port_text = text.rpartition(":")
     if not colon or not port_text.isdigit() or len(port_text) > 5:
@@ -87,39 +96,41 @@ def on_loopback(contact: Contact) -> bool:
     return any(part is not None and is_loopback(part[0]) for part in parts)
 
 
-def join_address(host: str, port: int) -> str:
-    """Return "host:port", with brackets around an IPv6 host."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def merge_addresses(*sources: Iterable[str], limit: int = MAX_ADDRESSES) -> tuple[str, ...]:
     """Return the distinct addresses of `sources`, earlier ones first, at most `limit`."""
     return tuple(dict.fromkeys(text for source in sources for text in source))[:limit]
 
 
 def peer_addresses(
-    advertised: Sequence[tuple[str, int]], remote: tuple[str, int], *, dialed: bool
+    advertised: Sequence[Address], remote: Address, *, dialed: bool
 ) -> tuple[str, ...]:
     """Return where a connected peer may be reached by others, best first.
 
     Args:
         advertised: the listening addresses the peer states; an unspecified host means "any of mine" and is
-            read as the host we see it at.
+            read as the host we see it at. Over a relay we see none, and such an address is left out.
         remote: the other end of the live connection. Its port is a listening port only if we dialed it.
-        dialed: whether we dialed `remote`, which proves that it accepts connections.
+        dialed: whether we dialed `remote`, which proves that the peer can be reached there.
     """
     if not advertised:
         return ()  # it accepts no connections: a client
-    host = remote[0]
-    proved = [join_address(*remote)] if dialed else []
+    proved = [str(remote)] if dialed else []
     stated = [
-        join_address(host if _is_unspecified(listen_host) else listen_host, port)
-        for listen_host, port in advertised
+        str(Address(remote.host, address.port) if _is_unspecified(address.host) else address)
+        for address in advertised
+        if not (_is_unspecified(address.host) and (remote.relay or address.relay))
     ]
-    loopback = is_loopback(host)
+    loopback = is_loopback(remote.host)
     return merge_addresses(
         text for text in (*proved, *stated) if sane_address(text, loopback=loopback)
     )
+
+
+def _is_node_id(text: str) -> bool:
+    try:
+        return str(NodeId.parse(text)) == text
+    except InvalidNodeId:
+        return False
 
 
 def _is_unspecified(host: str) -> bool:

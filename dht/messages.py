@@ -15,11 +15,11 @@ bounds what is inside. Unknown fields are ignored, so fields can be added; an un
             {"type": "records", "contacts": [HINT, ...], "records": [RECORD, ...]}  answers find_records
             {"type": "stored"}                                                     answers store
             {"type": "refused", "reason": text <= 64 characters}                    answers anything
-    HINT    {"node_id": bytes 32, "addresses": ["host:port", ...]}    at most 20 hints, 4 addresses each
+    HINT    {"node_id": bytes 32, "addresses": ["host:port", ...]}    at most 20 hints, 4 addresses each, relayed ones too
     RECORD  {"key", "value" <= 1000 bytes, "public_key", "sequence", "expires_at", "signature"}    at most 32
 
 "server" says whether the sender answers queries and may be handed to others; clients ask only.
-Largest answer: 20 hints (about 5 KiB) and 32 records (about 40 KiB) stay below 64 KiB.
+Largest answer: 20 hints (at most 12 KiB, four relayed IPv6 addresses each) and 32 records (about 40 KiB) stay below 64 KiB.
 """
 
 from __future__ import annotations

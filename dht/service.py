@@ -33,6 +33,7 @@ from transport.address import Address
 from transport.codec import decode_untrusted, pack
 from transport.errors import MalformedMessage, TransportError
 from transport.identity import Identity, NodeId, verify
+from transport.network import Path
 from transport.swarm import Swarm
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class DhtPeer(Protocol):
     def listen(self) -> Sequence[Address]: ...  # noqa: D102
     @property
     def initiated(self) -> bool: ...  # noqa: D102
+    @property
+    def path(self) -> Path: ...  # noqa: D102
     async def call(self, protocol: str, request: bytes) -> bytes: ...  # noqa: D102
     def close(self, reason: str) -> None: ...  # noqa: D102
 
@@ -385,10 +388,10 @@ class Dht:
         return peer
 
     def _contact_of(self, peer: DhtPeer) -> Contact:
-        advertised = [(address.host, address.port) for address in peer.listen]
-        remote = (peer.address.host, peer.address.port)
+        # Who was punched, or dialed us, is not proved to take connections where we see it.
+        dialed = peer.initiated and peer.path in (Path.DIRECT, Path.RELAYED)
         return Contact(
-            bytes(peer.node_id), peer_addresses(advertised, remote, dialed=peer.initiated)
+            bytes(peer.node_id), peer_addresses(peer.listen, peer.address, dialed=dialed)
         )
 
     def _greet_all(self) -> None:

@@ -11,6 +11,7 @@ import trio
 from transport.address import Address
 from transport.errors import PeerLost, PeerUnreachable, RemoteCallFailed, TransportError
 from transport.identity import Identity, NodeId
+from transport.network import Path
 from transport.swarm import Swarm
 
 SWARM = Swarm(bytes(range(32)))
@@ -104,6 +105,8 @@ class FakeEndpoint:
 
 
 class FakePeer:
+    path = Path.DIRECT
+
     def __init__(
         self, here: FakeEndpoint, there: FakeEndpoint, address: Address, *, initiated: bool
     ) -> None:

@@ -11,11 +11,23 @@ from dht.contact import (
     sane_address,
     split_address,
 )
+from transport.address import Address
+from transport.identity import NodeId
+
+RELAY = str(NodeId(bytes(range(32))))
 
 
 @pytest.mark.parametrize(
     "text",
-    ["10.1.2.3:7447", "192.168.0.9:1", "8.8.8.8:65535", "[2001:db8::1]:7447", "[fd00::1]:80"],
+    [
+        "10.1.2.3:7447",
+        "192.168.0.9:1",
+        "8.8.8.8:65535",
+        "[2001:db8::1]:7447",
+        "[fd00::1]:80",
+        f"8.8.8.8:7447/via/{RELAY}",
+        f"[2001:db8::1]:7447/via/{RELAY}",
+    ],
 )
 def test_sane(text: str) -> None:
     assert sane_address(text, loopback=False)
@@ -45,6 +57,15 @@ def test_sane(text: str) -> None:
         "localhost:7447",
         "010.1.2.3:7447",
         "1" * 60 + ":1",
+        "10.1.2.3:7447/via/",
+        "10.1.2.3:7447/via/nd-aaaa",
+        f"10.1.2.3:7447/via/{RELAY}x",
+        f"10.1.2.3:7447/via/{RELAY.upper()}",
+        f"10.1.2.3:7447/via/{RELAY}/via/{RELAY}",
+        f"/via/{RELAY}",
+        f"0.0.0.0:7447/via/{RELAY}",
+        f"169.254.169.254:80/via/{RELAY}",
+        f"relay.example:7447/via/{RELAY}",
     ],
 )
 def test_not_sane(text: str) -> None:
@@ -64,28 +85,41 @@ def test_any_text_is_judged_without_raising(text: str, loopback: bool) -> None:
 
 
 def test_unspecified_listener_is_read_as_the_host_we_see() -> None:
-    seen = peer_addresses([("0.0.0.0", 7447)], ("203.0.113.5", 51000), dialed=False)
+    seen = peer_addresses([Address("0.0.0.0", 7447)], Address("203.0.113.5", 51000), dialed=False)
     assert seen == ("203.0.113.5:7447",)
-    seen = peer_addresses([("::", 7447)], ("2001:db8::5", 51000), dialed=False)
+    seen = peer_addresses([Address("::", 7447)], Address("2001:db8::5", 51000), dialed=False)
     assert seen == ("[2001:db8::5]:7447",)
 
 
 def test_dialed_address_comes_first() -> None:
-    seen = peer_addresses([("10.0.0.5", 7447)], ("203.0.113.5", 9000), dialed=True)
+    seen = peer_addresses([Address("10.0.0.5", 7447)], Address("203.0.113.5", 9000), dialed=True)
     assert seen == ("203.0.113.5:9000", "10.0.0.5:7447")
-    assert peer_addresses([("10.0.0.5", 7447)], ("10.0.0.5", 7447), dialed=True) == (
+    assert peer_addresses([Address("10.0.0.5", 7447)], Address("10.0.0.5", 7447), dialed=True) == (
         "10.0.0.5:7447",
     )
 
 
 def test_peer_without_listener_is_a_client() -> None:
-    assert peer_addresses([], ("203.0.113.5", 9000), dialed=True) == ()
+    assert peer_addresses([], Address("203.0.113.5", 9000), dialed=True) == ()
 
 
 def test_remote_peer_cannot_state_our_loopback() -> None:
-    stated = [("127.0.0.1", 7447), ("10.0.0.5", 7447)]
-    assert peer_addresses(stated, ("10.0.0.5", 50000), dialed=False) == ("10.0.0.5:7447",)
-    assert peer_addresses(stated[:1], ("127.0.0.1", 50000), dialed=False) == ("127.0.0.1:7447",)
+    stated = [Address("127.0.0.1", 7447), Address("10.0.0.5", 7447)]
+    assert peer_addresses(stated, Address("10.0.0.5", 50000), dialed=False) == ("10.0.0.5:7447",)
+    assert peer_addresses(stated[:1], Address("127.0.0.1", 50000), dialed=False) == (
+        "127.0.0.1:7447",
+    )
+
+
+def test_what_a_relayed_peer_tells_survives_and_the_relay_is_not_taken_for_it() -> None:
+    relayed = Address("198.51.100.1", 7447, RELAY)
+    other = Address("198.51.100.2", 7447, RELAY)
+    stated = [Address("0.0.0.0", 7447), Address("10.0.0.5", 7447), relayed, other]
+    seen = peer_addresses(stated, relayed, dialed=True)
+    assert seen == (str(relayed), "10.0.0.5:7447", str(other))
+    # It reached us through a relay of ours: that says nothing about where it is.
+    assert peer_addresses(stated[:2], relayed, dialed=False) == ("10.0.0.5:7447",)
+    assert peer_addresses([Address("0.0.0.0", 1, RELAY)], other, dialed=False) == ()
 
 
 def test_merge_keeps_order_and_bound() -> None:

@@ -15,6 +15,9 @@ from transport.deterministic import run_deterministically
 from transport.endpoint import Endpoint, open_endpoint
 from transport.identity import Identity
 from transport.memory import MemoryNetwork
+from transport.network import Path
+from transport.relay.client import RelayClient
+from transport.relay.service import RelayService
 from transport.swarm import Swarm
 
 SWARM = Swarm(bytes(range(32)))
@@ -113,3 +116,43 @@ def test_newcomer_joins_after_the_first_address_is_dead() -> None:
             world.revive_host(ip(1))
 
     run_deterministically(5, scenario)
+
+
+async def find_a_node_behind_a_relay() -> None:
+    """What a node that nobody can dial has told a relay's DHT is enough to reach it."""
+    world = MemoryNetwork(3)
+    async with AsyncExitStack() as stack:
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        ((relay, _),) = await stack.enter_async_context(swarm_of(world, 1))
+        await nursery.start(RelayService(relay).run)
+        nodes = []
+        for number in (2, 3):
+            endpoint = await stack.enter_async_context(
+                open_endpoint(
+                    Identity.from_seed(hashlib.sha256(b"%d" % number).digest()),
+                    SWARM,
+                    world.host(ip(number)),
+                    [],
+                    random_bytes=random.Random(number).randbytes,
+                    rng=random.Random(number),
+                )
+            )
+            client = RelayClient(endpoint, on_change=endpoint.set_advertised)
+            await nursery.start(client.run)
+            dht = await stack.enter_async_context(
+                open_dht(endpoint, rng=random.Random(number), wall_clock=lambda: WALL)
+            )
+            await dht.bootstrap([Address(ip(1), 7447)])
+            nodes.append((endpoint, dht))
+            await trio.sleep(5)
+        (hidden, _), (asker, dht) = nodes
+        relayed = Address(ip(1), 7447, str(relay.node_id))
+        assert hidden.advertised == (relayed,)
+        found = {contact.node_id: contact for contact in await dht.find_node(hidden.node_id)}
+        assert found[bytes(hidden.node_id)].addresses == (str(relayed),)
+        assert asker.peers[hidden.node_id].path is Path.RELAYED
+
+
+def test_a_node_behind_a_relay_is_found_and_reached() -> None:
+    run_deterministically(1, find_a_node_behind_a_relay)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dht.contact import MAX_ADDRESS_CHARS
 from dht.messages import (
     Answer,
     FindNode,
@@ -24,6 +25,7 @@ from dht.messages import (
 from dht.record import SignedRecord
 from transport.codec import MAX_MESSAGE_BYTES, decode_untrusted, pack
 from transport.errors import MalformedMessage
+from transport.identity import NodeId
 
 RECORD = SignedRecord(
     key=b"k" * 32,
@@ -148,7 +150,7 @@ def test_too_many_or_too_long() -> None:
     for body in (
         Nodes([HINT] * 21),
         Nodes([Hint(b"n" * 32, ["10.0.0.1:1"] * 5)]),
-        Nodes([Hint(b"n" * 32, ["1" * 49])]),
+        Nodes([Hint(b"n" * 32, ["1" * 122])]),
         Records([], [RECORD] * 33),
         Refused("x" * 65),
     ):
@@ -156,9 +158,14 @@ def test_too_many_or_too_long() -> None:
             decode_untrusted(pack(Answer(server=True, body=body)), Answer)
 
 
+LONGEST = f"[2001:0db8:0000:0000:0000:0000:0000:0001]:65535/via/{NodeId(bytes(32))}"
+
+
 def test_largest_answer_fits_one_message() -> None:
-    hint = Hint(b"n" * 32, ["[2001:0db8:0000:0000:0000:0000:0000:0001]:65535"] * 4)
+    hint = Hint(b"n" * 32, [LONGEST] * 4)
     record = msgspec.structs.replace(RECORD, value=bytes(1000))
+    assert len(LONGEST) == MAX_ADDRESS_CHARS
+    assert len(pack(Answer(server=True, body=Nodes([hint] * 20)))) < 12 * 1024
     data = pack(Answer(server=True, body=Records([hint] * 20, [record] * 32)))
     assert len(data) < MAX_MESSAGE_BYTES
     assert decode_untrusted(data, Answer).server
