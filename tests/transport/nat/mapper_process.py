@@ -1,6 +1,6 @@
 """A program for the tests: listens on a port, keeps it mapped, and says so in lines of JSON until its input ends.
 
-mapper_process.py PORT METHOD [METHOD ...]
+mapper_process.py PORT FAMILY METHOD [METHOD ...]
 """
 
 import json
@@ -20,7 +20,7 @@ async def answer(stream: trio.SocketStream) -> None:
         await stream.send_all(b"reached\n")
 
 
-async def main(port: int, methods: list[str]) -> None:
+async def main(port: int, family: int, methods: list[str]) -> None:
     def changed(mapping: Mapping | None) -> None:
         say(
             external=str(mapping.external) if mapping else "",
@@ -28,7 +28,7 @@ async def main(port: int, methods: list[str]) -> None:
             gateway=mapping.gateway if mapping else "",
         )
 
-    mapper = PortMapper(port, methods=methods, on_change=changed)
+    mapper = PortMapper(port, family=family, methods=methods, on_change=changed)
 
     async def tell_failures() -> None:
         known: dict[str, str] = {}
@@ -47,4 +47,4 @@ async def main(port: int, methods: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, int(sys.argv[1]), sys.argv[2:])
+    trio.run(main, int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

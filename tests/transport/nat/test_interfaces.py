@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.transport.nat.namespaces import missing, namespaces
-from transport import netlink
+from transport import interfaces, netlink
 from transport.address_kinds import AddressKind
 from transport.errors import MalformedMessage
 from transport.interfaces import changes, local_addresses
@@ -102,6 +102,25 @@ async def test_the_first_look_comes_at_once():
         async with aclosing(changes()) as news:
             async for _ in news:
                 break
+
+
+async def test_without_netlink_the_word_comes_by_the_clock(monkeypatch, autojump_clock):
+    monkeypatch.setattr(interfaces, "_subscribe", lambda: None)
+    begin, times = trio.current_time(), []
+    async with aclosing(changes()) as news:
+        async for _ in news:
+            times.append(trio.current_time() - begin)
+            if len(times) == 3:
+                break
+    assert times == [0, interfaces.POLL_S, 2 * interfaces.POLL_S]
+
+
+def test_without_netlink_there_are_no_addresses(monkeypatch):
+    def refuse():
+        raise OSError("not allowed")
+
+    monkeypatch.setattr(interfaces, "_dump", refuse)
+    assert local_addresses() == []
 
 
 SHOW = """

@@ -106,8 +106,10 @@ def wait_for_router(
 class Mapper:
     """The program of mapper_process.py, and what it says."""
 
-    def __init__(self, host: Namespace, *methods: str) -> None:
-        command = host.command(sys.executable, str(HERE / "mapper_process.py"), str(PORT), *methods)
+    def __init__(self, host: Namespace, *methods: str, family: int = 4) -> None:
+        command = host.command(
+            sys.executable, str(HERE / "mapper_process.py"), str(PORT), str(family), *methods
+        )
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -155,8 +157,8 @@ class Mapper:
 
 
 @contextmanager
-def mapper(host: Namespace, *methods: str) -> Iterator[Mapper]:
-    one = Mapper(host, *methods)
+def mapper(host: Namespace, *methods: str, family: int = 4) -> Iterator[Mapper]:
+    one = Mapper(host, *methods, family=family)
     try:
         yield one
     finally:
@@ -166,6 +168,7 @@ def mapper(host: Namespace, *methods: str) -> Iterator[Mapper]:
 def reach(remote: Namespace, external: str) -> str:
     """What a stranger reads from the mapped port; "" if it cannot connect within a second."""
     host, _, port = external.rpartition(":")
+    host = host.strip("[]")
     script = (
         "import socket,sys\n"
         f"s=socket.create_connection(({host!r},{port}),1)\n"
@@ -205,6 +208,31 @@ def test_each_method_opens_a_port_that_a_stranger_reaches_and_closes_it(lab, tmp
         assert reach(remote, str(external)) == "reached"
         assert one.leave() < 3
         assert reach(remote, str(external)) == ""
+
+
+def test_a_port_is_opened_in_the_firewall_of_ipv6(lab, tmp_path):
+    remote, gateway, host = lab
+    for space, name, address in (
+        (remote, "eth0", "2a00:1::10/64"),
+        (gateway, "wan", "2a00:1::2/64"),
+        (gateway, "lan", "2a00:2::1/64"),
+        (gateway, "lan", "fe80::1/64"),
+        (host, "eth0", "2a00:2::2/64"),
+    ):
+        space.ip(f"addr add {address} dev {name} nodad")
+    host.ip("-6 route add default via fe80::1 dev eth0")
+    remote.ip("-6 route add default via 2a00:1::2")
+    gateway.ip("-6 route add default via 2a00:1::10")
+    gateway.exec("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+    external = f"[2a00:2::2]:{PORT}"
+    with (
+        router(gateway, tmp_path, natpmp=True, upnp=False),
+        mapper(host, "pcp", family=6) as one,
+    ):
+        assert one.wait("external") == external
+        assert reach(remote, external) == "reached"
+        assert one.leave() < 3
+        assert reach(remote, external) == ""
 
 
 def test_a_gateway_without_pcp_and_natpmp_is_asked_by_upnp(lab, tmp_path):
