@@ -1,0 +1,64 @@
+"""Connections by the thousand: an honest node joins within five seconds meanwhile, and memory hardly grows."""
+
+import socket
+
+import pytest
+import trio
+
+from tests.attacks.rig import (
+    GROWTH_BYTES,
+    JOIN_S,
+    PATIENCE_S,
+    Victim,
+    flood,
+    friend,
+    handshake,
+    many_files,
+    victim,
+)
+from transport.handshake import HELLO_BYTES
+
+pytestmark = pytest.mark.real
+
+CONNECTIONS = 2000
+
+
+def half_open(part: str) -> bytes:
+    """What the flood says on each connection."""
+    first = (
+        handshake().outgoing()
+    )  # of a member even: it proves the swarm's key and stays silent then
+    return {"silent": b"", "hello": first[:HELLO_BYTES], "almost": first[:-1], "proved": first}[
+        part
+    ]
+
+
+async def attack(target: Victim, sources: list[str], say: bytes) -> None:
+    held: list[socket.socket] = []
+    try:
+        with many_files(), trio.fail_after(PATIENCE_S):
+            async with friend(target):
+                before = await target.about()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(flood, target.address, sources, CONNECTIONS, say, held)
+                    while len(held) < CONNECTIONS // 2:
+                        await trio.sleep(0.01)
+                    with trio.fail_after(JOIN_S):
+                        await target.join()
+                with trio.fail_after(JOIN_S):  # all are open now, and as many as may are kept
+                    await target.join(3)
+                after = await target.about()
+                assert after["rss"] - before["rss"] <= GROWTH_BYTES
+                assert after["descriptors"] - before["descriptors"] <= 80
+                assert len(held) == CONNECTIONS
+    finally:
+        for sock in held:
+            sock.close()
+
+
+@pytest.mark.parametrize("part", ["silent", "hello", "almost", "proved"])
+async def test_two_thousand_connections_from_one_address(part: str) -> None:
+    async with victim() as target:
+        await attack(target, ["127.0.0.2"], half_open(part))
+        counters = (await target.about())["counters"]
+        assert sum(n for name, n in counters.items() if name.startswith("refused-")) > 1800
