@@ -13,7 +13,7 @@ CODE := $(wildcard $(ROOMS) tests benchmarks examples)
 $(shell { [ "$$(cat $(VENV)/.made-in)" = "$(CURDIR)" ] && $(BIN)/python -c ''; } 2>/dev/null || rm -f $(VENV)/.stamp-*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage lint format bench constraints clean distclean
+.PHONY: help demo test coverage natlab lint format bench constraints clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,7 @@ demo: $(VENV)/.stamp-demo  ## set up, then four daemons on this machine train on
 	$(BIN)/noded local --peers $(PEERS) $(ARGS)
 
 test: $(VENV)/.stamp-test  ## set up, then the test suite
+	@sh packaging/lab.sh
 	$(BIN)/python -m pytest $(ARGS)
 
 coverage: $(VENV)/.stamp-test  ## the test suite with branch coverage
@@ -30,6 +31,10 @@ coverage: $(VENV)/.stamp-test  ## the test suite with branch coverage
 	$(BIN)/python -m coverage run -m pytest $(ARGS)
 	$(BIN)/python -m coverage combine
 	$(BIN)/python -m coverage report
+
+natlab: $(VENV)/.stamp-test  ## as root: every kind of NAT against every kind, ARGS="--only symmetric,upnp --loss 0.05"
+	@sh packaging/lab.sh
+	$(BIN)/python -m tests.lab.matrix $(ARGS)
 
 lint: $(VENV)/.stamp-dev  ## ruff and mypy, exactly as a change has to pass them
 	$(BIN)/ruff check $(CODE)
