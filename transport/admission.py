@@ -205,27 +205,6 @@ class Admission:
         self._pending += 1
         return pending
 
-    def admit(self, source_untrusted: str, now: float) -> Refusal | None:
-        """As `enter`, for callers that name the source again when they `release`: nobody is pushed out.
-
-        Args:
-            source_untrusted: remote host as text.
-            now: monotonic seconds.
-        """
-        pending = self.enter(source_untrusted, now)
-        return pending if isinstance(pending, Refusal) else None
-
-    def release(self, source_untrusted: str, now: float, *, member: bool = False) -> None:
-        """The oldest handshake that `admit` let in from this source ended.
-
-        Raises:
-            UsageError: nothing was admitted from this source.
-        """
-        source = self._sources.get(source_of(source_untrusted))
-        if source is None or not source.pending:
-            raise UsageError("released a handshake that was not admitted")
-        next(iter(source.pending)).release(now, member=member)
-
     def on_release(self, pending: Pending, source: _Source, now: float, *, member: bool) -> None:
         """Count a handshake out (called by it)."""
         if not pending.pushed_out:

@@ -56,9 +56,32 @@ async def attack(target: Victim, sources: list[str], say: bytes) -> None:
             sock.close()
 
 
+def turned_away(counters: dict[str, int]) -> int:
+    return sum(
+        count
+        for name, count in counters.items()
+        if name.startswith("refused-") or name == "handshake-pushed-out"
+    )
+
+
 @pytest.mark.parametrize("part", ["silent", "hello", "almost", "proved"])
 async def test_two_thousand_connections_from_one_address(part: str) -> None:
     async with victim() as target:
         await attack(target, ["127.0.0.2"], half_open(part))
         counters = (await target.about())["counters"]
-        assert sum(n for name, n in counters.items() if name.startswith("refused-")) > 1800
+        assert turned_away(counters) > 1800
+
+
+@pytest.mark.parametrize("part", ["silent", "almost"])
+async def test_two_thousand_connections_from_forty_addresses(part: str) -> None:
+    """Each has tokens to spare, and together they fill the gate over and over."""
+    async with victim() as target:
+        await attack(target, [f"127.0.0.{number}" for number in range(2, 42)], half_open(part))
+        counters = (await target.about())["counters"]
+        assert counters["handshake-pushed-out"] > 0
+        assert turned_away(counters) > 1800
+
+
+async def test_members_join_from_the_address_that_floods() -> None:
+    async with victim() as target:  # where the friends of the attack come from as well
+        await attack(target, ["127.0.0.1"], b"")

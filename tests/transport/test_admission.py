@@ -97,7 +97,7 @@ def test_who_proved_the_swarm_key_keeps_its_place():
 def test_who_came_without_a_way_to_hang_up_keeps_its_place():
     gate = Admission(LIMITS)
     for number in range(8):
-        assert gate.admit(f"10.0.{number % 2}.1", 0.0) is None
+        assert isinstance(gate.enter(f"10.0.{number % 2}.1", 0.0), Pending)
     assert isinstance(gate.enter("192.0.2.1", 0.0, lambda: None), Refusal)
 
 
