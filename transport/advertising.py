@@ -8,7 +8,7 @@ proved, or when it may be useful and nothing speaks against it:
     on a local interface            while no dial-back has failed for it; private ones for neighbours in the same network
     mapped by the router            while no dial-back has failed for it
     seen by peers                   only when a dial-back reached it
-    relayed                         when no direct address of public scope is proved
+    relayed                         while no public address is certain to let strangers in
 
 Order: private and loopback (cheapest when they work, refused at once when not), public IPv6, public IPv4, relayed last.
 
@@ -45,6 +45,8 @@ class KnownAddresses:
     """What enough peers see us at when we dial from where we listen."""
     relayed: Sequence[Address] = ()
     """Where relays have reserved a place for us."""
+    open: Sequence[Address] = ()
+    """Those of all these that strangers can dial for certain; with a public one, no relay is told."""
 
 
 Verdict = Callable[[Address], bool | None]
@@ -57,13 +59,12 @@ def addresses_to_tell(
     """The addresses to advertise, best first."""
     if known.configured:
         direct = _distinct(known.configured)
-        proved = any(reached(address) for address in direct if is_public(address.host))
     else:
         own = [*bound_addresses(known.bound, known.interfaces), *known.mapped]
         candidates = _distinct(address for address in own if reached(address) is not False)
         candidates += [address for address in known.observed if reached(address) is True]
         direct = sorted(_distinct(candidates), key=lambda address: scope_rank(address.host))
-        proved = any(reached(address) is True for address in direct if is_public(address.host))
+    proved = any(is_public(address.host) for address in known.open if address in direct)
     relayed = [] if proved else _distinct(known.relayed)[:MAX_RELAYED]
     return tuple(direct[: max(0, limit - len(relayed))] + relayed)[:limit]
 

@@ -56,6 +56,8 @@ class Facts:
     """Usable IP addresses of this machine."""
     reached: Mapping[Address, bool | None] = attrs.field(factory=dict)
     """Dial-back verdict for each address that was tried."""
+    open: Sequence[Address] = ()
+    """Of these, the ones that strangers can dial for certain."""
     observed: Sequence[Address] = ()
     """What enough peers see us at."""
     mapping: str = "unknown"
@@ -80,7 +82,7 @@ class Diagnosis:
 
 def diagnose(facts: Facts) -> Diagnosis:
     """Name the first verdict that fits the facts."""
-    if any(verdict and is_public(at.host) for at, verdict in facts.reached.items()):
+    if any(is_public(at.host) for at in facts.open):
         return Diagnosis(Standing.DIRECT, "others can reach this node directly", "")
     if facts.peers == 0:
         return Diagnosis(

@@ -162,7 +162,7 @@ def test_everybody_is_asked_in_turn() -> None:
 
 
 def test_addresses_come_and_go() -> None:
-    reachability = tally(max_addresses=2)
+    reachability = tally(max_addresses=2, fast_s=10.0)
     for number in range(3):
         reachability.vote(AT, server(number), True, 0.0)
     reachability.set_addresses([OTHER, AT, OTHER, Address("198.51.100.1", 1)], 5.0)

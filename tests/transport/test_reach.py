@@ -1,0 +1,207 @@
+"""Whole nodes behind simulated NATs: who finds a way to whom, and what each learns about itself."""
+
+import ipaddress
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+import trio
+
+from tests.transport.nodes import SWARM, identity
+from transport.address import Address
+from transport.diagnosis import Standing
+from transport.endpoint import Endpoint, open_endpoint
+from transport.link_model import LinkSettings
+from transport.memory import MemoryNetwork
+from transport.nat_model import Nat
+from transport.network import Path
+from transport.reach import Reach, ReachSettings, open_reach
+from transport.relay.settings import RelaySettings
+
+PORT = 7447
+PUBLIC = {"relay": "11.1.1.1", "far-1": "11.1.2.1", "far-2": "11.1.3.1"}
+PATIENCE_S = 120.0
+
+
+class World:
+    """Public nodes that know each other, and whoever joins from behind something."""
+
+    def __init__(self) -> None:
+        self.network = MemoryNetwork(3, default=LinkSettings(latency_s=0.02))
+        self.endpoints: dict[str, Endpoint] = {}
+        self.reaches: dict[str, Reach] = {}
+        self.hosts: dict[str, list[str]] = {}
+        self._stack = AsyncExitStack()
+        self._count = 0
+
+    async def node(self, name: str, ip: str, *, behind: Nat | None = None, **settings: object):
+        self._count += 1
+        rng = random.Random(self._count)
+        self.hosts[name] = [ip]
+        endpoint = await self._stack.enter_async_context(
+            open_endpoint(
+                identity(self._count),
+                SWARM,
+                self.network.host(ip, behind=behind),
+                [Address("0.0.0.0", PORT)],
+                name=name,
+                random_bytes=rng.randbytes,
+                rng=rng,
+            )
+        )
+        reach = await self._stack.enter_async_context(
+            open_reach(
+                endpoint,
+                ReachSettings(
+                    port_mapping=(),
+                    interfaces=lambda: [
+                        ipaddress.ip_interface(f"{h}/24") for h in self.hosts[name]
+                    ],
+                    news=None,
+                    **settings,
+                ),
+                rng=rng,
+            )
+        )
+        self.endpoints[name], self.reaches[name] = endpoint, reach
+        return endpoint
+
+    async def join(self, name: str, ip: str, *, behind: Nat | None = None) -> Endpoint:
+        """A node that connects to all public ones, as the DHT makes every node do."""
+        endpoint = await self.node(name, ip, behind=behind)
+        for host in PUBLIC.values():
+            await endpoint.connect([Address(host, PORT)])
+        return endpoint
+
+    async def until(self, condition) -> None:
+        with trio.fail_after(PATIENCE_S):
+            while not condition():
+                await trio.sleep(0.1)
+
+
+@asynccontextmanager
+async def open_world() -> AsyncIterator[World]:
+    world = World()
+    async with world._stack:
+        for name, ip in PUBLIC.items():
+            await world.node(name, ip)
+        for name, ip in PUBLIC.items():
+            for host in PUBLIC.values():
+                if host != ip:
+                    await world.endpoints[name].connect([Address(host, PORT)])
+        yield world
+
+
+async def meet(world: World, kind_a: str, kind_b: str) -> tuple[Path, Path]:
+    """Two nodes behind NATs: the path they meet on, and the one they end up with."""
+    a = await world.join("a", "10.1.0.2", behind=world.network.nat("11.2.0.1", kind_a))
+    b = await world.join("b", "10.1.0.2", behind=world.network.nat("11.3.0.1", kind_b))
+    await world.until(lambda: any(address.relay for address in b.advertised))
+    peer = await a.connect(b.advertised, expected=b.node_id)
+    first = peer.path
+    with trio.move_on_after(60):
+        while a.peers[b.node_id].path is Path.RELAYED:
+            await trio.sleep(0.1)
+    await trio.sleep(1)
+    assert a.peers[b.node_id].path == b.peers[a.node_id].path
+    assert await a.peers[b.node_id].ping() > 0
+    return first, a.peers[b.node_id].path
+
+
+async def test_public_nodes_learn_that_they_are_public_and_become_relays(autojump_clock):
+    async with open_world() as world:
+        for name, ip in PUBLIC.items():
+            reach = world.reaches[name]
+            await world.until(lambda reach=reach: reach.diagnosis.standing is Standing.DIRECT)
+            await world.until(lambda reach=reach: reach.service.serving)
+            assert world.endpoints[name].advertised == (Address(ip, PORT),)
+            assert reach.report()["mapping"]["ipv4"] == "none"
+            assert not reach.relays.relays
+
+
+@pytest.mark.parametrize(
+    ("kind_a", "kind_b", "ends"),
+    [
+        ("port-restricted", "port-restricted", Path.PUNCHED),
+        ("port-restricted-rst", "port-restricted", Path.PUNCHED),
+        ("address-restricted", "symmetric", Path.PUNCHED),
+        ("full-cone", "symmetric", Path.REVERSED),
+        ("symmetric", "symmetric", Path.RELAYED),
+        ("port-restricted", "symmetric", Path.RELAYED),
+    ],
+)
+async def test_two_nodes_behind_nats_meet_as_well_as_their_nats_allow(
+    autojump_clock, kind_a, kind_b, ends
+):
+    async with open_world() as world:
+        first, last = await meet(world, kind_a, kind_b)
+        assert first is Path.RELAYED
+        assert last is ends
+        punches = world.reaches["b"].report()["punches"]
+        assert punches["tried"] >= 1
+        assert (punches["succeeded"] == 1) == (ends is not Path.RELAYED)
+
+
+@pytest.mark.parametrize(
+    ("kind", "standing"),
+    [("port-restricted", Standing.PUNCHABLE), ("symmetric", Standing.RELAYED)],
+)
+async def test_a_node_knows_what_its_nat_does(autojump_clock, kind, standing):
+    async with open_world() as world:
+        nat = world.network.nat("11.2.0.1", kind)
+        await world.join("a", "10.1.0.2", behind=nat)
+        reach = world.reaches["a"]
+        await world.until(lambda: reach.diagnosis.standing is standing)
+        await world.until(lambda: len(reach.relays.relays) == 2)
+        await world.until(lambda: not reach.diagnosis.advice or standing is Standing.RELAYED)
+        report = reach.report()
+        assert report["mapping"]["ipv4"] == (
+            "independent" if standing is Standing.PUNCHABLE else "dependent"
+        )
+        assert len(report["relays"]) == 2
+
+
+async def test_a_dead_relay_is_replaced(autojump_clock):
+    async with open_world() as world:
+        nat = world.network.nat("11.2.0.1", "symmetric")
+        a = await world.join("a", "10.1.0.2", behind=nat)
+        reach = world.reaches["a"]
+        await world.until(lambda: len(reach.relays.relays) == 2)
+        dead = reach.relays.relays[0].node_id
+        host = next(p.address.host for p in a.peers.values() if p.node_id == dead)
+        world.network.kill_host(host)
+        await world.until(
+            lambda: (
+                len(reach.relays.relays) == 2
+                and all(relay.node_id != dead for relay in reach.relays.relays)
+            )
+        )
+        assert all(address.relay != str(dead) for address in a.advertised)
+
+
+async def test_a_swarm_on_one_network_wants_no_relays(autojump_clock):
+    async with AsyncExitStack() as stack:
+        world = World()
+        await stack.enter_async_context(world._stack)
+        one = await world.node("one", "192.168.1.1")
+        two = await world.node("two", "192.168.1.2")
+        await one.connect([Address("192.168.1.2", PORT)])
+        await world.until(lambda: world.reaches["one"].diagnosis.standing is Standing.LOCAL)
+        await trio.sleep(30)
+        assert not world.reaches["one"].relays.relays
+        assert one.advertised == (Address("192.168.1.1", PORT),)
+        assert two.peers[one.node_id].listen == one.advertised
+
+
+async def test_relaying_can_be_declined(autojump_clock):
+    async with AsyncExitStack() as stack:
+        world = World()
+        await stack.enter_async_context(world._stack)
+        one = await world.node("one", "11.1.1.1", relay=RelaySettings(serve="off"))
+        await world.node("two", "11.1.2.1", relay=RelaySettings(serve="on"))
+        await one.connect([Address("11.1.2.1", PORT)])
+        await world.until(lambda: world.reaches["one"].diagnosis.standing is Standing.DIRECT)
+        await trio.sleep(5)
+        assert not world.reaches["one"].service.serving
+        assert world.reaches["two"].service.serving

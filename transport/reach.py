@@ -1,0 +1,476 @@
+"""Being reached: everything a node does so that others can connect to it, and knows about that.
+
+`open_reach` runs beside an endpoint and holds the parts together. Each part learns something; each piece of news leads to one
+`_settle`, which decides again, from all that is known, what to advertise and whether relays are needed:
+
+    interfaces, port mapper, observers, dial-backs  ->  _settle  ->  advertised addresses, reservations, relay service
+
+Invariants: the decision is a pure function of what the parts hold; every task ends with the block, and leaving it gives back port
+mappings and reservations (for at most a second and a half); a part that fails to start says so in the report and stops nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any, Final
+
+import attrs
+import trio
+
+from transport import interfaces as machine
+from transport.address import Address
+from transport.address_kinds import AddressKind, kind_of
+from transport.admission import source_of
+from transport.advertising import (
+    KnownAddresses,
+    addresses_to_tell,
+    bound_addresses,
+    is_public,
+)
+from transport.diagnosis import Diagnosis, Facts, Relay, Standing, diagnose
+from transport.dial_back import ask_dial_back, can_be_asked, serve_dial_back
+from transport.endpoint import Endpoint, PeerDown, PeerUp
+from transport.identity import NodeId
+from transport.nat.mapping_core import Mapping
+from transport.nat.portmap import PortMapper
+from transport.network import Path
+from transport.observed import ObservedAddresses
+from transport.peer import Peer
+from transport.punch import IPInterface
+from transport.puncher import Puncher, machine_interfaces, serve_punch
+from transport.reachability import Reachability, ReachabilitySettings
+from transport.relay.client import RelayClient
+from transport.relay.service import RelayService
+from transport.relay.settings import RelaySettings
+from transport.upgrader import Upgrader
+
+MAX_MAPPED_PORTS: Final = 2
+"""Listening ports to ask the router for: one is usual."""
+MAX_DIALED: Final = 4096
+"""Hosts remembered that we have sent something to: a NAT may let them in where it keeps strangers out."""
+OPEN_S: Final = 3600.0
+"""How long a stranger's connection proves that an address is open."""
+SETTLE_S: Final = 0.2
+"""News come in bursts (a node that starts gets several connections at once); one decision serves all."""
+
+_log = logging.getLogger(__name__)
+
+Interfaces = Callable[[], Iterable[IPInterface]]
+News = Callable[[], AbstractAsyncContextManager[AsyncIterator[None]]]
+
+
+def machine_news() -> AbstractAsyncContextManager[AsyncIterator[None]]:
+    """Word of changes of this machine's addresses, for `ReachSettings.news`."""
+    return aclosing(machine.changes())
+
+
+@attrs.frozen(kw_only=True)
+class ReachSettings:
+    """What to do to be reached."""
+
+    configured: tuple[Address, ...] = ()
+    """Addresses to advertise instead of those found here."""
+    port_mapping: tuple[str, ...] = ("pcp", "natpmp", "upnp")
+    """Methods to open a port at the router, in this order; none leaves the router alone."""
+    punch: bool = True
+    """Whether to try direct connections in place of relayed ones."""
+    relay: RelaySettings = attrs.field(factory=RelaySettings)
+    """Use of relays, and service as one."""
+    reachability: ReachabilitySettings = attrs.field(factory=ReachabilitySettings)
+    """How sure to be that others can dial us."""
+    relays: tuple[Address, ...] = ()
+    """Relays to use besides those found, with their ids (`host:port/via/<id>`)."""
+    interfaces: Interfaces = machine_interfaces
+    """This machine's interfaces, without loopback."""
+    news: News | None = machine_news
+    """Wakes up when the interfaces may have changed; None when they never do (a simulation)."""
+
+
+class Reach:
+    """How others reach this node; made by `open_reach`."""
+
+    def __init__(self, endpoint: Endpoint, settings: ReachSettings, rng: random.Random) -> None:
+        self.settings = settings
+        self.observed = ObservedAddresses()
+        self.reachability = Reachability(settings.reachability, rng)
+        self.relays = RelayClient(endpoint, settings.relay, on_change=lambda _: self._news.set())
+        self.relays.wanted = 0
+        self.service = RelayService(endpoint, settings.relay)
+        self.mappers: list[PortMapper] = []
+        self.puncher: Puncher | None = None
+        self.upgrader: Upgrader | None = None
+        self._endpoint = endpoint
+        self._hosts: tuple[str, ...] = ()
+        self._seen: dict[NodeId, Address] = {}  # peers only, so bounded by limits.max_peers
+        self._dialed: OrderedDict[str, None] = OrderedDict()  # hosts; bounded by MAX_DIALED
+        self._open: dict[Address, float] = {}  # dialed by strangers, until when it counts
+        self._news = trio.Event()
+        self._settled = trio.Event()
+        self._diagnosis = diagnose(Facts())
+        serve_dial_back(endpoint)
+        for address in settings.relays:
+            self.relays.candidates.add(address)
+        endpoint.on_observed.append(self._hear_observed)
+
+    # ---- what is known ---------------------------------------------------------------------------
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """The verdict now."""
+        return self._diagnosis
+
+    def _direct(self) -> bool:
+        return self._diagnosis.standing is Standing.DIRECT
+
+    def facts(self) -> Facts:
+        """What the verdict rests on, now."""
+        now = trio.current_time()
+        peers = self._endpoint.peers.values()
+        tested = self._tested()
+        return Facts(
+            peers=len(peers),
+            far_peers=sum(_is_far(peer) for peer in peers),
+            interfaces=self._hosts,
+            reached={address: self.reachability.reached(address, now) for address in tested},
+            open=[address for address in tested if self._is_open(address, now)],
+            observed=self.observed.believed(now),
+            mapping=self._mapping(now),
+            port_mapping=", ".join(
+                str(held.method) for mapper in self.mappers if (held := mapper.mapping)
+            ),
+            port_mapping_failures={
+                method: reason
+                for mapper in self.mappers
+                for method, reason in mapper.failures.items()
+            },
+            relays=[
+                Relay(node=str(relay.node_id), rtt_s=relay.rtt_s) for relay in self.relays.relays
+            ],
+            punches=(0, 0)
+            if self.upgrader is None
+            else (self.upgrader.succeeded, self.upgrader.tried),
+        )
+
+    def _is_open(self, address: Address, now: float) -> bool:
+        """Whether strangers can dial `address`.
+
+        A dial-back comes from a host that we talk with, which a NAT that filters by address lets in. So it is proof where
+        no such NAT can be: at an address of this machine, one that the router forwards or the operator vouches for;
+        elsewhere only a stranger's connection is.
+        """
+        if self._open.get(address, now) > now:
+            return True
+        known = address.host in self._hosts or address in self.settings.configured
+        forwarded = any(held.external == address for held in self._mappings())
+        return (known or forwarded) and self.reachability.reached(address, now) is True
+
+    def _mapping(self, now: float) -> str:
+        """Mapping behaviour for IPv4; "none" when peers see an address of this machine itself."""
+        outside = self.observed.hosts(now)
+        if not outside and any(seen.host in self._hosts for seen in self._seen.values()):
+            return "none"
+        return str(self.observed.mapping(now))
+
+    def report(self) -> dict[str, Any]:
+        """Everything about being reached, as plain values for JSON (`noded.netcheck/1` without its schema)."""
+        facts, now = self.facts(), trio.current_time()
+        diagnosis = diagnose(facts)
+        return {
+            "verdict": diagnosis.standing.value,
+            "sentence": diagnosis.sentence,
+            "advice": diagnosis.advice,
+            "peers": facts.peers,
+            "far_peers": facts.far_peers,
+            "interfaces": list(facts.interfaces),
+            "listening": [str(address) for address in self._endpoint.addresses],
+            "advertised": [str(address) for address in self._endpoint.advertised],
+            "tested": [
+                {"address": str(address), "reached": verdict}
+                for address, verdict in facts.reached.items()
+            ],
+            "observed": [str(address) for address in facts.observed],
+            "mapping": {
+                "ipv4": facts.mapping,
+                "ipv6": str(self.observed.mapping(now, six=True)),
+                "observers": self.observed.observers(now),
+            },
+            "port_mapping": [
+                {
+                    "port": mapper.listen_port,
+                    "method": None if mapper.mapping is None else str(mapper.mapping.method),
+                    "external": None if mapper.mapping is None else str(mapper.mapping.external),
+                    "expires_in_s": None
+                    if mapper.mapping is None
+                    else round(mapper.mapping.expires_at - now, 1),
+                    "failures": dict(mapper.failures),
+                }
+                for mapper in self.mappers
+            ],
+            "relays": [
+                {
+                    "node": str(relay.node_id),
+                    "rtt_s": relay.rtt_s,
+                    "addresses": [str(address) for address in relay.addresses],
+                    "expires_in_s": round(relay.expires_at - now, 1),
+                }
+                for relay in self.relays.relays
+            ],
+            "relay_service": self.service.serving,
+            "punches": {
+                "succeeded": facts.punches[0],
+                "tried": facts.punches[1],
+                "last": []
+                if self.upgrader is None
+                else [
+                    {
+                        "node": str(node_id),
+                        "ago_s": round(now - record.at, 1),
+                        "ok": record.report.ok,
+                        "path": None if record.report.path is None else record.report.path.value,
+                        "reason": record.report.reason,
+                        "took_s": round(record.report.took_s, 3),
+                        "attempts": [
+                            {"address": str(attempt.address), "reason": attempt.reason}
+                            for attempt in record.report.attempts
+                        ],
+                    }
+                    for node_id, record in reversed(self.upgrader.records.items())
+                ],
+            },
+        }
+
+    # ---- what is decided -------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        now, endpoint = trio.current_time(), self._endpoint
+        networks = {
+            source_of(peer.address.host)
+            for peer in endpoint.peers.values()
+            if peer.path is not Path.RELAYED
+        }
+        self.observed.networks_in_swarm = self.reachability.networks_in_swarm = len(networks)
+        self.reachability.set_addresses(self._tested(), now)
+        self._diagnosis = diagnose(self.facts())
+        self.relays.wanted = self.settings.relay.wanted if self._needs_relays(now) else 0
+        addresses = addresses_to_tell(
+            KnownAddresses(
+                configured=self.settings.configured,
+                bound=endpoint.addresses,
+                interfaces=self._hosts,
+                mapped=[held.external for held in self._mappings()],
+                observed=self.observed.believed(now),
+                relayed=self.relays.addresses,
+                open=[address for address in self._tested() if self._is_open(address, now)],
+            ),
+            lambda address: self.reachability.reached(address, now),
+        )
+        if addresses != endpoint.advertised:
+            _log.info("advertised: %s", ", ".join(map(str, addresses)) or "nothing")
+            endpoint.set_advertised(addresses)
+        self._settled.set()
+        self._settled = trio.Event()
+
+    def _mappings(self) -> list[Mapping]:
+        return [held for mapper in self.mappers if (held := mapper.mapping)]
+
+    def _tested(self) -> list[Address]:
+        """Public addresses that may lead here: what dial-backs are asked for."""
+        candidates = [
+            *self.settings.configured,
+            *bound_addresses(self._endpoint.addresses, self._hosts),
+            *(held.external for held in self._mappings()),
+            *self.observed.believed(trio.current_time()),
+        ]
+        return [address for address in dict.fromkeys(candidates) if is_public(address.host)]
+
+    def _needs_relays(self, now: float) -> bool:
+        """Relays are for nodes with far peers that cannot be dialed, or that probably cannot."""
+        if not self.settings.relay.use or self._diagnosis.standing in {
+            Standing.DIRECT,
+            Standing.LOCAL,
+            Standing.ISOLATED,
+        }:
+            return False
+        verdicts = [self.reachability.reached(address, now) for address in self._tested()]
+        has_public = any(kind_of(host) is AddressKind.GLOBAL for host in self._hosts)
+        # A machine with a public address waits for its verdict: most of them need no relay.
+        return not has_public or (bool(verdicts) and all(v is False for v in verdicts))
+
+    # ---- tasks -----------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Do everything until cancelled."""
+        endpoint, settings = self._endpoint, self.settings
+        self._look_at_interfaces()
+        async with trio.open_nursery() as nursery:
+            if settings.punch:
+                self.puncher = serve_punch(
+                    endpoint,
+                    interfaces=settings.interfaces,
+                    observed=lambda: self.observed.believed(trio.current_time()),
+                )
+                self.upgrader = Upgrader(endpoint, self.puncher)
+                nursery.start_soon(self.upgrader.run)
+            await nursery.start(self.relays.run)
+            nursery.start_soon(self._run_service)
+            for port in self._ports_to_map():
+                mapper = PortMapper(
+                    port, methods=settings.port_mapping, on_change=lambda _: self._news.set()
+                )
+                self.mappers.append(mapper)
+                nursery.start_soon(mapper.run)
+            if settings.news is not None:
+                nursery.start_soon(self._watch_interfaces, settings.news)
+            nursery.start_soon(self._watch_peers)
+            nursery.start_soon(self._test)
+            self._settle()
+            task_status.started()
+            while True:
+                await self._news.wait()
+                await trio.sleep(SETTLE_S)
+                self._news = trio.Event()
+                self._settle()
+
+    def _ports_to_map(self) -> list[int]:
+        if not self.settings.port_mapping:
+            return []
+        ports = [
+            address.port
+            for address in self._endpoint.addresses
+            if ":" not in address.host and not address.is_loopback
+        ]
+        return list(dict.fromkeys(ports))[:MAX_MAPPED_PORTS]
+
+    async def _run_service(self) -> None:
+        """Serve as a relay: always, never, or while others can dial us."""
+        serve = self.settings.relay.serve
+        if serve == "off":
+            return
+        if serve == "on":
+            await self.service.run()
+            return
+        while True:
+            while not self._direct():
+                await self._settled.wait()
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.service.run)
+                _log.info("serving as a relay: others can reach this node directly")
+                while self._direct():
+                    await self._settled.wait()
+                nursery.cancel_scope.cancel()
+
+    async def _watch_interfaces(self, news: News) -> None:
+        async with news() as changes:
+            async for _ in changes:
+                before = self._hosts
+                self._look_at_interfaces()
+                if before != self._hosts:
+                    self._moved(set(before) - set(self._hosts))
+
+    def _look_at_interfaces(self) -> None:
+        self._hosts = tuple(dict.fromkeys(str(found.ip) for found in self.settings.interfaces()))
+        self.observed.set_own(self._hosts)
+
+    def _moved(self, gone: set[str]) -> None:
+        """Our addresses are others now: what was learnt at the old ones means nothing."""
+        _log.info("this machine's addresses: %s", ", ".join(self._hosts) or "none")
+        now = trio.current_time()
+        self.observed.clear()
+        self.reachability.restart(now)
+        for peer in list(self._endpoint.peers.values()):
+            host = peer.primary.link.raw.local.host
+            if host in gone:  # it would hang until the silence is noticed
+                peer.replace(f"the local address {host} is gone")
+        if self.upgrader is not None:
+            self.upgrader.start_over()
+        self._news.set()
+
+    async def _watch_peers(self) -> None:
+        with self._endpoint.watch() as events:
+            async for event in events:
+                if isinstance(event, PeerDown):
+                    self._seen.pop(event.peer.node_id, None)
+                elif isinstance(event, PeerUp) and event.peer.path is not Path.RELAYED:
+                    self.reachability.hasten(trio.current_time())
+                self._news.set()
+
+    def _hear_observed(self, peer: Peer, seen: Address) -> None:
+        if peer.path is Path.RELAYED:
+            return
+        self._seen[peer.node_id] = seen
+        ports = {address.port for address in self._endpoint.addresses}
+        host = peer.address.host
+        if peer.initiated:
+            self._dialed[host] = None
+            while len(self._dialed) > MAX_DIALED:
+                self._dialed.popitem(last=False)
+            if peer.primary.link.raw.local.port in ports:
+                self.observed.report(host, seen, trio.current_time())
+        elif peer.path is Path.DIRECT and host not in self._dialed and is_public(seen.host):
+            # No filter knew this host, so the address it dialed lets strangers in.
+            self._open[seen] = trio.current_time() + OPEN_S
+            while len(self._open) > MAX_MAPPED_PORTS:
+                del self._open[next(iter(self._open))]
+        self._news.set()
+
+    async def _test(self) -> None:
+        """Ask for dial-backs as they are due, one at a time."""
+        while True:
+            now = trio.current_time()
+            for address in self.reachability.due(now):
+                await self._ask(address)
+            deadline = self.reachability.next_deadline()
+            with trio.move_on_at(float("inf") if deadline is None else deadline):
+                await self._news.wait()
+                await trio.sleep(SETTLE_S)
+
+    async def _ask(self, address: Address) -> None:
+        servers = [
+            peer
+            for peer in self._endpoint.peers.values()
+            if can_be_asked(peer, address)
+            and (seen := self._seen.get(peer.node_id)) is not None
+            and seen.host == address.host  # a server dials nobody else than who asks
+        ]
+        hosts = [peer.address.host for peer in servers]
+        now = trio.current_time()
+        chosen = self.reachability.choose(address, hosts, now)
+        if chosen is None:
+            self.reachability.no_vote(address, now)
+            return
+        result = await ask_dial_back(self._endpoint, servers[chosen], address)
+        now = trio.current_time()
+        if result.reached is None:
+            self.reachability.no_vote(address, now)
+        else:
+            self.reachability.vote(address, hosts[chosen], result.reached, now)
+        self._news.set()
+
+
+def _is_far(peer: Peer) -> bool:
+    return peer.path is Path.RELAYED or is_public(peer.address.host)
+
+
+@asynccontextmanager
+async def open_reach(
+    endpoint: Endpoint, settings: ReachSettings | None = None, *, rng: random.Random
+) -> AsyncIterator[Reach]:
+    """Make `endpoint` reachable, as well as its network allows, for the length of the block.
+
+    Args:
+        endpoint: to be reached; it listens already.
+        settings: the defaults when None.
+        rng: of pauses and choices.
+    """
+    reach = Reach(endpoint, ReachSettings() if settings is None else settings, rng)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(reach.run)
+        yield reach
+        nursery.cancel_scope.cancel()
+
+
+__all__ = ["Reach", "ReachSettings", "open_reach"]
