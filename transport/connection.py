@@ -444,8 +444,9 @@ class Connection:
 
     async def _read_switch(self, link: SecureLink, session: bytes) -> SecureLink:
         """Take the other side's last record on a link; return the one to go on with."""
-        if self._records_read == 1:
-            # The peer moves the connection that this link was pending for; here it is gone.
+        if self._records_read == 1:  # the link was to take over a connection that is gone here
+            if not session:
+                return link  # the peer only said that it holds it
             raise ConnectionBroken("the connection was cut while it moved to another link")
         if link.buffered:
             raise ProtocolViolation("a record after the switch to another link")
@@ -478,7 +479,8 @@ class Connection:
         self._received_at = max(self._received_at, old.received_at)
         self.link = self._switch.reading
         self._moves.unpark_all()
-        self.on_moved()
+        if self.alive:
+            self.on_moved()
         await old.raw.aclose()
 
     # Events

@@ -114,18 +114,20 @@ class Inbound:
 
     async def _take_control(self, raw: RawStream, result: HandshakeResult) -> None:
         named = result.intro.label
-        if not named:
+        if named:
+            raw.path = upgraded_path(raw, result)
+        connection = self._registry.connection_named(result.node_id, named)
+        if connection is None and (not named or result.node_id not in self._registry.peers):
+            # A connection that it was to take over, and that is gone here, is gone there soon.
             try:
                 self._registry.register(self._registry.secure(raw, result))
             except TransportError:
                 return
             return
-        connection = self._registry.connection_named(result.node_id, named)
         if connection is None:
             self._context.reporter.count("refused-upgrade-without-connection")
             raw.abort()
             return
-        raw.path = upgraded_path(raw, result)
         await self._registry.adopt(self._registry.secure(raw, result), connection).wait()
 
     async def _take_bulk(self, raw: RawStream, result: HandshakeResult) -> None:

@@ -16,7 +16,8 @@ The node with the lower id leads. It takes a link only when the other side has s
 link that it holds it, so a link that died right after its handshake harms nobody. Each side reads
 the old link up to SWITCH and goes on with the new one: no record is lost, doubled or moved.
 
-When the old link dies first, without SWITCH on it, the new one becomes a connection of its own.
+When the old link dies first, without SWITCH on it, the new one becomes a connection of its own:
+a side that finds DATA where it waits for SWITCH learns so that the other has begun anew.
 When it dies between the two, the connection is lost like any other: bytes were under way on it.
 
 `Switch` is the rule (sans-IO); `hold` is the driver of one link that waits.
@@ -166,12 +167,14 @@ async def hold(link: "SecureLink", connection: "Connection", timeout_s: float) -
 
 async def _lead(link: "SecureLink", connection: "Connection", timeout_s: float) -> Outcome:
     with trio.move_on_after(timeout_s) as scope:
-        kind, session = await link.peek()
-        if kind != RecordKind.SWITCH or len(session):
-            return Outcome.DROPPED
-        await link.receive()
+        kind, said = await link.peek()
     if scope.cancelled_caught:
         return Outcome.DROPPED
+    if kind == RecordKind.DATA:
+        return _begun_anew(connection)
+    if kind != RecordKind.SWITCH or len(said):
+        return Outcome.DROPPED
+    await link.receive()
     if not connection.alive:
         return _left_over(connection)
     if not connection.claim(link):
@@ -201,10 +204,9 @@ async def _follow(link: "SecureLink", connection: "Connection", timeout_s: float
         return Outcome.DROPPED
     if scope.cancelled_caught:
         return _left_over(connection)
-    if kind != RecordKind.SWITCH:  # the leader has given up the old connection and begun anew
-        connection.drop("the peer opened a new connection", cut=True)
-        return Outcome.ORPHANED
-    if bytes(said) != connection.connection_id:
+    if kind == RecordKind.DATA:
+        return _begun_anew(connection)
+    if kind != RecordKind.SWITCH or bytes(said) != connection.connection_id:
         return Outcome.DROPPED
     await link.receive()
     connection.offer(link)
@@ -214,6 +216,12 @@ async def _follow(link: "SecureLink", connection: "Connection", timeout_s: float
 async def _moved(link: "SecureLink", connection: "Connection") -> Outcome:
     """Wait until both directions have moved, or the connection has ended on the way."""
     return Outcome.MOVED if await connection.moved_to(link) else Outcome.DROPPED
+
+
+def _begun_anew(connection: "Connection") -> Outcome:
+    """The other side has lost the old connection, and uses the link as one of its own."""
+    connection.drop("the peer opened a new connection", cut=True)
+    return _left_over(connection)
 
 
 def _left_over(connection: "Connection") -> Outcome:

@@ -58,8 +58,12 @@ async def relayed_pair(
     swapped: bool = False,
     limits: Limits | None = None,
     circuit: LinkSettings | None = None,
+    early: bool = False,
 ) -> AsyncIterator[Pair]:
-    """Endpoint 1 connected with endpoint 2 over a circuit; `swapped`: endpoint 2 dialed."""
+    """Endpoint 1 connected with endpoint 2 over a circuit; `swapped`: endpoint 2 dialed.
+
+    `early`: meanwhile the other endpoint dials it directly.
+    """
     if circuit is not None:
         world.set_link("10.9.0.1", "10.9.0.2", circuit)
     async with nodes(world, 2, limits=limits) as pair:
@@ -76,6 +80,8 @@ async def relayed_pair(
         usual, a.dial_raw = a.dial_raw, dial
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_carry, listener, b, nursery)
+            if early:
+                nursery.start_soon(b.connect, a.addresses)
             ours = await a.connect([FAR], expected=b.node_id)
             a.dial_raw = usual
             while a.node_id not in b.peers:
