@@ -205,7 +205,7 @@ class BulkLink:
         while self._end - self._start < needed:
             if len(buffer) - self._end < _COMPACT_BELOW and self._start:
                 kept = self._end - self._start
-                buffer[:kept] = bytes(buffer[self._start : self._end])
+                buffer[:kept] = buffer[self._start : self._end]  # a memmove: they may overlap
                 self._start, self._end = 0, kept
             got = await self._raw.receive_into(buffer[self._end :])
             if not got:
