@@ -4,8 +4,8 @@ Problem: relays are named by the swarm's state, by the DHT and by people; most o
 up, and all must be tried without hammering anybody. Idea: one small book, best first, in which a node that failed rests for a time
 that doubles.
 
-Invariants: at most MAX_CANDIDATES nodes with MAX_ADDRESSES each; a name that never worked gives way to a new one, a name that
-works does not.
+Invariants: at most MAX_CANDIDATES nodes with MAX_ADDRESSES each; who has failed gives way to a new one, and who was merely met to
+one that is named as a relay; who was measured or named, and has not failed, stays.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class Candidate:
     """Not to be asked before that."""
     reason: str = ""
     """Why it failed last."""
+    named: bool = False
+    """Whether somebody called it a relay; else it is only a node that could be dialed."""
 
 
 class Candidates:
@@ -86,19 +88,22 @@ class Candidates:
             raise InvalidAddress(
                 "not a relay's address", hint="write host:port/via/<node id of the relay>"
             )
-        return self.add_node(relay_id, [address.direct])
+        return self.add_node(relay_id, [address.direct], named=True)
 
-    def add_node(self, node_id: NodeId, addresses: Iterable[Address]) -> bool:
+    def add_node(
+        self, node_id: NodeId, addresses: Iterable[Address], *, named: bool = False
+    ) -> bool:
         """Note a node that may serve; the addresses join those known, newest first."""
         if node_id == self._own_id:
             return False
         fresh = tuple(address.direct for address in addresses if address.port)
         entry = self._known.get(node_id)
         if entry is None:
-            if not fresh or not self._make_room():
+            if not fresh or not self._make_room(named=named):
                 return False
             entry = self._known[node_id] = Candidate(node_id, ())
-        elif set(fresh) <= set(entry.addresses):
+        entry.named = entry.named or named
+        if set(fresh) <= set(entry.addresses):
             return True
         entry.addresses = tuple(dict.fromkeys([*fresh, *entry.addresses]))[:MAX_ADDRESSES]
         self._on_news()
@@ -153,12 +158,15 @@ class Candidates:
             entry.reason = reason
             entry.ready_at = now + max(least_s, rest_s) * (1.0 + jitter / 2)
 
-    def _make_room(self) -> bool:
+    def _make_room(self, *, named: bool) -> bool:
         if len(self._known) < MAX_CANDIDATES:
             return True
         worst = max(self._known.values(), key=lambda entry: entry.failures)
         if worst.failures == 0:
-            return False
+            met = [e for e in self._known.values() if not e.named and e.rtt_s is None]
+            if not (named and met):
+                return False
+            worst = met[0]
         del self._known[worst.node_id]
         return True
 

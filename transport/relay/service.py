@@ -96,6 +96,7 @@ class RelayService:
         self._reporter = Reporter(_log, endpoint.counters)
         self._ledger = Ledger(self.settings, trio.current_time(), spent_bytes=spent_bytes)
         self._bridges: dict[int, Bridge] = {}  # bounded by settings.circuits
+        self._holders: dict[NodeId, Peer] = {}  # who reserved, on which connection; see `_lose`
         self._nursery: trio.Nursery | None = None
         self._opened = self._failed = 0
         self._ended: Counter[str] = Counter()
@@ -138,11 +139,11 @@ class RelayService:
                     async for event in events:
                         match event:
                             case PeerDown(peer, _):
-                                self._ledger.release(peer.node_id)
+                                self._lose(peer)
                             case Lagged():
-                                for node_id in self._ledger.reservations:
-                                    if node_id not in endpoint.peers:
-                                        self._ledger.release(node_id)
+                                for peer in list(self._holders.values()):
+                                    if peer.close_reason:
+                                        self._lose(peer)
                             case _:
                                 pass
         finally:
@@ -151,13 +152,22 @@ class RelayService:
             endpoint.unserve(CONNECT)
             await self._stop()
 
+    def _lose(self, peer: Peer) -> None:
+        """A connection ended: its reservation with it, unless the node is back with a new one."""
+        if self._holders.get(peer.node_id) is peer:
+            self._release(peer.node_id)
+
+    def _release(self, node_id: NodeId) -> None:
+        self._holders.pop(node_id, None)
+        self._ledger.release(node_id)
+
     async def _stop(self) -> None:
         for bridge in list(self._bridges.values()):
             bridge.end(CircuitEnd.STOPPED)
         with trio.move_on_after(FAREWELL_S, shield=True):
             async with trio.open_nursery() as nursery:
                 for node_id in sorted(self._ledger.reservations):
-                    self._ledger.release(node_id)
+                    self._release(node_id)
                     nursery.start_soon(self._tell_ended, node_id, Reason.NOT_SERVING)
 
     async def _tell_ended(self, node_id: NodeId, reason: Reason) -> None:
@@ -181,7 +191,7 @@ class RelayService:
         except MalformedMessage:
             return self._refuse(Refusal(Reason.MALFORMED))
         if wanted.release:
-            self._ledger.release(peer.node_id)
+            self._release(peer.node_id)
             return Released()
         if peer.path is Path.RELAYED:
             return self._refuse(Refusal(Reason.RELAYED))
@@ -191,6 +201,7 @@ class RelayService:
         if given.evicted is not None and self._nursery is not None:
             self._reporter.count("relay-evicted")
             self._nursery.start_soon(self._tell_ended, given.evicted, Reason.EVICTED)
+        self._holders[peer.node_id] = peer
         settings = self.settings
         return Granted(
             expires_s=given.reservation.expires_at - now,

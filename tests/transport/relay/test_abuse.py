@@ -5,6 +5,7 @@ import trio
 
 from tests.transport.nodes import address, identity
 from tests.transport.relay.worlds import World, via, world
+from transport.address import Address
 from transport.codec import pack
 from transport.errors import PeerLost, StreamReset, TransportError
 from transport.limits import Limits
@@ -293,7 +294,7 @@ async def test_who_gives_up_while_the_relay_asks_leaves_nothing(autojump_clock: 
 def test_candidates_are_bounded_and_rest_after_failures() -> None:
     own = identity(1).node_id
     book = Candidates(own)
-    ids = [identity(number).node_id for number in range(2, MAX_CANDIDATES + 4)]
+    ids = [identity(number).node_id for number in range(100, MAX_CANDIDATES + 104)]
     assert not book.add_node(own, [address(1)])
     for node_id in ids[:MAX_CANDIDATES]:
         assert book.add_node(node_id, [address(2)])
@@ -301,6 +302,11 @@ def test_candidates_are_bounded_and_rest_after_failures() -> None:
     book.failed(ids[5], "gone", 0.0)
     assert book.add_node(ids[MAX_CANDIDATES], [address(3)])
     assert ids[5] not in book
+    assert len(book) == MAX_CANDIDATES
+    # A node called a relay takes the place of one that was merely met, not of its like.
+    assert book.add(Address("10.0.0.9", 7447, str(identity(900).node_id)))
+    assert not book.add_node(identity(901).node_id, [address(9)])
+    assert identity(900).node_id in book
     assert len(book) == MAX_CANDIDATES
     rests = []
     for _ in range(12):

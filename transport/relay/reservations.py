@@ -1,0 +1,379 @@
+"""Keeping places with the nearest relays, so that others can reach a node that nobody can dial.
+
+Problem: relays come and go, are full, or are far away; the node must stay reachable and the addresses it tells must be true.
+Idea: hold `wanted` reservations, renewed at half their life, with the candidates of the shortest round trip. Whoever was measured
+once needs no second look: when a relay dies, the other one still works, and the next best has taken its place within seconds.
+
+Invariants: at most `wanted` reservations, plus one while a better one replaces the worst; `addresses` names exactly the relays
+that hold a reservation now; a relay is always a peer connected without a relay; every wait here has an end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import attrs
+import trio
+
+from transport.address import Address
+from transport.codec import decode_untrusted, pack
+from transport.endpoint import Endpoint
+from transport.errors import MalformedMessage, RemoteCallFailed, TransportError
+from transport.identity import NodeId
+from transport.network import Path
+from transport.peer import Peer
+from transport.relay.candidates import MAX_ADDRESSES, Candidate, Candidates
+from transport.relay.messages import (
+    ENDED,
+    MAX_BYTES,
+    RESERVE,
+    Ended,
+    Granted,
+    Reason,
+    Refused,
+    RelayRefused,
+    Reserve,
+    as_reason,
+    read_reserve_answer,
+)
+from transport.reporter import Reporter
+from transport.watch import Lagged, PeerDown, PeerUp
+
+ANSWER_S: Final = 5.0
+"""How long a relay may take to answer; it waits for a target at most three seconds itself."""
+PROBE_S: Final = 5.0
+"""How long connecting to a candidate and one round trip may take."""
+GATHER_S: Final = 0.5
+"""How long the others are waited for once enough candidates have answered: farther ones than that are no better."""
+PROBES: Final = 6
+"""Candidates tried side by side: enough to find a near one, few enough connections to keep."""
+IMPROVE_S: Final = 600.0
+"""How often a nearer relay is looked for."""
+BETTER: Final = 0.7
+"""A new relay must have at most this share of the round trip of the one it replaces: moving costs everybody a look-up."""
+
+
+@attrs.frozen
+class RelayStatus:
+    """A relay through which this node is reached now."""
+
+    node_id: NodeId
+    addresses: tuple[Address, ...]
+    """What is published: with `relay`."""
+    rtt_s: float | None
+    expires_at: float
+    """Trio time; renewed long before."""
+    terms: Granted
+
+
+@attrs.define
+class _Held:
+    """A reservation: with whom, on which connection, and when to renew it."""
+
+    status: RelayStatus
+    peer: Peer
+    renew_at: float
+
+
+class Reservations:
+    """The reservations of one node; kept while `run` runs.
+
+    Args:
+        endpoint: ours.
+        wanted: how many to keep.
+        reporter: for what relays refuse.
+        on_change: called with the new `addresses` whenever they change; must not block or raise.
+
+    Attributes:
+        candidates: nodes that may serve.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        wanted: int,
+        reporter: Reporter,
+        on_change: Callable[[tuple[Address, ...]], None],
+    ) -> None:
+        self.candidates = Candidates(endpoint.node_id, self._look)
+        self.on_change = on_change
+        self._endpoint = endpoint
+        self._wanted = wanted
+        self._reporter = reporter
+        self._held: dict[NodeId, _Held] = {}  # at most wanted + 1
+        self._asking: set[NodeId] = set()  # a circuit may come before the answer
+        self._published: tuple[Address, ...] = ()
+        self._news = trio.Event()
+        endpoint.serve_calls(ENDED, self._hear_end)
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where others reach us through relays."""
+        return self._published
+
+    @property
+    def relays(self) -> tuple[RelayStatus, ...]:
+        """Through whom we are reached, the nearest first."""
+        return tuple(sorted((held.status for held in self._held.values()), key=_distance))
+
+    @property
+    def wanted(self) -> int:
+        """Reservations to keep; may be set at any time."""
+        return self._wanted
+
+    @wanted.setter
+    def wanted(self, count: int) -> None:
+        if count != self._wanted:
+            self._wanted = count
+            self._look()
+
+    def may_bring(self, node_id: NodeId) -> bool:
+        """Whether a circuit from this relay can be meant for us."""
+        return node_id in self._held or node_id in self._asking
+
+    async def _hear_end(self, relay: Peer, request: bytes) -> bytes:
+        """A relay says that our reservation has ended."""
+        try:
+            ended = decode_untrusted(request, Ended, limit=MAX_BYTES)
+        except MalformedMessage as error:
+            raise RemoteCallFailed(str(error)) from None
+        if relay.node_id in self._held:
+            self._fail(relay.node_id, str(RelayRefused(as_reason(ended.reason))))
+            self._drop(relay.node_id)
+        return b""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the reservations until the endpoint closes.
+
+        Cancelling gives them up, and tells the relays for at most half a second.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                with self._endpoint.watch() as events:
+                    for peer in self._endpoint.peers.values():
+                        self._consider(peer)
+                    nursery.start_soon(self._keep)
+                    task_status.started()
+                    async for event in events:
+                        match event:
+                            case PeerUp(peer):
+                                self._consider(peer)
+                            case PeerDown(peer, reason):
+                                self._lose(peer, reason)
+                            case Lagged():
+                                for held in list(self._held.values()):
+                                    if held.peer.close_reason:
+                                        self._lose(held.peer, held.peer.close_reason)
+                            case _:
+                                pass
+                nursery.cancel_scope.cancel()
+        finally:
+            relays = sorted(self._held)
+            for node_id in relays:
+                self._drop(node_id)
+            with trio.move_on_after(GATHER_S, shield=True):
+                async with trio.open_nursery() as nursery:
+                    for node_id in relays:
+                        nursery.start_soon(self._release, node_id)
+
+    def _lose(self, peer: Peer, reason: str) -> None:
+        """A connection ended; the node may be back on another one, with a reservation of its own."""
+        held = self._held.get(peer.node_id)
+        if held is not None and held.peer is peer:
+            self._fail(peer.node_id, reason)
+            self._drop(peer.node_id)
+
+    def _consider(self, peer: Peer) -> None:
+        """A node that we could dial without help may serve others the same way."""
+        if peer.initiated and peer.path is Path.DIRECT:
+            self.candidates.add_node(peer.node_id, [peer.address])
+
+    async def _keep(self) -> None:
+        improve_at = trio.current_time() + IMPROVE_S
+        while True:
+            self._news = trio.Event()
+            await self._renew()
+            await self._shrink()
+            if len(self._held) < self._wanted:
+                await self._fill()
+            now = trio.current_time()
+            if now >= improve_at:
+                improve_at = now + IMPROVE_S
+                await self._improve()
+            wake_at = min([improve_at, *(held.renew_at for held in self._held.values())])
+            if len(self._held) < self._wanted:
+                ready_at = self.candidates.next_at(self._held)
+                wake_at = min(wake_at, math.inf if ready_at is None else ready_at)
+            with trio.move_on_at(wake_at):
+                await self._news.wait()
+
+    async def _renew(self) -> None:
+        now = trio.current_time()
+        due = [node_id for node_id, held in self._held.items() if held.renew_at <= now]
+        async with trio.open_nursery() as nursery:
+            for node_id in due:
+                nursery.start_soon(self._renew_one, node_id)
+
+    async def _renew_one(self, node_id: NodeId) -> None:
+        peer = self._endpoint.peers.get(node_id)
+        if peer is None or not await self._reserve(peer):
+            self._drop(node_id)
+
+    async def _shrink(self) -> None:
+        while len(self._held) > max(0, self._wanted):
+            node_id = self.relays[-1].node_id
+            self._drop(node_id)
+            await self._release(node_id)
+
+    async def _fill(self) -> None:
+        """Reserve with the best candidates until there are enough reservations, or nobody is left to ask."""
+        while (missing := self._wanted - len(self._held)) > 0:
+            ready = self.candidates.ready(trio.current_time(), self._held)
+            if not ready:
+                return
+            near = [c for c in ready if c.rtt_s is not None and c.node_id in self._endpoint.peers]
+            if not near:
+                await self._probe(ready[:PROBES], missing)
+                near = [c for c in ready[:PROBES] if c.rtt_s is not None]
+            async with trio.open_nursery() as nursery:
+                for candidate in sorted(near, key=lambda c: c.rtt_s or 0.0)[:missing]:
+                    peer = self._endpoint.peers.get(candidate.node_id)
+                    if peer is None:
+                        self._fail(candidate.node_id, "the connection ended")
+                    else:
+                        nursery.start_soon(self._reserve, peer)
+
+    async def _improve(self) -> None:
+        """Replace the farthest relay if a much nearer one is to be had."""
+        if not self._held or len(self._held) < self._wanted:
+            return
+        ready = self.candidates.ready(trio.current_time(), self._held)[:PROBES]
+        held = [entry for node_id in self._held if (entry := self.candidates.get(node_id))]
+        await self._probe([*held, *ready], len(held) + len(ready))
+        if not self._held:
+            return
+        worst = max(self.relays, key=self._measured)
+        for candidate in sorted(ready, key=lambda c: math.inf if c.rtt_s is None else c.rtt_s):
+            if candidate.rtt_s is None or candidate.rtt_s > BETTER * self._measured(worst):
+                return
+            peer = self._endpoint.peers.get(candidate.node_id)
+            if peer is not None and await self._reserve(peer):
+                self._drop(worst.node_id)
+                await self._release(worst.node_id)
+                return
+
+    def _measured(self, relay: RelayStatus) -> float:
+        entry = self.candidates.get(relay.node_id)
+        return math.inf if entry is None or entry.rtt_s is None else entry.rtt_s
+
+    async def _probe(self, candidates: Sequence[Candidate], enough: int) -> None:
+        """Measure candidates side by side; those that take much longer than enough others stay unmeasured."""
+        answered = 0
+        async with trio.open_nursery() as nursery:
+
+            async def probe(candidate: Candidate) -> None:
+                nonlocal answered
+                if await self._measure(candidate):
+                    answered += 1
+                    if answered == enough:
+                        nursery.cancel_scope.deadline = trio.current_time() + GATHER_S
+
+            for candidate in candidates:
+                nursery.start_soon(probe, candidate)
+
+    async def _measure(self, candidate: Candidate) -> bool:
+        node_id = candidate.node_id
+        try:
+            with trio.move_on_after(PROBE_S):
+                peer = await self._endpoint.connect(candidate.addresses, expected=node_id)
+                if peer.path is Path.RELAYED:
+                    self._fail(node_id, "it is reached over a relay itself")
+                    return False
+                self.candidates.measured(node_id, await peer.ping())
+                return True
+        except TransportError as error:
+            self._fail(node_id, str(error))
+        else:
+            self._fail(node_id, f"no answer within {PROBE_S:g} s")
+        return False
+
+    async def _reserve(self, peer: Peer) -> bool:
+        """Ask for a reservation, or for more time; note the outcome."""
+        node_id = peer.node_id
+        self._asking.add(node_id)
+        try:
+            with trio.move_on_after(ANSWER_S):
+                answer = read_reserve_answer(await peer.call(RESERVE, pack(Reserve(release=False))))
+                if isinstance(answer, Granted):
+                    self._hold(peer, answer)
+                    return True
+                error = answer.as_error() if isinstance(answer, Refused) else None
+                self._refused(node_id, error or RelayRefused(Reason.MALFORMED))
+                return False
+        except RemoteCallFailed:
+            self._refused(node_id, RelayRefused(Reason.NOT_SERVING))
+        except MalformedMessage:
+            self._refused(node_id, RelayRefused(Reason.MALFORMED))
+        except TransportError as error:
+            self._fail(node_id, str(error))
+        else:
+            self._fail(node_id, f"no answer within {ANSWER_S:g} s")
+        finally:
+            self._asking.discard(node_id)
+        return False
+
+    async def _release(self, node_id: NodeId) -> None:
+        peer = self._endpoint.peers.get(node_id)
+        if peer is not None:
+            try:
+                with trio.move_on_after(GATHER_S):
+                    await peer.call(RESERVE, pack(Reserve(release=True)))
+            except TransportError:
+                pass  # it forgets us when the connection ends
+
+    def _hold(self, peer: Peer, terms: Granted) -> None:
+        node_id, now = peer.node_id, trio.current_time()
+        entry = self.candidates.get(node_id)
+        known = () if entry is None else entry.addresses
+        proved = [peer.address.direct] if peer.initiated else []
+        addresses = dict.fromkeys([*proved, *known, *(a for a in peer.listen if not a.relay)])
+        published = [attrs.evolve(a, relay=str(node_id)) for a in addresses if a.port]
+        status = RelayStatus(
+            node_id,
+            tuple(published[:MAX_ADDRESSES]),
+            peer.rtt_s if entry is None else entry.rtt_s,
+            now + terms.expires_s,
+            terms,
+        )
+        # At least a pause: a relay must not make us ask without end.
+        self._held[node_id] = _Held(status, peer, now + max(1.0, terms.expires_s / 2))
+        self.candidates.worked(node_id)
+        self._publish()
+
+    def _drop(self, node_id: NodeId) -> None:
+        if self._held.pop(node_id, None) is not None:
+            self._publish()
+            self._look()
+
+    def _refused(self, node_id: NodeId, error: RelayRefused) -> None:
+        self._reporter.count(f"reservation-refused-{error.reason.value}")
+        self._fail(node_id, str(error), least_s=error.retry_s)
+
+    def _fail(self, node_id: NodeId, reason: str, *, least_s: float = 0.0) -> None:
+        now, jitter = trio.current_time(), self._endpoint.rng.random()
+        self.candidates.failed(node_id, reason, now, least_s=least_s, jitter=jitter)
+
+    def _look(self) -> None:
+        self._news.set()
+
+    def _publish(self) -> None:
+        found = tuple(address for relay in self.relays for address in relay.addresses)
+        if found != self._published:
+            self._published = found
+            self.on_change(found)
+
+
+def _distance(relay: RelayStatus) -> tuple[float, NodeId]:
+    return math.inf if relay.rtt_s is None else relay.rtt_s, relay.node_id
