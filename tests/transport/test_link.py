@@ -20,7 +20,7 @@ from transport.identity import NodeId
 from transport.link import RECEIVE_BYTES, SecureLink, shake_hands
 from transport.memory import LinkSettings, MemoryNetwork
 from transport.network import RawStream
-from transport.record import MAX_RECORD_BYTES, RecordKind
+from transport.record import MAX_RECORD_BYTES, REKEY_AGE_S, RecordKind
 from transport.swarm import Swarm
 
 
@@ -216,3 +216,33 @@ async def test_cancelling_closes_the_stream(autojump_clock: object) -> None:
     with pytest.raises(trio.BrokenResourceError):
         await client.receive_into(memoryview(bytearray(1)))
     assert world.open_connections == 0
+
+
+async def test_a_key_is_replaced_after_an_hour_in_each_direction(autojump_clock: object) -> None:
+    a, b = await links(MemoryNetwork(1))
+    keys = {a._sealer._key, b._sealer._key}
+    for sender, receiver in ((a, b), (b, a), (a, b)):
+        await sender.send(RecordKind.DATA, b"x")
+        assert await receiver.receive() == (RecordKind.DATA, b"x")
+        await trio.sleep(REKEY_AGE_S + 1)
+        await sender.send(RecordKind.DATA, b"y")
+        await sender.send(RecordKind.DATA, b"z")
+        for expected in (b"y", b"z"):
+            assert await receiver.receive() == (RecordKind.DATA, expected)
+        assert sender._sealer._key == receiver._opener._key
+        keys.add(sender._sealer._key)
+    assert len(keys) == 5
+    assert b.bytes_received == a.bytes_sent
+
+
+async def test_what_was_peeked_is_received_next(autojump_clock: object) -> None:
+    a, b = await links(MemoryNetwork(1))
+    with trio.move_on_after(1) as scope:
+        await b.peek()
+    assert scope.cancelled_caught
+    await a.send(RecordKind.SWITCH, b"one")
+    await a.send(RecordKind.DATA, b"two")
+    assert await b.peek() == (RecordKind.SWITCH, b"one")
+    assert await b.receive() == (RecordKind.SWITCH, b"one")
+    assert await b.receive() == (RecordKind.DATA, b"two")
+    assert b.buffered == 0

@@ -19,6 +19,7 @@ from transport.record import (
     HEADER_BYTES,
     MAX_RECORD_BYTES,
     OVERHEAD_BYTES,
+    REKEY_AGE_S,
     TAG_BYTES,
     Opener,
     RecordKind,
@@ -69,7 +70,13 @@ GOLDEN_REKEY = "0201675c87335949b909793da5bb4d92fcf6d44b92a6e0792b6ae48b1881259d
 
 @settings(max_examples=60)
 @given(
-    st.lists(st.tuples(st.binary(max_size=200), st.sampled_from(RecordKind)), max_size=20),
+    st.lists(
+        st.tuples(
+            st.binary(max_size=200),
+            st.sampled_from([kind for kind in RecordKind if kind != RecordKind.REKEY]),
+        ),
+        max_size=20,
+    ),
     st.integers(1, 300),
     st.integers(1, 7),
 )
@@ -251,3 +258,63 @@ def test_a_key_is_32_bytes():
     for make in (Sealer, Opener):
         with pytest.raises(UsageError):
             make(bytes(16))
+
+
+# Rekeying by time
+
+
+def seal_at(sealer, now, payload):
+    """What a driver does: a REKEY first when it is due."""
+    records = [seal(sealer, b"", RecordKind.REKEY)] if sealer.rekey_due(now) else []
+    return [*records, seal(sealer, payload)]
+
+
+@given(st.lists(st.floats(0, 3 * REKEY_AGE_S), max_size=12))
+def test_the_sealer_alone_decides_when_a_key_is_too_old(pauses):
+    sealer, opener = Sealer(KEY), Opener(KEY)
+    now, since, keys = 1e6, 1e6, 0
+    assert not sealer.rekey_due(now)
+    for pause in pauses:
+        now += pause
+        records = seal_at(sealer, now, b"x")
+        if now - since >= REKEY_AGE_S:
+            keys += 1
+            since = now
+            assert open_(opener, records[0]) == (b"", RecordKind.REKEY)
+        assert open_(opener, records[-1]) == (b"x", RecordKind.DATA)
+        assert not sealer.rekey_due(now)
+    expected = KEY
+    for _ in range(keys):
+        expected = rekey(expected)
+    assert sealer._key == opener._key == expected
+
+
+def test_a_rekey_record_is_what_the_document_says():
+    sealer = Sealer(KEY)
+    assert seal(sealer, b"", RecordKind.REKEY).hex() == GOLDEN_REKEY_RECORD
+    assert seal(sealer, b"next").hex() == GOLDEN_AFTER_REKEY
+    header = struct.pack(">IB", 4, 0)
+    nonce = bytes(4) + (1).to_bytes(8, "big")
+    assert AESGCM(rekey(KEY)).encrypt(nonce, b"next", header).hex() == GOLDEN_AFTER_REKEY[10:]
+
+
+GOLDEN_REKEY_RECORD = "000000000585a7d0e8a2b63bd552a937e4efada59b"
+GOLDEN_AFTER_REKEY = "0000000400147e54479619529d088223378896d8e03067fe18"
+
+
+def test_a_rekey_record_carries_nothing():
+    with pytest.raises(UsageError):
+        seal(Sealer(KEY), b"x", RecordKind.REKEY)
+    header = struct.pack(">IB", 1, RecordKind.REKEY)
+    body = AESGCM(KEY).encrypt(bytes(12), b"x", header)
+    with pytest.raises(MalformedRecord):
+        Opener(KEY).open_into(header, body, memoryview(bytearray(32)))
+
+
+def test_a_forged_rekey_changes_no_key():
+    opener = Opener(KEY)
+    data = bytearray(seal(Sealer(KEY), b"", RecordKind.CLOSE))
+    data[4] = RecordKind.REKEY
+    with pytest.raises(AuthenticationFailed):
+        open_(opener, bytes(data))
+    assert opener._key == KEY
