@@ -169,6 +169,7 @@ class RelayService:
                 for node_id in sorted(self._ledger.reservations):
                     self._release(node_id)
                     nursery.start_soon(self._tell_ended, node_id, Reason.NOT_SERVING)
+        self._holders.clear()
 
     async def _tell_ended(self, node_id: NodeId, reason: Reason) -> None:
         peer = self._endpoint.peers.get(node_id)
@@ -193,6 +194,8 @@ class RelayService:
         if wanted.release:
             self._release(peer.node_id)
             return Released()
+        if not self.serving:
+            return self._refuse(Refusal(Reason.NOT_SERVING))
         if peer.path is Path.RELAYED:
             return self._refuse(Refusal(Reason.RELAYED))
         given = self._ledger.reserve(peer.node_id, peer.address.host, now)
@@ -247,6 +250,8 @@ class RelayService:
             request = decode_untrusted(message, Connect, limit=MAX_BYTES)
         except (MalformedMessage, StreamError):
             return self._refuse(Refusal(Reason.MALFORMED))
+        if not self.serving:
+            return self._refuse(Refusal(Reason.NOT_SERVING))
         if source.peer.path is Path.RELAYED:
             return self._refuse(Refusal(Reason.RELAYED))
         if request.target == self._endpoint.node_id:
@@ -273,6 +278,8 @@ class RelayService:
             return
         try:
             refusal = await self._offer(circuit, target)
+            if refusal is None and not self.serving:
+                refusal = Reason.NOT_SERVING  # stopped while the target was asked
             if refusal is not None:
                 await self._fail(source, refusal)
                 return

@@ -4,7 +4,7 @@ import pytest
 import trio
 
 from tests.transport.nodes import address, identity, node
-from tests.transport.relay.worlds import via, world
+from tests.transport.relay.worlds import run_stoppable, via, world
 from transport.address import Address
 from transport.codec import pack
 from transport.deterministic import run_deterministically
@@ -339,6 +339,61 @@ async def test_streams_end_with_the_circuit_and_say_why(autojump_clock: object) 
             await stream.send_all(bytes(10))
         assert "its time is over" in peer.close_reason
         assert w.services[0].statistics().ended == {"too-long": 1}
+
+
+async def test_a_connection_leaves_the_relay_and_its_streams_go_on(autojump_clock: object) -> None:
+    async with world(listening=frozenset({11})) as w:
+        await w.reserved(1)
+        received = bytearray()
+
+        async def collect(stream: Stream) -> None:
+            while data := await stream.receive_some():
+                received.extend(data)
+
+        w.endpoints[1].serve("collect", collect)
+        peer = await w.connected(0, 1)
+        stream = await peer.open_stream("collect")
+        sent = bytearray()
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                for number in range(600):
+                    part = number.to_bytes(2, "big") * 2000
+                    await stream.send_all(part)
+                    sent.extend(part)
+                    await trio.sleep(0.005)
+
+            nursery.start_soon(send)
+            await trio.sleep(1)
+            there = w.endpoints[1].peers[w.endpoints[0].node_id]
+            raw = await w.endpoints[1].network.connect(address(11))
+            assert await w.endpoints[1].upgrade(there, raw, "initiator")
+        await stream.send_eof()
+        await trio.sleep(2)
+        assert received == sent
+        assert peer.path is there.path is Path.REVERSED
+        assert peer.relay is there.relay is None
+        statistics = w.services[0].statistics()
+        assert statistics.ledger.circuits == 0
+        assert statistics.ended == {"finished": 1}
+
+
+async def test_a_relay_may_stop_and_start_again(autojump_clock: object) -> None:
+    async with world(settings=RelaySettings(wanted=1)) as w:
+        client = await w.reserved(1)
+        (scope,) = w.stops
+        for _ in range(3):
+            scope.cancel()
+            await trio.sleep(1)
+            assert client.addresses == ()
+            with pytest.raises(RelayRefused) as refused:
+                await w.clients[0].circuit(via(w.relays[0]), w.endpoints[1].node_id)
+            assert refused.value.reason is Reason.NOT_SERVING
+            scope = await w.nursery.start(run_stoppable, w.services[0])
+            with trio.fail_after(400):
+                while not client.addresses:
+                    await trio.sleep(1)
+        assert (await w.connected(0, 1)).path is Path.RELAYED
 
 
 async def test_watchers_hear_of_relayed_peers_like_of_any(autojump_clock: object) -> None:

@@ -80,6 +80,7 @@ async def world(
     link: LinkSettings | None = None,
     limits: Limits | None = None,
     serve: bool = True,
+    listening: frozenset[int] = frozenset(),
 ) -> AsyncIterator[World]:
     settings = RelaySettings() if settings is None else settings
     network = MemoryNetwork(7, default=LinkSettings(latency_s=0.01) if link is None else link)
@@ -98,7 +99,12 @@ async def world(
                 made.stops.append(await nursery.start(run_stoppable, service))
         for number in range(11, 11 + clients):
             endpoint = await stack.enter_async_context(
-                node(network.host(f"10.0.0.{number}"), number, listen=[], limits=limits)
+                node(
+                    network.host(f"10.0.0.{number}"),
+                    number,
+                    listen=[address(number)] if number in listening else [],
+                    limits=limits,
+                )
             )
             made.endpoints.append(endpoint)
             made.clients.append(RelayClient(endpoint, settings))
