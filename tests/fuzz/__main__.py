@@ -10,11 +10,16 @@ import hashlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import TypeAlias
 
 from tests.fuzz import CORPUS
 
 MAX_BYTES = 4096
+OURS = {"transport", "nat", "relay", "dht", "crdt", "gossip", "node"}
+TraceFunction: TypeAlias = Callable[[FrameType, str, object], "TraceFunction | None"]
 
 
 def arguments() -> argparse.Namespace:
@@ -54,20 +59,38 @@ def start(name: str, work: Path, options: list[str]) -> int:
     return subprocess.run(command, check=False).returncode
 
 
-def keep(name: str, found: Path, work: Path, most: int) -> None:
-    merged = work / f"{name}-merged"
-    merged.mkdir(exist_ok=True)
-    start(
-        name,
-        work,
-        ["-merge=1", f"-max_len={MAX_BYTES}", str(merged), str(CORPUS / name), str(found)],
-    )
-    known = {path.read_bytes() for path in (CORPUS / name).iterdir()}
-    fresh = sorted(
-        {path.read_bytes() for path in merged.iterdir()} - known, key=lambda data: (len(data), data)
-    )
-    for data in fresh[:most]:
-        (CORPUS / name / f"found-{hashlib.sha256(data).hexdigest()[:12]}").write_bytes(data)
+def lines_of(function: Callable[[bytes], None], data: bytes) -> set[tuple[str, int]]:
+    """Which lines of ours an input reaches. (libFuzzer's own merge starts a program of its own, which a Python target is not.)"""
+    reached: set[tuple[str, int]] = set()
+
+    def trace(frame: FrameType, _event: str, _argument: object) -> TraceFunction | None:
+        if Path(frame.f_code.co_filename).parent.name not in OURS:
+            return None
+        reached.add((frame.f_code.co_filename, frame.f_lineno))
+        return trace
+
+    sys.settrace(trace)
+    try:
+        function(data)
+    finally:
+        sys.settrace(None)
+    return reached
+
+
+def keep(name: str, found: Path, most: int) -> None:
+    """Copy the smallest inputs that reach lines which the corpus does not."""
+    from tests.fuzz.targets import TARGETS
+
+    reached: set[tuple[str, int]] = set()
+    for path in (CORPUS / name).iterdir():
+        reached |= lines_of(TARGETS[name], path.read_bytes())
+    kept = 0
+    for data in sorted((path.read_bytes() for path in found.iterdir()), key=lambda d: (len(d), d)):
+        more = lines_of(TARGETS[name], data) - reached
+        if more and kept < most:
+            kept += 1
+            reached |= more
+            (CORPUS / name / f"found-{hashlib.sha256(data).hexdigest()[:12]}").write_bytes(data)
 
 
 def main() -> int:
@@ -101,7 +124,7 @@ def main() -> int:
         )
         status = status or code
         if args.keep and code == 0:
-            keep(name, found, work, args.keep)
+            keep(name, found, args.keep)
     return status
 
 

@@ -20,6 +20,7 @@ from dht.messages import (
 )
 from gossip.messages import Abort, Begin
 from gossip.messages import encode as encode_gossip
+from node.manifest import RunManifest
 from tests.fuzz import CORPUS
 from tests.fuzz.targets import FIRST, KEY, NONCE, NOW, RECORD, RECORDS, SECOND, THIRD
 from transport import bulk_messages, frames, punch
@@ -29,6 +30,30 @@ from transport.frames import Priority
 from transport.identity import NodeId
 from transport.intro import Intro, encode_intro
 from transport.relay import messages as relay
+
+TRAINER = (
+    (
+        "attach",
+        {
+            "version": 1,
+            "run": "demo",
+            "pid": 7,
+            "numel": 100,
+            "model": KEY,
+            "every": 16,
+            "supervised": True,
+        },
+    ),
+    ("ready", {"round": 1, "step": 16, "state_sha256": KEY}),
+    ("report", {"step": 16, "loss": 1.5, "tokens": 1000, "tokens_per_s": 50.0}),
+    ("contribute", {"round": 1, "steps": 16, "weight": 1.0, "loss": None, "state_sha256": KEY}),
+    (
+        "saved",
+        {"file": "/x", "round": 1, "step": 16, "size": 3, "sha256": KEY, "state_sha256": KEY},
+    ),
+    ("attach", {"version": "x"}),
+    ("unknown", {}),
+)
 
 
 def run_state() -> RunState:
@@ -123,7 +148,7 @@ def seeds() -> dict[str, list[bytes]]:
         "relay-message": [
             pack(m)
             for m in (
-                relay.Reserve(),
+                relay.Reserve(release=False),
                 relay.Granted(
                     expires_s=3600.0, bytes_per_s=1e6, circuit_bytes=1 << 30, circuit_s=60.0
                 ),
@@ -160,7 +185,7 @@ def seeds() -> dict[str, list[bytes]]:
             bytes((0, 130, 0, 0)) + bytes(4) + (7447).to_bytes(2, "big") * 2 + bytes(4),
             bytes((0, 128, 0, 0)) + bytes(4) + b"\xc0\0\2\1",
         ],
-        "trainer-message": [b'{"type":"ready"}', b'{"type":"hello","version":1}', b"[]", b"{"],
+        "trainer-message": [msgpack.packb({"type": tag, **fields}) for tag, fields in TRAINER],
         "address": [
             t.encode()
             for t in (
@@ -196,7 +221,18 @@ def seeds() -> dict[str, list[bytes]]:
             b"[a",
             b"x = 1e999",
         ],
-        "manifest": [b"{}", b'{"version":1,"name":"x","protocol":"diloco"}', b"[]", b"\xff"],
+        "manifest": [
+            b"{}",
+            b"[]",
+            b"\xff",
+            RunManifest(
+                name="demo",
+                task="byte-gpt",
+                task_settings={"width": 64, "tags": ["a", 1]},
+                every=32,
+                seed=7,
+            ).canonical(),
+        ],
         "control": [
             b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n",
             b"POST /v1/stop HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}",

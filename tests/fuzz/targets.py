@@ -58,6 +58,8 @@ KEY = bytes(range(32))
 PAYLOADS = (b"first", bytes(300), b"", b"x" * 40)
 NOW = 1_700_000_000.0
 NONCE = bytes(12)
+UNTOUCHED = 0xEE
+"""Refused before decryption, the output is as it was; after it, wiped."""
 
 Target = Callable[[bytes], None]
 TARGETS: dict[str, Target] = {}
@@ -173,11 +175,11 @@ def opened(stream: bytes) -> Iterator[bytes]:
         body = stream[place + HEADER_BYTES : place + length + OVERHEAD_BYTES]
         if len(body) < length + OVERHEAD_BYTES - HEADER_BYTES:
             return
-        out = memoryview(bytearray(b"\xee" * length))
+        out = memoryview(bytearray([UNTOUCHED]) * length)
         try:
             opener.open_into(header, body, out)
         except RecordError:
-            assert not any(out), "unauthenticated plaintext was left"
+            assert set(out) <= {0, UNTOUCHED}, "unauthenticated plaintext was left"
             raise
         yield bytes(out)
         place += length + OVERHEAD_BYTES
