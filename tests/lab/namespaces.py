@@ -220,7 +220,8 @@ def _placed(
             try:
                 asked = step()
             except StopIteration as done:
-                return done.value
+                result: T = done.value
+                return result
         try:
             answer = yield asked
         except BaseException as error:  # noqa: BLE001 - whatever it is goes on into the work
