@@ -94,4 +94,5 @@ class Announcer:
         except (MalformedMessage, InvalidAddress) as error:
             raise RemoteCallFailed(f"malformed request: {error}") from None
         peer.listen = seen_from_here(listen, peer.address)
+        peer.bulk_way = ""  # it may be easier to dial now
         return b""

@@ -3,7 +3,8 @@
 Problem: bulk data wants connections of its own, but one side may be behind a NAT, or both. Idea:
 three ways, the best first: dial the peer; ask it to dial us; open a stream of the connection there
 is and treat it as a connection. Each has a bound, and the way that worked last is tried first, so
-that a peer that cannot be dialed costs its three seconds once.
+that a peer that cannot be dialed costs its three seconds once; to a peer that had to be punched
+the other ways are hopeless, so there the last is first.
 
 Invariant: every attempt's reason is kept, with the word for its way in front.
 """
@@ -83,7 +84,8 @@ class BulkDoor:
             "dial-back": self._ask_to_dial_back,
             OVER_STREAM: self._open_over_stream,
         }
-        order = sorted(ways, key=lambda way: way != peer.bulk_way)  # stable: the rest as written
+        first = peer.bulk_way or (OVER_STREAM if peer.path is Path.PUNCHED else "")
+        order = sorted(ways, key=lambda way: way != first)  # stable: the rest as written
         attempts: list[tuple[str, str]] = []
         for way in order:
             try:
@@ -141,7 +143,7 @@ class BulkDoor:
             PeerUnreachable: every reason is kept.
         """
         candidates = [address for address in peer.listen if not address.relay]
-        if peer.path is Path.DIRECT:
+        if peer.path in (Path.DIRECT, Path.REVERSED):
             seen = peer.address
             if peer.initiated:
                 candidates.insert(0, seen)

@@ -34,8 +34,7 @@ from transport.handshake import MAX_LISTEN, HandshakeRole
 from transport.identity import Identity, NodeId
 from transport.inbound import Inbound
 from transport.limits import Limits
-from transport.listener import serve_listener
-from transport.network import Network, Path, RawListener, RawStream
+from transport.network import Network, Path, RawStream
 from transport.outbound import Outbound
 from transport.peer import CallHandler, Peer, handler_of_calls
 from transport.registry import Registry
@@ -266,43 +265,18 @@ class Endpoint:
 
     # Lifetime
 
-    async def _listen(
-        self, listen: Sequence[Address], advertise: Sequence[Address]
-    ) -> list[RawListener]:
-        context = self._context
-        listeners: list[RawListener] = []
-        try:
-            for address in listen:
-                listener = await context.network.listen(address)
-                listeners.append(listener)
-        except BaseException:
-            for listener in listeners:
-                with trio.CancelScope(shield=True):  # closing a listener never waits
-                    await listener.aclose()
-            raise
-        context.listening = tuple(listener.address for listener in listeners)
-        context.advertised = tuple(dict.fromkeys([*advertise, *self.addresses]))[:MAX_LISTEN]
-        for listener in listeners:
-            context.nursery.start_soon(self._serve_listener, listener)
-        context.nursery.start_soon(self._announcer.run)
-        return listeners
+    async def _open(self, listen: Sequence[Address], advertise: Sequence[Address]) -> None:
+        await self._inbound.listen(listen)
+        advertised = dict.fromkeys([*advertise, *self.addresses])
+        self._context.advertised = tuple(advertised)[:MAX_LISTEN]
+        self._context.nursery.start_soon(self._announcer.run)
 
-    async def _serve_listener(self, listener: RawListener) -> None:
-        await serve_listener(
-            listener,
-            nursery=self._context.nursery,
-            admission=self._context.admission,
-            handle=self._inbound.handle,
-            reporter=self._context.reporter,
-        )
-
-    async def _close(self, listeners: Sequence[RawListener]) -> None:
+    async def _close(self) -> None:
         """Say goodbye to everybody; bounded by the goodbye of a connection."""
         self._context.closed = True
         with trio.CancelScope(shield=True):  # closing a listener never waits; goodbyes are bounded
             self._registry.say_goodbye()
-            for listener in listeners:
-                await listener.aclose()
+            await self._inbound.close()
             await self._registry.wait_idle()
 
 
@@ -356,11 +330,11 @@ async def open_endpoint(
                 )
             )
             try:
-                listeners = await endpoint._listen(listen, advertise)  # noqa: SLF001
+                await endpoint._open(listen, advertise)  # noqa: SLF001
                 try:
                     yield endpoint
                 finally:
-                    await endpoint._close(listeners)  # noqa: SLF001
+                    await endpoint._close()  # noqa: SLF001
             except BaseException as error:
                 from_body = error
                 raise

@@ -10,19 +10,20 @@ over; a stream is given on or closed; every refusal is counted by reason.
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
 
+from transport.address import Address
 from transport.admission import Pending
 from transport.context import Context
 from transport.errors import ConnectionBroken, HandshakeFailed, TransportError
 from transport.handshake import HandshakeResult
 from transport.identity import NodeId
 from transport.link import shake_hands
-from transport.listener import admit
-from transport.network import Path, RawStream
+from transport.listener import admit, serve_listener
+from transport.network import Path, RawListener, RawStream
 from transport.registry import Registry
 from transport.rendezvous import Delivery
 
@@ -42,7 +43,42 @@ class Inbound:
         self._context = context
         self._registry = registry
         self._offer = offer
+        self._listeners: list[RawListener] = []
         self._punching: Counter[str] = Counter()  # hosts with a punch under way
+
+    async def listen(self, addresses: Sequence[Address]) -> None:
+        """Listen on all of `addresses` or on none, and take what comes until `close`.
+
+        Raises:
+            ListenFailed: (or `AddressInUse`) one of them cannot be listened on.
+        """
+        context = self._context
+        try:
+            for address in addresses:
+                listener = await context.network.listen(address)
+                self._listeners.append(listener)
+        except BaseException:
+            with trio.CancelScope(shield=True):  # closing a listener never waits
+                await self.close()
+            raise
+        context.listening = tuple(listener.address for listener in self._listeners)
+        for listener in self._listeners:
+            context.nursery.start_soon(self._serve, listener)
+
+    async def _serve(self, listener: RawListener) -> None:
+        context = self._context
+        await serve_listener(
+            listener,
+            nursery=context.nursery,
+            admission=context.admission,
+            handle=self.handle,
+            reporter=context.reporter,
+        )
+
+    async def close(self) -> None:
+        """Stop listening."""
+        for listener in self._listeners:
+            await listener.aclose()
 
     @contextmanager
     def expect_punch(self, host: str) -> Iterator[None]:

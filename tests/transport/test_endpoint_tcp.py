@@ -1,6 +1,7 @@
 """Endpoints on real loopback TCP: the same promises where the kernel has a say."""
 
 import os
+import random
 import resource
 import socket
 from pathlib import Path
@@ -10,9 +11,13 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.transport.nodes import node
+from tests.transport.relayed import Traffic
 from transport.address import Address
 from transport.bulk import BulkLink
 from transport.endpoint import Endpoint
+from transport.identity import NodeId
+from transport.network import Path as Way
+from transport.network import RawStream
 from transport.peer import Peer
 from transport.stream import Stream
 from transport.tcp import TcpNetwork
@@ -178,6 +183,51 @@ async def test_running_out_of_descriptors_turns_clients_away_and_passes() -> Non
             async with node(network, 3, listen=[]) as c:
                 again = await c.connect(b.addresses)
                 assert await again.call("echo", b"recovered") == b"recovered"
+
+
+async def test_a_connection_moves_under_its_streams() -> None:
+    """The kernel's streams, closing included, keep what the simulated ones promise."""
+    network, rng = TcpNetwork(), random.Random(5)
+    with trio.fail_after(PATIENCE_S):
+        async with (
+            node(network, 1, listen=LOOPBACK) as a,
+            node(network, 2, listen=LOOPBACK) as b,
+        ):
+            descriptors = open_descriptors()
+            circuits = await network.listen(Address("127.0.0.1", 0))
+
+            async def carry() -> None:
+                raw = await circuits.accept()
+                raw.path = Way.RELAYED
+                await b.take_inbound(raw)
+
+            async def dial(target: Address, _expected: NodeId | None) -> RawStream:
+                raw = await network.connect(target)
+                raw.path = Way.RELAYED
+                return raw
+
+            a.dial_raw = dial
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(carry)
+                ours = await a.connect([circuits.address], expected=b.node_id)
+                theirs = await peer_of(b, a)
+            traffic = Traffic(rng, streams=10, size=1_000_000)
+            traffic.serve(a)
+            traffic.serve(b)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(traffic.run, a, ours)
+                nursery.start_soon(traffic.run, b, theirs)
+                while len(traffic.received) < 10:  # amid the traffic
+                    await trio.lowlevel.checkpoint()
+                raw = await network.connect(b.addresses[0])
+                assert await a.upgrade(ours, raw, "initiator")
+            while len(traffic.finished) < len(traffic.sent):
+                await trio.lowlevel.checkpoint()
+            traffic.check_complete()
+            assert ours.path == theirs.path == Way.REVERSED
+            await circuits.aclose()
+            while open_descriptors() > descriptors + 2:  # the circuit's two ends are closed
+                await trio.lowlevel.checkpoint()
 
 
 async def test_a_peer_that_stops_reading_costs_a_bounded_amount() -> None:
