@@ -226,7 +226,9 @@ async def test_one_pair_of_addresses_holds_one_connection(autojump_clock: object
         with pytest.raises(SourceBusy):
             await host.connect(target, source=HERE)
     first.abort()
+    start = trio.current_time()
     again = await a.connect(there, source=HERE)
+    assert trio.current_time() - start < 0.1  # the reset got there before the SYN
     assert again.local == back
     with pytest.raises(SourceBusy):
         await a.connect(there, source=Address("203.0.113.9", PORT))
@@ -338,6 +340,11 @@ async def test_an_idle_binding_is_forgotten_and_a_kept_one_is_not(autojump_clock
         await trio.sleep(50)
         await outside.send_all(b"x")  # either direction keeps it
         assert await read(inside) == b"x"
+    await outside.send_all(b"x")
+    await trio.sleep(50)
+    assert await read(inside) == b"x"  # so does the news that there is room again
+    await trio.sleep(50)
+    await joined(inside, outside)
     await trio.sleep(70)
     assert await silent(inside, outside)
     assert await silent(outside, inside)
@@ -345,6 +352,23 @@ async def test_an_idle_binding_is_forgotten_and_a_kept_one_is_not(autojump_clock
     with trio.move_on_after(1000) as scope:
         await read(outside)
     assert scope.cancelled_caught  # the reset does not come through either
+
+
+async def test_an_open_connection_outlives_the_patience_for_an_answer(
+    autojump_clock: object,
+) -> None:
+    _, _, inside, outside = await through("port-restricted")
+    await trio.sleep(1000)
+    await joined(inside, outside)
+
+
+async def test_an_end_that_the_box_forgot_does_not_come_through(autojump_clock: object) -> None:
+    world, nat, inside, outside = await through("port-restricted")
+    world.reboot_nat(nat)
+    await inside.aclose()
+    with trio.move_on_after(1000) as scope:
+        await read(outside)
+    assert scope.cancelled_caught
 
 
 async def test_a_reset_from_the_box_tells_the_far_side(autojump_clock: object) -> None:

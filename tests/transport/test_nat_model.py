@@ -161,6 +161,15 @@ def test_a_forward_takes_no_port_of_somebody_else() -> None:
     assert out(nat, Address("192.168.1.5", 8000)).outside.port != 8000
 
 
+def test_one_far_address_comes_in_by_one_way_only() -> None:
+    nat = box("full-cone")
+    mapped = out(nat).outside
+    forwarded = nat.forward(INSIDE, 8000)
+    assert gets_in(nat, FAR, mapped)
+    assert nat.inbound(FAR, forwarded, 0.0) == Refusal.DROP  # the host could not tell the two apart
+    assert gets_in(nat, STRANGER, forwarded)
+
+
 def test_a_full_table_drops() -> None:
     nat = box("full-cone", max_sessions=2)
     lent = out(nat).outside

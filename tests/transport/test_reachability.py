@@ -44,13 +44,26 @@ def test_a_small_swarm_has_fewer_voices() -> None:
     assert reachability.vote(AT, server(1), False, 0.0) == Verdict.UNREACHABLE
 
 
-def test_a_verdict_stays_until_the_opposite_is_clear() -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_a_verdict_stays_until_the_opposite_is_clear(first: bool) -> None:
     reachability = tally()
+    before, after = Verdict.REACHABLE, Verdict.UNREACHABLE
+    if not first:
+        before, after = after, before
     for number in range(5):
+        reachability.vote(AT, server(number), first, 0.0)
+    verdicts = [reachability.vote(AT, server(10 + number), not first, 0.0) for number in range(6)]
+    # The nine latest count: after the fifth it stands four to five, which is no lead.
+    assert verdicts == [before] * 5 + [after]
+
+
+def test_a_vote_is_as_old_as_its_last_confirmation() -> None:
+    reachability = tally(expiry_s=100)
+    for number in (0, 1, 2):
         reachability.vote(AT, server(number), True, 0.0)
-    verdicts = [reachability.vote(AT, server(10 + number), False, 0.0) for number in range(6)]
-    # The nine latest count: after the sixth, three say yes and six say no.
-    assert verdicts == [Verdict.REACHABLE] * 5 + [Verdict.UNREACHABLE]
+    reachability.vote(AT, server(0), True, 50.0)
+    verdicts = [reachability.vote(AT, server(number), False, 120.0) for number in (5, 6, 7)]
+    assert verdicts == [Verdict.REACHABLE, Verdict.REACHABLE, Verdict.UNREACHABLE]
 
 
 def test_a_change_is_noticed_within_minutes() -> None:
