@@ -64,6 +64,7 @@ DRIVERS = {
     "transport/outbound.py",
     "transport/pacing.py",
     "transport/peer.py",
+    "transport/punch_run.py",
     "transport/puncher.py",
     "transport/registry.py",
     "transport/relay/bridge.py",
@@ -100,6 +101,7 @@ NODE_CORES = {
 NODE_TRIO = {
     "node/control.py",
     "node/daemon.py",
+    "node/netcheck.py",
     "node/private_socket.py",
     "node/probe.py",
     "node/run.py",

@@ -1,23 +1,20 @@
-"""Punching as a service of an endpoint: the other side of `transport.punch`, with sockets and time.
+"""Punching as a service of an endpoint.
 
 Problem: a relayed connection is slow and costs a third party; most pairs of nodes can do better if
 both dial at the same moment. Idea: one of them opens a stream "reach/punch" over the relayed
 connection and coordinates; first it tries a plain dial (the other side may be reachable from
-here), then both dial from their listening ports to all addresses of the other at once. A
-connection that comes up, here or at the listener, becomes the peer's by `Endpoint.upgrade`, whose
-leader chooses one of several; so the first to be *chosen* ends the punch, not the first to connect.
+here), then both dial from their listening ports to all addresses of the other at once. What is said
+is in `transport.punch`, one run of it in `transport.punch_run`; here is who may, with whom, and
+with which addresses.
 
 Invariants: at most one session that we coordinate and one that we follow per peer, at most
-`MAX_FOLLOWED` of the latter in all; of two crossing ones, that of the lower node id counts; every
-wait has a bound; no dial and no handshake outlives its session; a punch never harms the relayed
-connection.
+`MAX_FOLLOWED` of the latter in all; of two crossing ones, that of the lower node id counts; a punch
+never harms the relayed connection.
 """
 
 import ipaddress
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -25,44 +22,32 @@ import trio
 
 from transport.address import Address
 from transport.endpoint import Endpoint
-from transport.errors import ConnectFailed, TransportError, UsageError
-from transport.frames import Priority
-from transport.handshake import HandshakeRole
+from transport.errors import UsageError
 from transport.identity import NodeId
 from transport.interfaces import local_addresses
-from transport.network import Path, RawStream
+from transport.network import Path
 from transport.peer import Peer
 from transport.punch import (
     BUSY,
     CROSSED,
-    MAX_ATTEMPTS,
     PROTOCOL,
-    TOKEN_BYTES,
-    Attempt,
     IPInterface,
     PunchReport,
     PunchSession,
-    gap_s,
     screen,
     tellable,
 )
-from transport.source import source_for
+from transport.punch_run import SETTLE_S, PunchRun
 from transport.stream import Stream
-from transport.watch import PeerEvent
 
-MESSAGE_S: Final = 10.0
-"""How long the other side may take for a message that is due."""
 MAX_FOLLOWED: Final = 16
 """Sessions that peers coordinate at a time."""
 FOLLOW_AGAIN_S: Final = 5.0
 """Pause between two sessions of one peer: it decides whom we send SYNs to."""
-SETTLE_S: Final = 2.0
-"""How long after the other side's word that it worked it may take to show here."""
 MAX_OBSERVED: Final = 32
 """Peers whose view of us is kept."""
 
 Interfaces = Callable[[], Iterable[IPInterface]]
-Steps = Callable[[Stream, ExitStack], Awaitable[None]]
 
 
 def machine_interfaces() -> list[IPInterface]:
@@ -96,8 +81,8 @@ class Puncher:
         self._interfaces = interfaces
         self._believed = observed
         self._seen: OrderedDict[NodeId, Address] = OrderedDict()  # bounded by MAX_OBSERVED
-        self._coordinating: dict[NodeId, _Punch] = {}  # at most one per peer
-        self._following: dict[NodeId, _Punch] = {}  # bounded by MAX_FOLLOWED
+        self._coordinating: dict[NodeId, PunchRun] = {}  # at most one per peer
+        self._following: dict[NodeId, PunchRun] = {}  # bounded by MAX_FOLLOWED
         self._followed: OrderedDict[NodeId, float] = OrderedDict()  # bounded by MAX_OBSERVED
         self._changed = trio.lowlevel.ParkingLot()
         endpoint.serve(PROTOCOL, self._serve)
@@ -132,6 +117,10 @@ class Puncher:
         own = [*listening, *self.endpoint.advertised, *self.observed()]
         return screen(theirs, own=own, interfaces=interfaces)
 
+    def _new_run(self, peer: Peer, *, coordinates: bool) -> PunchRun:
+        session = PunchSession(coordinates=coordinates, addresses=self.tell())
+        return PunchRun(self.endpoint, peer, session, self.choose)
+
     # Coordinating
 
     async def punch(self, peer: Peer) -> PunchReport:
@@ -143,12 +132,12 @@ class Puncher:
         await trio.lowlevel.checkpoint()
         node_id = peer.node_id
         if peer.path is not Path.RELAYED:
-            return _Punch(self, peer, coordinates=True).report()
-        running = self._coordinating.get(node_id) or self._following.get(node_id)
-        if running is not None:
+            return self._new_run(peer, coordinates=True).report()
+        while running := self._coordinating.get(node_id) or self._following.get(node_id):
             await running.done.wait()
-            return running.report()
-        ours = self._coordinating[node_id] = _Punch(self, peer, coordinates=True)
+            if running.finished:  # otherwise its caller was cancelled
+                return running.report()
+        ours = self._coordinating[node_id] = self._new_run(peer, coordinates=True)
         try:
             await ours.coordinate()
         finally:
@@ -158,7 +147,7 @@ class Puncher:
             return await self._joined(ours, node_id)
         return ours.report()
 
-    async def _joined(self, ours: "_Punch", node_id: NodeId) -> PunchReport:
+    async def _joined(self, ours: PunchRun, node_id: NodeId) -> PunchReport:
         """Our session crossed one of the peer's, which counts: wait for that instead."""
         with trio.move_on_after(SETTLE_S) as patience:
             while (theirs := self._following.get(node_id)) is None:
@@ -187,7 +176,7 @@ class Puncher:
         if refusal:
             await stream.send_message(PunchSession(coordinates=False, addresses=()).end(refusal))
             return
-        run = self._following[node_id] = _Punch(self, peer, coordinates=False)
+        run = self._following[node_id] = self._new_run(peer, coordinates=False)
         self._changed.unpark_all()
         try:
             await run.follow(stream)
@@ -198,266 +187,6 @@ class Puncher:
             while len(self._followed) > MAX_OBSERVED:
                 self._followed.popitem(last=False)
             run.done.set()
-
-
-class _Punch:
-    """One session from one side."""
-
-    def __init__(self, puncher: Puncher, peer: Peer, *, coordinates: bool) -> None:
-        self.done = trio.Event()
-        self.crossed = False
-        self._puncher = puncher
-        self._endpoint = puncher.endpoint
-        self._peer = peer
-        self._session = PunchSession(coordinates=coordinates, addresses=puncher.tell())
-        self._attempts: list[Attempt] = []  # bounded, see PunchReport.attempts
-        self._started = trio.current_time()
-        self._took = 0.0
-        self._reason = ""
-        self._rounds = 0
-        self._expected: set[str] = set()
-        self._success = trio.Event()
-        self._handshakes: trio.Nursery | None = None
-
-    @property
-    def direct(self) -> bool:
-        """Whether the peer is connected without a relay; also under a new `Peer` of the same node."""
-        peer = self._endpoint.peers.get(self._peer.node_id)
-        return peer is not None and peer.path is not Path.RELAYED
-
-    def report(self) -> PunchReport:
-        """What came of it so far."""
-        ok, reason = self.direct, self._reason
-        peer = self._endpoint.peers.get(self._peer.node_id)
-        if not ok and not reason:
-            reason = "no dial of either side got through"
-        return PunchReport(
-            ok=ok,
-            path=peer.path if ok and peer is not None else None,
-            reason="" if ok else reason,
-            coordinated=self._session.coordinates,
-            rounds=self._rounds,
-            rtt_s=self._session.rtt_s,
-            took_s=self._took,
-            attempts=tuple(self._attempts),
-        )
-
-    async def coordinate(self) -> None:
-        """Open the stream and lead the session to its end."""
-        try:
-            stream = await self._peer.open_stream(PROTOCOL, priority=Priority.URGENT)
-        except TransportError as error:
-            self._reason = str(error)
-            return
-        try:
-            await self._run(stream, self._lead)
-        finally:
-            stream.close()
-
-    async def follow(self, stream: Stream) -> None:
-        """Do as the other side says until it ends the session."""
-        await self._run(stream, self._obey)
-
-    async def _run(self, stream: Stream, steps: Steps) -> None:
-        """Run the steps beside what they need: the handshakes, and an eye on the peer's path."""
-        with ExitStack() as expecting, self._endpoint.watch() as events:
-            async with trio.open_nursery() as nursery:
-                self._handshakes = nursery
-                watching = trio.CancelScope()
-                nursery.start_soon(self._watch, events, watching)
-                try:
-                    await steps(stream, expecting)
-                except trio.TooSlowError:
-                    self._reason = f"the other side said nothing for {MESSAGE_S:g} s"
-                except TransportError as error:
-                    self._reason = str(error)
-                watching.cancel()
-                if self._success.is_set():
-                    nursery.cancel_scope.cancel()
-                # Otherwise handshakes that have begun may still succeed; each has its deadline.
-        self._took = trio.current_time() - self._started
-
-    async def _watch(
-        self, events: trio.MemoryReceiveChannel[PeerEvent], scope: trio.CancelScope
-    ) -> None:
-        """Notice an upgrade that began elsewhere: our listener took the other side's dial."""
-        with scope:
-            while not self.direct:
-                try:
-                    await events.receive()
-                except trio.EndOfChannel:
-                    return
-            self._success.set()
-
-    # The two parts
-
-    async def _lead(self, stream: Stream, expecting: ExitStack) -> None:
-        session = self._session
-        while session.may_go_on:
-            token = self._endpoint.random_bytes(TOKEN_BYTES)
-            await self._send(stream, session.begin(token, trio.current_time()))
-            await self._receive(stream)
-            if session.over:
-                self.crossed = session.end_reason == CROSSED
-                self._reason = session.end_reason or "the other side gave up"
-                return
-            targets = self._targets(expecting)
-            if session.round == 1:
-                await self._reverse(targets)
-            if not self._success.is_set():
-                await self._send(stream, session.sync(trio.current_time()))
-                await self._dial_all(stream, targets)
-            if self._success.is_set() or session.over:
-                break
-        self._reason = session.end_reason
-        if not session.over:
-            self._reason = f"no dial of either side got through in {session.round} rounds"
-            await self._send(stream, session.end("" if self._success.is_set() else self._reason))
-
-    async def _obey(self, stream: Stream, expecting: ExitStack) -> None:
-        session, targets = self._session, list[Address]()
-        await self._receive(stream)
-        while not session.over:
-            if session.state == "connecting":
-                targets = self._targets(expecting)
-                await self._receive(stream)
-                continue
-            await self._dial_all(stream, targets)
-            if self._success.is_set():
-                return
-            if session.state == "dialing":
-                await self._receive(stream)
-        self._reason = session.end_reason
-        if not self._reason:  # it worked, the other side says
-            with trio.move_on_after(SETTLE_S):
-                await self._success.wait()
-
-    def _targets(self, expecting: ExitStack) -> list[Address]:
-        """Whom to dial in this round; their hosts may dial us from now on."""
-        targets, refused = self._puncher.choose(self._session.theirs)
-        if self._session.round == 1:
-            for address, reason in refused:
-                self._note(address, 0, trio.current_time(), f"not dialed: {reason}")
-        for host in {address.host for address in targets} - self._expected:
-            self._expected.add(host)
-            expecting.enter_context(self._endpoint.expect_punch(host))
-        return targets
-
-    async def _send(self, stream: Stream, message: bytes) -> None:
-        with trio.fail_after(MESSAGE_S):
-            await stream.send_message(message)
-
-    async def _receive(self, stream: Stream) -> None:
-        """Wait for the next message and answer it."""
-        with trio.fail_after(MESSAGE_S):
-            data = await stream.receive_message()
-        await self._take(stream, data)
-
-    async def _take(self, stream: Stream, data_untrusted: bytes) -> None:
-        answer = self._session.receive(data_untrusted, trio.current_time())
-        if answer:
-            await self._send(stream, answer)
-
-    # Dialing
-
-    async def _reverse(self, targets: Iterable[Address]) -> None:
-        """Dial as anybody would: the other side may simply be reachable from here."""
-        with trio.move_on_after(self._session.reverse_s):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._stop_when_done, nursery.cancel_scope)
-                async with trio.open_nursery() as dials:
-                    for address in targets:
-                        dials.start_soon(self._dial_once, address, "initiator")
-                nursery.cancel_scope.cancel()
-
-    async def _dial_all(self, stream: Stream, targets: Iterable[Address]) -> None:
-        """Dial until it worked, the round is over, or the other side says something.
-
-        Raises:
-            TransportError: the stream failed.
-        """
-        session, failures = self._session, list[TransportError]()
-
-        async def listen(scope: trio.CancelScope) -> None:
-            try:
-                data = await stream.receive_message()
-                scope.cancel()  # whatever it is, it ends this round
-                with trio.CancelScope(shield=True):  # the answer is due all the same
-                    await self._take(stream, data)
-            except trio.TooSlowError:
-                scope.cancel()
-            except TransportError as error:
-                failures.append(error)
-                scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(listen, nursery.cancel_scope)
-            with trio.move_on_at(session.dial_until):
-                await trio.sleep_until(session.dial_at)
-                self._rounds = session.round
-                async with trio.open_nursery() as dials:
-                    for address in targets:
-                        dials.start_soon(self._dial_repeatedly, address)
-                    await self._stop_when_done(dials.cancel_scope)
-            nursery.cancel_scope.cancel()
-        if failures and not self._success.is_set():
-            raise failures[0]
-
-    async def _stop_when_done(self, scope: trio.CancelScope) -> None:
-        await self._success.wait()
-        scope.cancel()
-
-    async def _dial_repeatedly(self, address: Address) -> None:
-        for _ in range(MAX_ATTEMPTS):
-            await self._dial_once(address, "punch")
-            await trio.sleep(gap_s(self._endpoint.rng.random()))
-
-    async def _dial_once(self, address: Address, role: HandshakeRole) -> None:
-        """One dial and, if it connects, one handshake, which may outlive the round."""
-        started, reason = trio.current_time(), "no answer in time"
-        number = self._session.round if role == "punch" else 0
-        raw, source = None, None
-        if role == "punch":
-            source = source_for(self._endpoint.addresses, address)
-        try:
-            raw = await self._endpoint.network.connect(address, source=source)
-        except ConnectFailed as error:
-            reason = str(error)
-        finally:
-            if raw is None:
-                self._note(address, number, started, reason)
-        if raw is not None:
-            over = trio.Event()
-            assert self._handshakes is not None
-            note = partial(self._note, address, number, started)
-            self._handshakes.start_soon(self._upgrade, raw, role, note, over)
-            await over.wait()
-
-    async def _upgrade(
-        self,
-        raw: RawStream,
-        role: HandshakeRole,
-        note: Callable[[str], None],
-        over: trio.Event,
-    ) -> None:
-        reason = "the session ended before the handshake"
-        try:
-            if await self._endpoint.upgrade(self._peer, raw, role):
-                reason = ""
-                self._success.set()
-            else:
-                reason = "connected; the handshake failed, or another connection was chosen"
-        except TransportError as error:
-            reason = str(error)
-        finally:
-            note(reason)
-            over.set()
-
-    def _note(self, address: Address, number: int, started: float, reason: str) -> None:
-        now = trio.current_time()
-        self._attempts.append(
-            Attempt(address, number, started - self._started, now - started, reason)
-        )
 
 
 _punchers: WeakKeyDictionary[Endpoint, Puncher] = WeakKeyDictionary()

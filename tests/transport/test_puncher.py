@@ -29,7 +29,8 @@ from transport.punch import (
     decode,
     encode,
 )
-from transport.puncher import FOLLOW_AGAIN_S, MESSAGE_S, Puncher, punch, serve_punch
+from transport.punch_run import MESSAGE_S
+from transport.puncher import FOLLOW_AGAIN_S, Puncher, punch, serve_punch
 from transport.stream import Stream
 
 WILD = [Address("0.0.0.0", 7447)]
@@ -350,3 +351,19 @@ async def test_punching_needs_to_be_served(autojump_clock) -> None:
         peer = await lone.connect(other.addresses)
         with pytest.raises(UsageError):
             await punch(lone, peer)
+
+
+async def test_who_waits_for_a_cancelled_punch_makes_one_of_its_own(autojump_clock) -> None:
+    async with pair((PORT, PORT)) as pair_:
+        reports = []
+
+        async def wait() -> None:
+            reports.append(await pair_.punchers[1].punch(pair_.peer_a))
+
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(0.05):
+                nursery.start_soon(wait)  # begins after the first, and waits for it
+                await pair_.punchers[1].punch(pair_.peer_a)
+        (report,) = reports
+        # It asked the other side itself, which wants a pause between two sessions.
+        assert (report.coordinated, report.reason) == (True, BUSY)
