@@ -16,7 +16,7 @@ import ipaddress
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import trio
 
@@ -189,7 +189,8 @@ class Puncher:
             run.done.set()
 
 
-_punchers: WeakKeyDictionary[Endpoint, Puncher] = WeakKeyDictionary()
+# The endpoint holds its puncher (as a handler), the puncher its endpoint; here is neither held.
+_punchers: WeakKeyDictionary[Endpoint, ReferenceType[Puncher]] = WeakKeyDictionary()
 
 
 def serve_punch(
@@ -203,7 +204,8 @@ def serve_punch(
     Raises:
         UsageError: the endpoint punches already.
     """
-    puncher = _punchers[endpoint] = Puncher(endpoint, interfaces=interfaces, observed=observed)
+    puncher = Puncher(endpoint, interfaces=interfaces, observed=observed)
+    _punchers[endpoint] = ref(puncher)
     return puncher
 
 
@@ -213,7 +215,8 @@ async def punch(endpoint: Endpoint, peer: Peer) -> PunchReport:
     Raises:
         UsageError: `serve_punch` was not called for the endpoint.
     """
-    puncher = _punchers.get(endpoint)
+    known = _punchers.get(endpoint)
+    puncher = None if known is None else known()
     if puncher is None:
         raise UsageError("serve_punch first")
     return await puncher.punch(peer)

@@ -1,6 +1,8 @@
 """The driver of a punch under the virtual clock: simulated NATs, crossing sessions, hostile and silent followers."""
 
+import gc
 import ipaddress
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -367,3 +369,13 @@ async def test_who_waits_for_a_cancelled_punch_makes_one_of_its_own(autojump_clo
         (report,) = reports
         # It asked the other side itself, which wants a pause between two sessions.
         assert (report.coordinated, report.reason) == (True, BUSY)
+
+
+async def test_a_closed_endpoint_is_not_kept_by_its_puncher(autojump_clock) -> None:
+    world = MemoryNetwork(1)
+    async with node(world.host("10.0.0.1"), 1) as lone:
+        serve_punch(lone, interfaces=tuple)
+        remembered = weakref.ref(lone)
+    del lone
+    gc.collect()
+    assert remembered() is None
