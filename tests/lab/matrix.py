@@ -18,9 +18,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
 
 import attrs
 import trio
@@ -29,7 +28,7 @@ from tests.lab.namespaces import LabError, why_not
 from tests.lab.nat_types import NatType, direct_possible
 from tests.lab.nodes import World, open_world
 from tests.lab.switch import LinkProfile
-from tests.lab.topology import Home, Lab, has_upnp_daemon
+from tests.lab.topology import Home, Host, Lab, has_upnp_daemon
 
 SETTLE_S = 30.0
 """How long a node may take until it can be reached at all."""
@@ -53,7 +52,7 @@ class Pair:
             return direct_possible(self.a, self.b)
         return self.b == TOGETHER or self.a in {NatType.HAIRPIN, NatType.IPV6}
 
-    def build(self, lab: Lab) -> tuple[list[Home], list[Any]]:
+    def build(self, lab: Lab) -> tuple[list[Home], list[Host]]:
         """The homes, and the two hosts."""
         if isinstance(self.b, NatType):
             homes = [lab.home(self.a), lab.home(self.b)]
@@ -143,37 +142,38 @@ def pairs_of(only: Sequence[NatType], *, extra: bool = True) -> list[Pair]:
     return found
 
 
-async def run_matrix(
-    profile: LinkProfile,
+async def run_pairs(
+    world: World,
     pairs: Sequence[Pair],
     *,
     jobs: int = 3,
     patience_s: float = 20.0,
-    told: Any = lambda _cell: None,
+    hopeless_s: float | None = None,
+    told: Callable[[Cell], None] = lambda _cell: None,
 ) -> list[Cell]:
     """Run all pairs, `jobs` at a time.
 
     Args:
-        profile: of the internet.
+        world: where.
         pairs: what to run.
         jobs: more are faster, until the processor's time shows in the figures.
         patience_s: how long to wait for a direct connection.
+        hopeless_s: the same for those who cannot have one; also `patience_s` when None.
         told: called with each cell when it is done.
     """
     cells: dict[int, Cell] = {}
     todo = list(enumerate(pairs))[::-1]
-    with Lab(profile) as lab:
-        async with open_world(lab) as world:
 
-            async def work() -> None:
-                while todo:
-                    index, pair = todo.pop()
-                    cells[index] = await run_pair(world, pair, patience_s)
-                    told(cells[index])
+    async def work() -> None:
+        while todo:
+            index, pair = todo.pop()
+            wait_s = hopeless_s if hopeless_s is not None and not pair.direct else patience_s
+            cells[index] = await run_pair(world, pair, wait_s)
+            told(cells[index])
 
-            async with trio.open_nursery() as nursery:
-                for _ in range(jobs):
-                    nursery.start_soon(work)
+    async with trio.open_nursery() as nursery:
+        for _ in range(jobs):
+            nursery.start_soon(work)
     return [cells[index] for index in sorted(cells)]
 
 
@@ -209,7 +209,7 @@ def summary(cells: Sequence[Cell]) -> str:
     return "\n".join(lines)
 
 
-def _progress(total: int) -> Any:
+def _progress(total: int) -> Callable[[Cell], None]:
     done = 0
     start = time.monotonic()
 
@@ -264,11 +264,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     pairs = pairs_of(options.only)
     told = _progress(len(pairs))
-    cells = trio.run(
-        lambda: run_matrix(
-            profile, pairs, jobs=options.jobs, patience_s=options.patience_s, told=told
-        )
-    )
+
+    async def run() -> list[Cell]:
+        with Lab(profile) as lab:
+            async with open_world(lab) as world:
+                return await run_pairs(
+                    world, pairs, jobs=options.jobs, patience_s=options.patience_s, told=told
+                )
+
+    cells = trio.run(run)
     if options.json:
         found = [{**attrs.asdict(cell), "ok": cell.ok} for cell in cells]
         print(

@@ -85,7 +85,7 @@ class Node:
 async def open_node(
     host: Host, name: str, seed: int, *, listen: Sequence[str] = LISTEN, **options: Any
 ) -> AsyncIterator[Node]:
-    """Run a node for the length of the block; it listens when the block begins."""
+    """Run a node for the length of the block; it listens once `Node.ready` returns."""
     settings = {"name": name, "seed": seed, "listen": list(listen), **options}
     process = host.namespace.popen(
         *(sys.executable, "-P", "-m", "tests.lab.node_process", json.dumps(settings)),
@@ -97,7 +97,6 @@ async def open_node(
         node = Node(host, name, seed, process.stdin.fileno())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.listen_to, process.stdout.fileno())
-            await node.ready()
             yield node
             nursery.cancel_scope.cancel()
     finally:
@@ -122,6 +121,7 @@ class World:
         self._seed += 1
         chosen = {"relays": self.relays, "serve": "off", **options}
         async with open_node(host, name, self._seed, **chosen) as node:
+            await node.ready()
             async with trio.open_nursery() as nursery:
                 for other in self.public:
                     nursery.start_soon(self._introduce, node, other)
@@ -145,6 +145,7 @@ async def open_world(lab: Lab, *, public: int = 4) -> AsyncIterator[World]:
             for number in range(1, public + 1)
         ]
         for number, node in enumerate(nodes):
+            await node.ready()
             for other in nodes[:number]:
                 target = f"{other.host.ip}:{PORT}"
                 await node.ask("connect", addresses=[target], node=str(other.node_id))

@@ -46,9 +46,9 @@ async def trial(
 @pytest.mark.parametrize(
     ("profile", "a", "b", "tries"),
     [
-        (None, NatType.PORT, NatType.PORT, 3),
-        (HALF, NatType.PORT, NatType.PORT, 3),
-        (LOSSY, NatType.PORT, NatType.PORT, 3),
+        (None, NatType.PORT, NatType.PORT, 2),
+        (HALF, NatType.PORT, NatType.PORT, 2),
+        (LOSSY, NatType.PORT, NatType.PORT, 2),
         (HALF, NatType.PORT, NatType.PORT_RST, 2),
         (HALF, NatType.PORT_RST, NatType.PORT_RST, 2),
         (HALF, NatType.PORT, NatType.DOUBLE, 1),

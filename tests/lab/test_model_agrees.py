@@ -26,7 +26,7 @@ KINDS = [NatType(kind) for kind in NatKind if kind != NatKind.FIREWALL]
 PAIRS = list(itertools.combinations_with_replacement(KINDS, 2))
 DELAY_S = 0.02
 PATIENCE_S = 20.0
-HOPELESS_S = 4.0
+HOPELESS_S = 2.5
 
 Pair = tuple[NatType, NatType]
 Finding = tuple[bool, tuple[bool, bool]]
