@@ -24,11 +24,11 @@ import click
 
 from node import __version__
 from node.cli_base import Settings, Verbs, current_settings
+from node.cli_network import add_network_verbs
 from node.errors import (
     ExitCode,
     NodedError,
     NotReady,
-    PeerNotReachable,
     exit_code_of,
     first_error,
     hint_of,
@@ -138,52 +138,7 @@ def peers(everything: bool, sort: str | None) -> None:
     click.echo(peers_text(rows, settings.style(), sort=sort or "", everything=everything))
 
 
-def _complete_peer(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    from node.client import Client, find_socket
-
-    try:
-        answer = Client(find_socket(None, None), timeout_s=0.5).get("/v1/peers")
-        entries = [entry for entry in answer.get("peers", []) if isinstance(entry, dict)]
-    except NodedError:
-        return []
-    names = [str(entry.get("name") or entry.get("id")) for entry in entries]
-    return [name for name in names if name.startswith(incomplete)]
-
-
-@cli.command()
-@click.argument("peer", shell_complete=_complete_peer)
-@click.option("-c", "--count", type=click.IntRange(1, 10_000), default=3, show_default=True)
-@click.option(
-    "--interval", type=click.FloatRange(0, 3600), default=1.0, show_default=True, metavar="S"
-)
-def ping(peer: str, count: int, interval: float) -> None:
-    """Measure the round trip to PEER (a name, an id, or the start of one) and its path."""
-    import time
-
-    from node.render import printable, rtt, short_id
-
-    settings = current_settings()
-    client = settings.client()
-    replies: list[dict[str, Any]] = []
-    answer: dict[str, Any] = {}
-    for number in range(count):
-        if number:
-            time.sleep(interval)
-        answer = client.post("/v1/ping", {"peer": peer, "count": 1})
-        for reply in answer.get("replies") or []:
-            replies.append(reply)
-            if not settings.json:
-                name = printable(str(answer.get("name") or peer), 64)
-                click.echo(
-                    f"pong from {name} ({short_id(answer.get('peer'))}) via "
-                    f"{printable(str(reply.get('path') or 'n/a'), 80)} in {rtt(reply.get('rtt_s'))}"
-                )
-    if settings.json:
-        _print_json({"schema": "noded.ping/1", **answer, "replies": replies})
-    if not replies:
-        raise PeerNotReachable(
-            f"no reply from {printable(peer, 80)}", hint="noded peers shows when it was last seen"
-        )
+add_network_verbs(cli)
 
 
 @cli.command()

@@ -47,6 +47,7 @@ from node.schema import (
     TrainerSection,
 )
 from transport.limits import Limits
+from transport.relay.settings import RelaySettings
 
 __all__ = [
     "PRESETS",
@@ -76,6 +77,7 @@ _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "node": NodeSection,
     "network": NetworkSection,
     "limits": Limits,
+    "relay": RelaySettings,
     "run": RunSection,
     "trainer": TrainerSection,
     "log": LogSection,
@@ -135,7 +137,7 @@ def knobs() -> tuple[Knob, ...]:
 def _read_schema() -> Iterator[Knob]:
     for section, struct in _SECTIONS.items():
         hints = get_type_hints(struct, include_extras=True)
-        texts = _docstrings(struct) if struct is Limits else {}
+        texts = _docstrings(struct) if struct in {Limits, RelaySettings} else {}
         for field in msgspec.structs.fields(struct):
             meta, plain = _unannotated(hints[field.name])
             default = field.default
@@ -430,6 +432,7 @@ def _check(config: Config) -> None:
         ("network.listen", network.listen),
         ("network.bootstrap", network.bootstrap),
         ("network.advertise", network.advertise),
+        ("network.relays", network.relays),
     ):
         for text in texts:
             host, port = _check_address(key, text)
@@ -438,6 +441,12 @@ def _check(config: Config) -> None:
                     f"{key}: nobody can dial {text}",
                     key=key,
                     hint="name a host and a port that others can reach, as in 203.0.113.7:7447",
+                )
+            if (key == "network.relays") != ("/via/" in text):
+                raise ConfigError(
+                    f"{key}: {text} {'lacks' if key == 'network.relays' else 'has'} a relay's id",
+                    key=key,
+                    hint="relays are written host:port/via/NODE-ID, all other addresses host:port",
                 )
 
 

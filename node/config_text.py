@@ -24,6 +24,7 @@ _TITLES: Final = {
     "node": "Who this node is and where it keeps its files.",
     "network": "How other nodes reach this one, and whom it asks first.",
     "limits": "What anybody may cost this node. The defaults suit a local network.",
+    "relay": "Being reached through other nodes, and what this node gives away as a relay itself.",
     "run": "The training run this node takes part in; without this table it only helps others.",
     "trainer": "The training process beside the daemon.",
     "log": "What the daemon says on its standard error.",

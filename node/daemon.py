@@ -8,6 +8,7 @@ orderly way, a second one, or the deadline, the short one.
 from __future__ import annotations
 
 import fcntl
+import functools
 import gc
 import logging
 import os
@@ -26,7 +27,6 @@ import trio
 
 from dht.service import Dht, open_dht
 from node import __version__, keys, log
-from node.client import own_host
 from node.control import Handlers, open_control
 from node.errors import (
     AddressUnavailable,
@@ -48,8 +48,9 @@ from node.traffic import TrafficMeter
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import AddressInUse, ListenFailed, TransportError
-from transport.identity import Identity
-from transport.peer import WILDCARDS
+from transport.identity import Identity, NodeId
+from transport.peer import WILDCARDS, Peer
+from transport.reach import PORT_MAPPING_METHODS, ReachSettings, open_reach
 from transport.swarm import Swarm
 from transport.tcp import TcpNetwork
 
@@ -58,6 +59,8 @@ LEAVE_S: Final = 8.0
 HARD_STOP_S: Final = 9.5
 """After this the process ends, come what may: the promise is ten seconds."""
 PING_S: Final = 5.0
+REACH_S: Final = 15.0
+"""For connecting to a node that is to be pinged: direct attempts, then a relay."""
 MAX_NAME_CHARACTERS: Final = 64
 """As `node.name` of the configuration."""
 
@@ -109,9 +112,10 @@ class _Daemon:
                 background.start_soon(run_watchdog, self._notifier)
                 async with (
                     _open_network(config, identity, swarm, rng) as endpoint,
+                    open_reach(endpoint, _reach_settings(config, identity), rng=rng) as reach,
                     open_dht(endpoint, rng=rng, wall_clock=time.time) as dht,
                 ):
-                    advertised = _advertised(config, endpoint)
+                    advertised = functools.partial(_advertised, endpoint)
                     traffic = TrafficMeter(endpoint)
                     await background.start(traffic.run)
                     async with open_run_service(
@@ -121,19 +125,19 @@ class _Daemon:
                             version=__version__,
                             config=config,
                             endpoint=endpoint,
+                            reach=reach,
                             dht=dht,
                             run=run,
                             lag=lag,
                             traffic=traffic,
                             started_at=trio.current_time(),
-                            advertised=advertised,
                         )
                         async with (
                             open_control(config.paths.control_socket, self._handlers()),
                             trio.open_nursery() as users,  # of the DHT: they end before it does
                         ):
                             users.start_soon(_bootstrap, dht, config)
-                            self._settle(advertised)
+                            self._settle(advertised())
                             await self._stop.wait()
                             self._notifier.stopping()
                             if run is not None:
@@ -179,7 +183,7 @@ class _Daemon:
         except NodedError as error:
             _log.error("the configuration is not used: %s", error)
         else:
-            sections = ("node", "network", "limits", "run", "trainer")
+            sections = ("node", "network", "limits", "relay", "run", "trainer")
             waiting = [name for name in sections if getattr(new, name) != getattr(old, name)]
             if new.log != old.log:
                 log.configure(new.log.level, new.log.format)
@@ -216,6 +220,7 @@ class _Daemon:
             ("GET", "/v1/peers"): self._answer_peers,
             ("GET", "/v1/id"): self._answer_id,
             ("GET", "/v1/metrics-history"): self._answer_history,
+            ("GET", "/v1/netcheck"): self._answer_netcheck,
             ("GET", "/healthz"): self._answer_alive,
             ("GET", "/readyz"): self._answer_ready,
             ("POST", "/v1/ping"): self._answer_ping,
@@ -239,7 +244,7 @@ class _Daemon:
             "schema": "noded.id/1",
             "id": str(node_id),
             "short_id": node_id.short,
-            "addresses": list(self._up.advertised),
+            "addresses": list(_advertised(self._up.endpoint)),
             "swarm": self._up.endpoint.swarm.id.hex(),
         }
 
@@ -247,6 +252,9 @@ class _Daemon:
         run = self._up.run
         points = [] if run is None else run.history()
         return 200, {"schema": "noded.metrics-history/1", "points": points}
+
+    async def _answer_netcheck(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        return 200, {"schema": "noded.netcheck/1", **self._up.reach.report()}
 
     async def _answer_alive(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
         return 200, {"schema": "noded.healthz/1", "alive": True}
@@ -270,6 +278,8 @@ class _Daemon:
             raise UsageError('ping wants {"peer": TEXT, "count": 1 to 100}')
         peer = find_peer(self._up.endpoint, wanted)
         if peer is None:
+            peer = await self._connect(wanted)
+        if peer is None:
             lost = [row for row in peer_rows(self._up) if row["reason"] and _means(row, wanted)]
             why = f": {lost[0]['reason']}" if lost else ""
             raise PeerNotReachable(
@@ -280,7 +290,9 @@ class _Daemon:
         for _ in range(count):
             with trio.move_on_after(PING_S) as patience:
                 try:
-                    replies.append({"rtt_s": await peer.ping(), "path": peer.path})
+                    rtt_s = await peer.ping()
+                    relay = None if peer.relay is None else str(peer.relay)
+                    replies.append({"rtt_s": rtt_s, "path": peer.path, "relay": relay})
                 except TransportError as error:
                     raise PeerNotReachable(f"{peer.node_id.short}: {error}") from None
             if patience.cancelled_caught:
@@ -291,7 +303,32 @@ class _Daemon:
             "name": peer.name,
             "address": str(peer.address),
             "replies": replies,
+            "last_punch": self._up.reach.last_punch(peer.node_id),
         }
+
+    async def _connect(self, wanted: str) -> Peer | None:
+        """Find a node by its full id in the DHT, and connect; None if `wanted` is no node id.
+
+        Raises:
+            PeerNotReachable: with every attempt and its reason.
+        """
+        try:
+            node_id = NodeId.parse(wanted)
+        except TransportError:
+            return None
+        found: list[Address] = []
+        with trio.move_on_after(PING_S):
+            for contact in await self._up.dht.find_node(bytes(node_id)):
+                if contact.node_id == node_id:
+                    found += [Address.parse(text) for text in contact.addresses]
+        if not found:
+            return None
+        with trio.move_on_after(REACH_S):
+            try:
+                return await self._up.endpoint.connect(found, expected=node_id)
+            except TransportError as error:
+                raise PeerNotReachable(str(error), hint=error.hint) from None
+        raise TimedOut(f"{node_id.short} was not reached within {REACH_S:.0f} s")
 
     async def _answer_stop(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
         _log.info("stopping as asked on the control socket")
@@ -311,19 +348,20 @@ def _means(row: dict[str, Any], wanted: str) -> bool:
     return bool(row["name"] == wanted or row["id"].startswith(wanted.strip().lower()))
 
 
-def _advertise(config: Config) -> list[Address]:
-    """Addresses to tell others besides the bound ones: as configured, or this machine's own."""
-    if config.network.advertise:
-        return [Address.parse(text) for text in config.network.advertise]
-    host = own_host()
-    listen = [Address.parse(text) for text in config.network.listen]
-    return [Address(host, at.port) for at in listen if host and at.host in WILDCARDS and at.port]
+def _reach_settings(config: Config, identity: Identity) -> ReachSettings:
+    network = config.network
+    return ReachSettings(
+        configured=tuple(Address.parse(text) for text in network.advertise),
+        port_mapping=PORT_MAPPING_METHODS if network.port_mapping else (),
+        punch=network.hole_punching,
+        relay=config.relay,
+        relays=tuple(Address.parse(text) for text in network.relays),
+        mapping_secret=identity.seed,
+    )
 
 
-def _advertised(config: Config, endpoint: Endpoint) -> tuple[str, ...]:
-    """Addresses that others can do something with: the configured ones alone, if there are any."""
-    if config.network.advertise:
-        return config.network.advertise
+def _advertised(endpoint: Endpoint) -> tuple[str, ...]:
+    """Addresses that others can do something with."""
     return tuple(str(at) for at in endpoint.advertised if at.host not in WILDCARDS)
 
 
@@ -348,7 +386,6 @@ async def _open_network(
             name=config.node.name,
             limits=config.limits,
             rng=rng,
-            advertise=_advertise(config),
         ) as endpoint:
             yield endpoint
     except AddressInUse as error:

@@ -89,7 +89,9 @@ class RunService:
 
     def __init__(self, config: Config, section: RunSection, identity: Identity) -> None:
         self.section = section
-        self.advertised: tuple[str, ...] = ()
+        self.advertised: Callable[[], tuple[str, ...]] = tuple
+        self._told: tuple[str, ...] = ()  # the addresses in the roster
+        self._member: tuple[str, bytes] | None = None  # status and model there
         self.manifest: RunManifest | None = None
         self.figures = Figures()
         self.group: Group | None = None
@@ -267,8 +269,14 @@ class RunService:
         return HeldState(link.position.round, link.position.state, vectors)
 
     async def _stay_connected(self, finder: RunFinder, manifest: RunManifest) -> None:
-        await finder.announce(manifest, [Address.parse(text) for text in self.advertised])
+        announced: tuple[str, ...] | None = None
         while True:
+            addresses = self.advertised()
+            if addresses != announced:
+                await finder.announce(manifest, [Address.parse(text) for text in addresses])
+                announced = addresses
+            if addresses != self._told and self._member is not None:
+                self._set_member(*self._member)
             await finder.connect_members(manifest.hash)
             if self.state is not None:
                 roster = [
@@ -405,10 +413,11 @@ class RunService:
         if self.state is None or self._replication is None:
             return
         config = self._config
+        self._member, self._told = (status, model), self.advertised()
         self.state.set_member(
             MemberInfo(
                 name=config.node.name,
-                addresses=self.advertised[:16],
+                addresses=self._told[:16],
                 status=status,
                 model=model,
             )
@@ -572,7 +581,7 @@ async def open_run_service(
     *,
     rng: random.Random,
     random_bytes: Callable[[int], bytes] = os.urandom,
-    advertised: tuple[str, ...] = (),
+    advertised: Callable[[], tuple[str, ...]] = tuple,
 ) -> AsyncIterator[RunService | None]:
     """Take part in the configured run, if there is one, for as long as the context is open."""
     if config.run is None:

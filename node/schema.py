@@ -24,6 +24,7 @@ from msgspec import Meta
 
 from node.paths import NodePaths, node_paths
 from transport.limits import Limits
+from transport.relay.settings import RelaySettings
 
 __all__ = [
     "DEFAULT_PORT",
@@ -94,7 +95,28 @@ class NetworkSection(_Section, frozen=True):
         Meta(
             max_length=16,
             description="Addresses to tell others, when they are not the ones listened on: a "
-            "forwarded port, a public address. Empty: found from the listen addresses.",
+            "forwarded port, a public address. Empty: found by this node itself.",
+        ),
+    ] = ()
+    port_mapping: Annotated[
+        bool,
+        Meta(
+            description="Whether to ask the router for an open port (PCP, NAT-PMP, UPnP), so that "
+            "others can dial this node. Only asked when it listens beyond this machine.",
+        ),
+    ] = True
+    hole_punching: Annotated[
+        bool,
+        Meta(
+            description="Whether to turn relayed connections into direct ones, by dialing at the "
+            "same moment as the other node.",
+        ),
+    ] = True
+    relays: Annotated[
+        tuple[Text, ...],
+        Meta(
+            max_length=16,
+            description="Relays to use besides those found, as host:port/via/NODE-ID.",
         ),
     ] = ()
 
@@ -257,6 +279,7 @@ class Config(_Section, frozen=True):
     node: NodeSection = msgspec.field(default_factory=NodeSection)
     network: NetworkSection = msgspec.field(default_factory=NetworkSection)
     limits: Limits = msgspec.field(default_factory=Limits)
+    relay: RelaySettings = msgspec.field(default_factory=RelaySettings)
     run: RunSection | None = None
     trainer: TrainerSection = msgspec.field(default_factory=TrainerSection)
     log: LogSection = msgspec.field(default_factory=LogSection)

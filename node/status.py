@@ -21,7 +21,8 @@ from node.run import RunService
 from node.schema import Config
 from node.traffic import TrafficMeter
 from transport.endpoint import Endpoint
-from transport.peer import Peer
+from transport.peer import WILDCARDS, Peer
+from transport.reach import Reach
 from transport.watch import LostPeer
 
 SCHEMA: Final = "noded.status/1"
@@ -38,12 +39,12 @@ class Parts:
     version: str
     config: Config
     endpoint: Endpoint
+    reach: Reach
     dht: Dht
     run: RunService | None
     lag: LagProbe
     traffic: TrafficMeter
     started_at: float
-    advertised: tuple[str, ...]
 
 
 def status_document(parts: Parts, *, stopping: bool = False) -> dict[str, Any]:
@@ -59,7 +60,8 @@ def status_document(parts: Parts, *, stopping: bool = False) -> dict[str, Any]:
             "id": str(parts.endpoint.node_id),
             "short_id": parts.endpoint.node_id.short,
             "name": parts.config.node.name,
-            "addresses": list(parts.advertised),
+            "addresses": [str(at) for at in parts.endpoint.advertised if at.host not in WILDCARDS],
+            "reach": parts.reach.diagnosis.standing.value,
             "uptime_s": round(trio.current_time() - parts.started_at, 1),
             "pid": os.getpid(),
         },
@@ -223,6 +225,7 @@ def _connected_row(
         "name": peer.name,
         "state": state,
         "path": peer.path,
+        "relay": None if peer.relay is None else str(peer.relay),
         "address": str(peer.address),
         "rtt_s": peer.rtt_s,
         "bytes_sent": peer.bytes_sent,

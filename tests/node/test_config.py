@@ -85,6 +85,9 @@ def test_an_unknown_key_is_refused_with_its_path_and_the_nearest_one(text, key, 
         ("node = 3", "node"),
         ("[trainer]\nauto = 1", "trainer.auto"),
         ("[limits]\nmax_peers = 0", "limits"),
+        ("[relay]\nwanted = 9", "relay"),
+        ('[network]\nrelays = ["1.2.3.4:5"]', "network.relays"),
+        ('[network]\nbootstrap = ["1.2.3.4:5/via/nd-x"]', "network.bootstrap"),
         ("[limits]\nmax_peers = 'x'", "limits.max_peers"),
         ("[limits]\nsilence_s = 0.1", "limits"),
     ],
@@ -210,7 +213,7 @@ def test_the_rendered_file_names_every_key_and_its_default():
     for entry in knobs():
         assert f"\n# {entry.key.partition('.')[2]} = " in text
     sections = re.findall(r"^(?:# )?\[(\w+)\]$", text, re.MULTILINE)
-    assert sections == ["node", "network", "limits", "run", "trainer", "log"]
+    assert sections == ["node", "network", "limits", "relay", "run", "trainer", "log"]
     assert parse_config(text.encode()).sources == {}
 
 

@@ -1,0 +1,115 @@
+"""`noded netcheck` without a daemon: a short-lived endpoint that looks around and leaves.
+
+It listens where the daemon would (on another port if that one is taken), maps the port at the router and
+gives it back, and connects to the bootstrap addresses to be dialed back. A node that has not been set up
+yet belongs to no swarm: then only what needs no peer is found out.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any, Final
+
+import attrs
+import trio
+
+from node import keys
+from node.errors import NodedError, first_error
+from node.schema import Config
+from transport.address import Address
+from transport.endpoint import Endpoint, open_endpoint
+from transport.errors import AddressInUse, TransportError
+from transport.identity import Identity
+from transport.reach import PORT_MAPPING_METHODS, Reach, ReachSettings, open_reach
+from transport.relay.settings import RelaySettings
+from transport.swarm import Swarm
+from transport.tcp import TcpNetwork
+
+POLL_S: Final = 0.2
+MAPPING_S: Final = 12.0
+"""How long a silent router is waited for; the methods are tried one after another."""
+FINAL: Final = frozenset({"direct", "relayed", "punchable"})
+
+
+def check_alone(config: Config, *, patience_s: float) -> dict[str, Any]:
+    """Look around for at most `patience_s` seconds; returns the `noded.netcheck/1` document.
+
+    Raises:
+        NodedError: the listen address cannot be had for another reason than being in use.
+    """
+    try:
+        return trio.run(_check, config, patience_s)
+    except BaseExceptionGroup as group:
+        raise first_error(group) from group
+
+
+async def _check(config: Config, patience_s: float) -> dict[str, Any]:
+    swarm: Swarm | None = None
+    if config.paths.swarm_key.exists():
+        swarm = keys.load_swarm(config.paths.swarm_key)
+    listen = [Address.parse(text) for text in config.network.listen]
+    try:
+        return await _look(config, swarm, listen, patience_s)
+    except AddressInUse:
+        return await _look(
+            config, swarm, [attrs.evolve(address, port=0) for address in listen], patience_s
+        )
+    except TransportError as error:
+        raise NodedError(str(error), hint=error.hint) from error
+
+
+async def _look(
+    config: Config, swarm: Swarm | None, listen: list[Address], patience_s: float
+) -> dict[str, Any]:
+    rng = random.Random(os.urandom(16))
+    settings = ReachSettings(
+        configured=tuple(Address.parse(text) for text in config.network.advertise),
+        port_mapping=PORT_MAPPING_METHODS if config.network.port_mapping else (),
+        punch=False,
+        relay=RelaySettings(serve="off", use=config.relay.use),
+    )
+    async with (
+        # A key of its own: the node's own may be in use, and nobody shall take this for the node.
+        open_endpoint(
+            Identity.generate(os.urandom),
+            swarm or Swarm(os.urandom(32)),
+            TcpNetwork(),
+            listen,
+            name="netcheck",
+            limits=config.limits,
+            rng=rng,
+        ) as endpoint,
+        open_reach(endpoint, settings, rng=rng) as reach,
+    ):
+        deadline = trio.current_time() + patience_s
+        failures: dict[str, str] = {}
+        async with trio.open_nursery() as nursery:
+            for text in config.network.bootstrap if swarm is not None else ():
+                nursery.start_soon(_greet, endpoint, text, failures)
+            await _wait(reach, deadline, alone=swarm is None or not config.network.bootstrap)
+            nursery.cancel_scope.cancel()
+        return {
+            "schema": "noded.netcheck/1",
+            **reach.report(),
+            "daemon": False,
+            "bootstrap_failures": failures,
+        }
+
+
+async def _greet(endpoint: Endpoint, text: str, failures: dict[str, str]) -> None:
+    try:
+        await endpoint.connect([Address.parse(text)])
+    except TransportError as error:
+        failures[text] = str(error)
+
+
+async def _wait(reach: Reach, deadline: float, *, alone: bool) -> None:
+    """Until the verdict and the router's answer are there, or the time is over."""
+    started = trio.current_time()
+    while trio.current_time() < deadline:
+        settled = alone or reach.diagnosis.standing.value in FINAL
+        answered = all(m.mapping is not None or len(m.failures) == 3 for m in reach.mappers)
+        if settled and (answered or trio.current_time() > started + MAPPING_S):
+            return
+        await trio.sleep(POLL_S)
