@@ -95,10 +95,16 @@ async def open_node(
         assert process.stdin is not None
         assert process.stdout is not None
         node = Node(host, name, seed, process.stdin.fileno())
+        failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.listen_to, process.stdout.fileno())
-            yield node
+            try:
+                yield node
+            except Exception as error:  # noqa: BLE001 - it goes on below, not in a group
+                failure = error
             nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
     finally:
         stop(process)
 
@@ -122,16 +128,22 @@ class World:
         chosen = {"relays": self.relays, "serve": "off", **options}
         async with open_node(host, name, self._seed, **chosen) as node:
             await node.ready()
+            failures: list[LabError] = []
             async with trio.open_nursery() as nursery:
                 for other in self.public:
-                    nursery.start_soon(self._introduce, node, other)
+                    nursery.start_soon(self._introduce, node, other, failures)
+            if len(failures) == len(self.public):
+                raise failures[0]
             yield node
 
-    async def _introduce(self, node: Node, other: Node) -> None:
+    async def _introduce(self, node: Node, other: Node, failures: list[LabError]) -> None:
         addresses = [f"{other.host.ip}:{PORT}"]
         if node.host.ip6:
             addresses.append(f"[{other.host.ip6}]:{PORT}")
-        await node.ask("connect", addresses=addresses, node=str(other.node_id))
+        try:
+            await node.ask("connect", addresses=addresses, node=str(other.node_id))
+        except LabError as error:  # others will do
+            failures.append(error)
 
 
 @asynccontextmanager
