@@ -106,7 +106,9 @@ def test_circuits_are_limited_in_every_way() -> None:
     book.close(first)
     book.close(first)
     assert book.statistics(0.0).circuits == 3
-    opened(book, 14, 4, host="7.7.7.7")
+    book.close(opened(book, 14, 4, host="7.7.7.7"))
+    for _ in range(5):  # what is closed is given back, to every account
+        book.close(opened(book, 15, 5))
 
 
 def test_bytes_are_metered_and_share_the_rate() -> None:
@@ -280,8 +282,15 @@ class LedgerLaws(RuleBasedStateMachine):
                 )
             self.reserved[node] = (source_of(host), self.now + 100.0)
             assert answer.reservation.expires_at == self.now + 100.0
+        elif answer.reason is Reason.SOURCE:
+            others = [s for n, (s, _) in self.reserved.items() if n != node]
+            assert others.count(source_of(host)) == self.settings.reservations_per_source
+        elif answer.reason is Reason.FULL:
+            assert node not in self.reserved
+            assert len(self.reserved) == self.settings.reservations
         else:
-            assert answer.retry_s >= 0
+            assert answer.reason in (Reason.RATE, Reason.BUDGET)
+            assert answer.retry_s > 0
 
     @rule(node=NODES)
     def release(self, node: NodeId) -> None:
@@ -299,8 +308,23 @@ class LedgerLaws(RuleBasedStateMachine):
             assert to != source
             self.open[answer.number] = (answer, source_of(host))
             return answer
-        if answer.reason is Reason.NO_RESERVATION:
-            assert to not in self.reserved
+        settings, circuits = self.settings, [circuit for circuit, _ in self.open.values()]
+        ends = [node for circuit in circuits for node in (circuit.source, circuit.target)]
+        asked = [network for _, network in self.open.values()]
+        match answer.reason:  # no refusal without its cause
+            case Reason.NO_RESERVATION:
+                assert to not in self.reserved
+            case Reason.SELF:
+                assert source == to
+            case Reason.CIRCUITS:
+                assert len(circuits) == settings.circuits
+            case Reason.PEER_CIRCUITS:
+                assert max(ends.count(source), ends.count(to)) == settings.circuits_per_peer
+            case Reason.SOURCE_CIRCUITS:
+                assert asked.count(source_of(host)) == settings.circuits_per_source
+            case _:
+                assert answer.reason in (Reason.RATE, Reason.BUDGET)
+                assert answer.retry_s > 0
         return multiple()
 
     @rule(circuit=circuits, count=st.integers(1, CHUNK_BYTES), times=st.integers(1, 30))
