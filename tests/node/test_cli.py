@@ -1,34 +1,20 @@
 """The command: codes, streams, JSON, and how little it imports."""
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
-import trio
 
 import node
-from node.cli import cli, main
-from node.control import open_control
+from node.cli import cli
 from node.errors import NotReady, PeerNotReachable
+from tests.node.fake_control import PEER, STATUS, FakeDaemon, run
 from transport.swarm import Swarm
 
 ROOT = Path(__file__).parents[2]
-
-STATUS = {
-    "schema": "noded.status/1",
-    "version": "0.1.0",
-    "state": "training",
-    "verdict": "ok",
-    "node": {"id": "nd-7kq2-m4xf-aaaa", "name": "attic", "addresses": [], "uptime_s": 1},
-    "peers": [],
-    "health": [],
-}
-PEER = {"id": "nd-b2cd-91aa-x", "name": "barn", "state": "active", "path": "direct", "rtt_s": 0.02}
 
 
 @pytest.fixture(autouse=True)
@@ -42,76 +28,10 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-class FakeDaemon:
-    """A control socket in a thread, answering from a table."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.asked: list[tuple[str, object]] = []
-        self.answers: dict[tuple[str, str], object] = {
-            ("GET", "/v1/status"): STATUS,
-            ("GET", "/v1/peers"): {"schema": "noded.peers/1", "peers": [PEER]},
-            ("GET", "/readyz"): {"ready": True},
-            ("GET", "/healthz"): {"alive": True},
-            ("POST", "/v1/ping"): {
-                "schema": "noded.ping/1",
-                "peer": PEER["id"],
-                "name": "barn",
-                "replies": [{"rtt_s": 0.021, "path": "direct"}],
-            },
-            ("POST", "/v1/stop"): {"schema": "noded.stop/1", "stopping": True},
-        }
-        self.stops = True
-        self._end = lambda: None
-
-    def _handler(self, route):
-        async def handle(body):
-            self.asked.append((route[1], body))
-            answer = self.answers[route]
-            if isinstance(answer, Exception):
-                raise answer
-            if route[1] == "/v1/stop" and self.stops:
-                self._end()
-            status = 503 if route[1] == "/readyz" and not answer["ready"] else 200
-            return status, answer
-
-        return handle
-
-    @contextlib.contextmanager
-    def serve(self):
-        started = threading.Event()
-        token: list[trio.lowlevel.TrioToken] = []
-
-        async def serve():
-            handlers = {route: self._handler(route) for route in self.answers}
-            stop = trio.Event()
-            self._end = stop.set
-            async with open_control(self.path, handlers):
-                token.append(trio.lowlevel.current_trio_token())
-                started.set()
-                await stop.wait()
-
-        thread = threading.Thread(target=trio.run, args=(serve,))
-        thread.start()
-        assert started.wait(10)
-        try:
-            yield self
-        finally:
-            with contextlib.suppress(trio.RunFinishedError):
-                token[0].run_sync_soon(self._end)
-            thread.join(10)
-
-
 @pytest.fixture
 def daemon(home):
     with FakeDaemon(home / ".local" / "state" / "noded" / "control.sock").serve() as fake:
         yield fake
-
-
-def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    code = main(arguments)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 # ---- talking to the daemon ---------------------------------------------------------------------
