@@ -27,7 +27,7 @@ from transport.errors import (
 )
 from transport.handshake import MAX_LISTEN
 from transport.identity import NodeId
-from transport.peer import Peer, seen_from_here
+from transport.peer import Peer
 from transport.registry import Registry
 
 PROTOCOL: Final = "reach/addresses"
@@ -93,6 +93,5 @@ class Announcer:
             listen = [Address.parse(text) for text in message.listen]
         except (MalformedMessage, InvalidAddress) as error:
             raise RemoteCallFailed(f"malformed request: {error}") from None
-        peer.listen = seen_from_here(listen, peer.address)
-        peer.bulk_way = ""  # it may be easier to dial now
+        peer.set_listen(listen)
         return b""

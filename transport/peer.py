@@ -94,7 +94,8 @@ class Peer:
         self.node_id: NodeId = result.node_id
         self.public_key: bytes = result.public_key
         self.name: str = result.intro.name
-        self.listen: tuple[Address, ...] = seen_from_here(result.intro.listen, raw.remote)
+        self._said_listen: tuple[Address, ...] = result.intro.listen
+        self.listen: tuple[Address, ...] = ()
         self.bulk_way = ""
         self.connected_at = trio.current_time()
         self.closed = trio.Event()
@@ -306,6 +307,12 @@ class Peer:
             surplus.close("too many connections", CloseCode.DUPLICATE)
         self._note_path()
 
+    def set_listen(self, addresses: Iterable[Address]) -> None:
+        """Take what the peer says about where it can be dialed, in place of what it said before."""
+        self._said_listen = tuple(addresses)
+        self.listen = seen_from_here(self._said_listen, self.address)
+        self.bulk_way = ""  # it may be easier to dial now
+
     def connection_named(self, connection_id: bytes) -> Connection | None:
         """The living connection with that id, if there is one."""
         for connection in self._connections:
@@ -317,6 +324,7 @@ class Peer:
         """The primary connection may be another one now, or travel another way."""
         link = self._connections[0].link
         raw = link.raw
+        self.listen = seen_from_here(self._said_listen, raw.remote)
         self.initiated = link.result.role == "initiator" and raw.path is not Path.PUNCHED
         old, self._path, self.address = self._path, raw.path, raw.remote
         if old is not raw.path:

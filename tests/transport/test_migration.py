@@ -46,6 +46,8 @@ async def test_the_path_changes_and_everything_goes_on(autojump_clock: object) -
                     events.receive_nowait()
         assert pair.ours.path == pair.theirs.path == Path.REVERSED
         assert pair.ours.address == pair.links[0].remote
+        assert pair.ours.initiated
+        assert not pair.theirs.initiated
         assert pair.a.peers[pair.b.node_id] is pair.ours
         assert await pair.ours.call("echo", b"hello") == b"hello"
         assert world.open_connections == 1  # the circuit is closed
