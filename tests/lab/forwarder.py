@@ -46,6 +46,7 @@ class Forwarder:
             ],
             pass_fds=(theirs.fileno(),),
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            process_group=0,
         )
         theirs.close()
         try:

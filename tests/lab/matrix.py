@@ -283,8 +283,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(cell.ok for cell in cells) else 1
 
 
+def _interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C is all there is, as a nursery may have wrapped it."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_interrupted, error.exceptions))
+    return isinstance(error, KeyboardInterrupt)
+
+
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BaseExceptionGroup) as error:
+        if not _interrupted(error):
+            raise
         sys.exit(130)

@@ -200,6 +200,7 @@ class Namespace:
             env=env,
             cwd=cwd,
             pass_fds=(self.fd,),
+            process_group=0,  # Ctrl-C is for us, who then end them
         )
 
     def __enter__(self) -> Self:

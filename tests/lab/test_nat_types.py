@@ -1,8 +1,11 @@
 """Each kind of NAT does what its name says: which port others see, whom it lets in, what strangers get."""
 
+import os
 import random
 import socket
 import struct
+import subprocess
+import tempfile
 
 import pytest
 import trio
@@ -158,3 +161,14 @@ async def test_miniupnpd_opens_a_port_when_asked():
         assert answer[4:6] == (PORT, public.port)
         assert await knock(stranger, public, "in") == "in"
         await listener.aclose()
+
+
+def test_folders_of_dead_labs_are_collected(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = subprocess.Popen(["/bin/true"])
+    dead.wait()
+    names = [f"noded-lab-{dead.pid}-x", f"noded-lab-{os.getpid()}-x", "noded-lab-other"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    with Lab():
+        assert {path.name for path in tmp_path.iterdir()} == set(names[1:])

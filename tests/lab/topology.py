@@ -14,6 +14,7 @@ neighbour discovery), so nobody needs to learn routes when a home comes or goes.
 """
 
 import contextlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -30,6 +31,7 @@ WAN, LAN = nat_types.WAN, nat_types.LAN
 LAN_NETWORK = "192.168.1"
 CARRIER_NETWORK = "100.64.0"
 LIFT_OFF_S = 10.0
+FOLDER_PREFIX = "noded-lab-"
 
 
 def has_upnp_daemon() -> bool:
@@ -79,7 +81,7 @@ class Lab:
         self.forwarder: Forwarder | None = None
         self._bridge: Namespace | None = None
         self._count = 0
-        self._names = 0
+        _collect()
         try:
             if profile is not None:
                 self.forwarder = Forwarder(profile, seed)
@@ -219,7 +221,11 @@ class Lab:
         return ip6
 
     def _start_upnp(self, home: Home, router: Namespace) -> None:
-        folder = Path(home.cleanup.enter_context(tempfile.TemporaryDirectory(prefix="noded-lab-")))
+        folder = Path(
+            home.cleanup.enter_context(
+                tempfile.TemporaryDirectory(prefix=f"{FOLDER_PREFIX}{os.getpid()}-")
+            )
+        )
         config = folder / "miniupnpd.conf"
         config.write_text(nat_types.UPNP_CONFIG.format(wan=WAN, lan=LAN, folder=folder))
         with (folder / "log").open("wb") as log:
@@ -230,6 +236,14 @@ class Lab:
             )
         home.cleanup.callback(stop, daemon)
         _wait_for_udp(router, 5351, daemon, folder / "log")
+
+
+def _collect() -> None:
+    """Remove the folders of labs that were killed: files are all that can be left of them."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        pid = folder.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _cable(a: Namespace, a_name: str, a_ip: str, b: Namespace, b_name: str, b_ip: str) -> None:
