@@ -35,9 +35,10 @@ async def read(stream: RawStream, size: int = 1) -> bytes:
 
 async def joined(a: RawStream, b: RawStream) -> None:
     """Check that two streams are the ends of one connection."""
-    await a.send_all(b"a")
-    await b.send_all(b"b")
-    assert (await read(a), await read(b)) == (b"b", b"a")
+    with trio.fail_after(60):
+        await a.send_all(b"a")
+        await b.send_all(b"b")
+        assert (await read(a), await read(b)) == (b"b", b"a")
 
 
 async def silent(a: RawStream, b: RawStream) -> bool:
