@@ -16,19 +16,30 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import re
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import attrs
-
-from transport.address import Address
-from transport.errors import InvalidNodeId
-from transport.identity import NodeId
 
 # Enough for IPv4 and IPv6, or one of them and two relays; the bound keeps 20 contacts below 12 KiB on the wire.
 MAX_ADDRESSES = 4
 # "[" + 39 + "]:65535", the longest literal address, then "/via/" and a node id of 69.
 MAX_ADDRESS_CHARS = 121
 _VIA = "/via/"
+# A node id as text; its check character is looked at by whoever dials.
+_NODE_ID = re.compile(r"nd-([a-z2-7]{4}-){13}[a-z2-7]\Z")
+
+
+class Place(Protocol):
+    """An address as the transport has it; its text is "host:port", with "/via/<relay>" if there is one."""
+
+    @property
+    def host(self) -> str: ...  # noqa: D102
+    @property
+    def port(self) -> int: ...  # noqa: D102
+    @property
+    def relay(self) -> str: ...  # noqa: D102
 
 
 @attrs.frozen
@@ -46,7 +57,7 @@ def split_address(text: str) -> tuple[str, int] | None:
     if len(text) > MAX_ADDRESS_CHARS or not text.isascii():
         return None
     text, via, relay = text.partition(_VIA)
-    if via and not _is_node_id(relay):
+    if via and _NODE_ID.match(relay) is None:
         return None
     host, colon, port_text = text.rpartition(":")
     if not colon or not port_text.isdigit() or len(port_text) > 5:
@@ -96,14 +107,17 @@ def on_loopback(contact: Contact) -> bool:
     return any(part is not None and is_loopback(part[0]) for part in parts)
 
 
+def join_address(host: str, port: int) -> str:
+    """Return "host:port", with brackets around an IPv6 host."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def merge_addresses(*sources: Iterable[str], limit: int = MAX_ADDRESSES) -> tuple[str, ...]:
     """Return the distinct addresses of `sources`, earlier ones first, at most `limit`."""
     return tuple(dict.fromkeys(text for source in sources for text in source))[:limit]
 
 
-def peer_addresses(
-    advertised: Sequence[Address], remote: Address, *, dialed: bool
-) -> tuple[str, ...]:
+def peer_addresses(advertised: Sequence[Place], remote: Place, *, dialed: bool) -> tuple[str, ...]:
     """Return where a connected peer may be reached by others, best first.
 
     Args:
@@ -116,21 +130,14 @@ def peer_addresses(
         return ()  # it accepts no connections: a client
     proved = [str(remote)] if dialed else []
     stated = [
-        str(Address(remote.host, address.port) if _is_unspecified(address.host) else address)
-        for address in advertised
-        if not (_is_unspecified(address.host) and (remote.relay or address.relay))
+        join_address(remote.host, place.port) if _is_unspecified(place.host) else str(place)
+        for place in advertised
+        if not (_is_unspecified(place.host) and (remote.relay or place.relay))
     ]
     loopback = is_loopback(remote.host)
     return merge_addresses(
         text for text in (*proved, *stated) if sane_address(text, loopback=loopback)
     )
-
-
-def _is_node_id(text: str) -> bool:
-    try:
-        return str(NodeId.parse(text)) == text
-    except InvalidNodeId:
-        return False
 
 
 def _is_unspecified(host: str) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Protocol, TypeVar
 
@@ -31,7 +31,7 @@ from dht.record import SignedRecord
 from dht.settings import DhtSettings
 from transport.address import Address
 from transport.codec import decode_untrusted, pack
-from transport.errors import MalformedMessage, TransportError
+from transport.errors import InvalidAddress, MalformedMessage, TransportError
 from transport.identity import Identity, NodeId, verify
 from transport.network import Path
 from transport.swarm import Swarm
@@ -380,7 +380,7 @@ class Dht:
         node_id = NodeId(contact.node_id)
         peer = self._endpoint.peers.get(node_id)
         if peer is None:
-            addresses = [Address.parse(text) for text in contact.addresses]
+            addresses = _parsed(contact.addresses)
             peer = await self._endpoint.connect(addresses, expected=node_id)
             self._opened[node_id] = trio.current_time()
         elif node_id in self._opened:
@@ -429,6 +429,17 @@ class Dht:
         self._bootstrap_changed.set()
         for waiter in list(self._waiters.values()):
             waiter.done.set()
+
+
+def _parsed(texts: Iterable[str]) -> list[Address]:
+    """The addresses that are ones: hearsay may name a relay whose id has a wrong check character."""
+    found = []
+    for text in texts:
+        try:
+            found.append(Address.parse(text))
+        except InvalidAddress:
+            continue
+    return found
 
 
 @asynccontextmanager

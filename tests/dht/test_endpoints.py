@@ -8,12 +8,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import trio
 
+from dht.contact import sane_address
 from dht.key import record_key
-from dht.service import Dht, open_dht
+from dht.service import Dht, _parsed, open_dht
 from transport.address import Address
 from transport.deterministic import run_deterministically
 from transport.endpoint import Endpoint, open_endpoint
-from transport.identity import Identity
+from transport.identity import Identity, NodeId
 from transport.memory import MemoryNetwork
 from transport.network import Path
 from transport.relay.client import RelayClient
@@ -156,3 +157,10 @@ async def find_a_node_behind_a_relay() -> None:
 
 def test_a_node_behind_a_relay_is_found_and_reached() -> None:
     run_deterministically(1, find_a_node_behind_a_relay)
+
+
+def test_an_address_that_cannot_be_read_spoils_no_other() -> None:
+    good = f"10.0.0.1:7447/via/{NodeId(bytes(32))}"
+    typo = good[:-1] + ("b" if good[-1] == "a" else "a")
+    assert sane_address(typo, loopback=False)  # its form is right
+    assert [str(address) for address in _parsed([typo, good, "10.0.0.2:1"])] == [good, "10.0.0.2:1"]
