@@ -21,6 +21,8 @@ from transport.handshake import HELLO_BYTES
 pytestmark = pytest.mark.real
 
 CONNECTIONS = 2000
+TURNED_AWAY = 1800
+"""At least so many of them do not even wait for the deadline of the handshake."""
 
 
 def half_open(part: str) -> bytes:
@@ -50,7 +52,9 @@ async def attack(target: Victim, sources: list[str], say: bytes) -> None:
                 after = await target.about()
                 assert after["rss"] - before["rss"] <= GROWTH_BYTES
                 assert after["descriptors"] - before["descriptors"] <= 80
-                assert len(held) == CONNECTIONS
+                # A SYN that found the backlog full is sent again a second later, and so on.
+                while turned_away((await target.about())["counters"]) < TURNED_AWAY:
+                    await trio.sleep(0.05)
     finally:
         for sock in held:
             sock.close()
@@ -68,8 +72,6 @@ def turned_away(counters: dict[str, int]) -> int:
 async def test_two_thousand_connections_from_one_address(part: str) -> None:
     async with victim() as target:
         await attack(target, ["127.0.0.2"], half_open(part))
-        counters = (await target.about())["counters"]
-        assert turned_away(counters) > 1800
 
 
 @pytest.mark.parametrize("part", ["silent", "almost"])
@@ -77,9 +79,7 @@ async def test_two_thousand_connections_from_forty_addresses(part: str) -> None:
     """Each has tokens to spare, and together they fill the gate over and over."""
     async with victim() as target:
         await attack(target, [f"127.0.0.{number}" for number in range(2, 42)], half_open(part))
-        counters = (await target.about())["counters"]
-        assert counters["handshake-pushed-out"] > 0
-        assert turned_away(counters) > 1800
+        assert (await target.about())["counters"]["handshake-pushed-out"] > 0
 
 
 async def test_members_join_from_the_address_that_floods() -> None:
