@@ -165,6 +165,21 @@ def test_questions_without_an_answer_slow_down_too() -> None:
     assert reachability.next_deadline() == 10
 
 
+def test_somebody_new_is_asked_soon_while_the_verdict_is_open() -> None:
+    reachability = tally(jitter=0.0, fast_s=10, slow_s=100)
+    for _ in range(5):
+        reachability.no_vote(AT, 0.0)
+    reachability.hasten(5.0)
+    assert reachability.next_deadline() == 15
+    reachability.hasten(9.0)
+    assert reachability.next_deadline() == 15  # never later for it
+    for number in range(5):
+        reachability.vote(AT, server(number), True, 20.0)
+    quiet_until = reachability.next_deadline()
+    reachability.hasten(21.0)
+    assert reachability.next_deadline() == quiet_until
+
+
 def test_everybody_is_asked_in_turn() -> None:
     reachability = tally()
     hosts = [server(number) for number in range(5)]
