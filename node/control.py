@@ -130,9 +130,10 @@ class ControlServer:
         status, answer = 408, _error_body("the request did not come in time", ExitCode.TIMED_OUT)
         handler: Handler | None = None
         body: dict[str, Any] | None = None
+        seen: list[h11.Request] = []
         try:
             with trio.move_on_after(REQUEST_TIMEOUT_S):
-                request, data = await _read_request(http, connection)
+                request, data = await _read_request(http, connection, seen)
                 handler = self._route(request)
                 body = _parse_body(data)
         except (h11.RemoteProtocolError, _BadRequest) as error:
@@ -151,7 +152,8 @@ class ControlServer:
             outcome = "ok" if status < 400 else "client-error" if status < 500 else "server-error"
             self.counters[outcome] += 1
         with trio.move_on_after(REQUEST_TIMEOUT_S):
-            await _respond(http, connection, status, answer)
+            head_only = bool(seen) and seen[0].method == b"HEAD"
+            await _respond(http, connection, status, answer, head_only=head_only)
             if http.their_state is not h11.DONE:
                 await _discard(connection)
 
@@ -215,8 +217,9 @@ class _Disconnected(Exception):
 
 
 async def _read_request(
-    http: h11.Connection, connection: trio.socket.SocketType
+    http: h11.Connection, connection: trio.socket.SocketType, seen: list[h11.Request]
 ) -> tuple[h11.Request, bytes]:
+    """Read one request; its head is added to `seen` as soon as it is there, for what is answered if the rest fails."""
     request: h11.Request | None = None
     body = bytearray()
     while True:
@@ -231,6 +234,7 @@ async def _read_request(
             http.receive_data(data)
         elif isinstance(event, h11.Request):
             request = event
+            seen.append(event)
         elif isinstance(event, h11.Data):
             body += event.data
             if len(body) > MAX_BODY_BYTES:
@@ -269,7 +273,12 @@ async def _call(handler: Handler, body: dict[str, Any] | None) -> tuple[int, dic
 
 
 async def _respond(
-    http: h11.Connection, connection: trio.socket.SocketType, status: int, answer: dict[str, Any]
+    http: h11.Connection,
+    connection: trio.socket.SocketType,
+    status: int,
+    answer: dict[str, Any],
+    *,
+    head_only: bool,
 ) -> None:
     try:
         data = json.dumps(answer, allow_nan=False).encode("ascii")
@@ -286,9 +295,10 @@ async def _respond(
     )
     if http.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
         return  # the client broke the protocol beyond an answer
-    # A HEAD request gets no body; h11 drops it for us.
-    message = http.send(head) + http.send(h11.Data(data=data)) + http.send(h11.EndOfMessage())
-    await _send_all(connection, message)
+    message = http.send(head)
+    if not head_only:  # h11 refuses any body in the answer to HEAD
+        message += http.send(h11.Data(data=data))
+    await _send_all(connection, message + http.send(h11.EndOfMessage()))
 
 
 async def _discard(connection: trio.socket.SocketType) -> None:

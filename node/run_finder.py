@@ -39,6 +39,8 @@ ASK_S: Final = 3.0
 MANIFEST_PROTOCOL: Final = "run-manifest"
 RECORD_TTL_S: Final = 1800.0
 MAX_CANDIDATES: Final = 8
+MAX_ADDRESSES: Final = 6
+"""In a member's record: with relays' ids they must stay within a record's 1000 bytes."""
 DIALS_AT_ONCE: Final = 8
 DIALS_PER_LOOK: Final = 32
 
@@ -67,7 +69,7 @@ class RunFinder:
         """Publish the run and this node's part in it; republished by the DHT until it ends."""
         self._known[manifest.hash] = manifest
         swarm = self._endpoint.swarm.id
-        value = pack(_MemberValue(tuple(str(address) for address in addresses[:16])))
+        value = pack(_MemberValue(tuple(str(at) for at in _spread(addresses, MAX_ADDRESSES))))
         await self._dht.put(
             record_key(swarm, "run", manifest.name), manifest.hash, ttl_s=RECORD_TTL_S
         )
@@ -156,6 +158,13 @@ class RunFinder:
                 await self._endpoint.connect(parsed, expected=node)
             except TransportError as error:
                 _log.debug("member %s not reached: %s", node.short, error)
+
+
+def _spread(addresses: Sequence[Address], count: int) -> list[Address]:
+    """At most `count` of them: the first ones, but two places for relayed ones if there are any."""
+    relayed = [address for address in addresses if address.relay][:2]
+    direct = [address for address in addresses if not address.relay]
+    return direct[: count - len(relayed)] + relayed
 
 
 def load_manifest(path: Path) -> RunManifest | None:

@@ -45,7 +45,7 @@ def serve_bulk_streams(endpoint: "Endpoint") -> None:
         with trio.CancelScope() as scope:
             stream.scope = scope  # useless without the stream
             try:
-                await endpoint.take_inbound(raw)
+                await endpoint.take_inbound(raw, bulk_of=stream.peer.node_id)
                 await raw.wait_closed()  # the stream ends with its handler
             finally:
                 raw.abort()

@@ -214,13 +214,15 @@ class Endpoint:
         """
         return await self._outbound.upgrade(peer, raw, role)
 
-    async def take_inbound(self, raw: RawStream) -> None:
+    async def take_inbound(self, raw: RawStream, *, bulk_of: NodeId | None = None) -> None:
         """Take a raw stream that somebody else opened and no listener of ours saw.
+
+        With `bulk_of`, only a bulk link of that node is taken.
 
         Same admission and handshake as for the listeners. Returns when the connection is
         registered, or refused and closed. Cancelling closes it.
         """
-        await self._inbound.take(raw)
+        await self._inbound.take(raw, bulk_of)
 
     def expect_punch(self, host: str) -> AbstractContextManager[None]:
         """Inside the block, take inbound connections of `host` that play the punch role."""

@@ -91,18 +91,20 @@ class Inbound:
             if not self._punching[host]:
                 del self._punching[host]
 
-    async def take(self, raw: RawStream) -> None:
+    async def take(self, raw: RawStream, bulk_of: NodeId | None = None) -> None:
         """Do the work of `Endpoint.take_inbound`."""
         pending = admit(raw, self._context.admission, self._context.reporter)
         if pending is None:
             return
         try:
-            await self.handle(raw, pending)
+            await self.handle(raw, pending, bulk_of)
         except BaseException:
             raw.abort()
             raise
 
-    async def handle(self, raw: RawStream, pending: Pending) -> None:
+    async def handle(
+        self, raw: RawStream, pending: Pending, bulk_of: NodeId | None = None
+    ) -> None:
         """Take one admitted connection through its handshake to its purpose."""
         context = self._context
         deadline = context.handshake_deadline()
@@ -119,6 +121,10 @@ class Inbound:
             pending.release(trio.current_time(), member=result is not None)
             if result is None:
                 raw.abort()
+        if bulk_of is not None and (result.intro.kind, result.node_id) != ("bulk", bulk_of):
+            context.reporter.count("refused-not-a-bulk-link")
+            raw.abort()
+            return
         match result.intro.kind:
             case "control":
                 await self._take_control(raw, result)

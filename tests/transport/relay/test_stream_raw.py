@@ -244,3 +244,16 @@ async def test_a_bulk_link_in_a_stream_of_the_connection_itself(autojump_clock: 
         again = a._context.handshake("initiator", Intro("bulk", "", (), b"x"), peer.node_id)
         with pytest.raises(ConnectionBroken, match="does not serve this"):
             await shake_hands(raw, again, deadline=trio.current_time() + 5)
+
+
+async def test_no_control_connection_hides_in_a_stream_for_bulk(autojump_clock: object) -> None:
+    world = MemoryNetwork(1, default=LinkSettings(latency_s=0.01))
+    async with nodes(world, 2) as (a, b):
+        peer = await a.connect([address(2)])
+        raw = await open_over_stream(peer)
+        handshake = a._context.handshake("initiator", Intro("control"), peer.node_id)
+        await shake_hands(raw, handshake, deadline=trio.current_time() + 5)
+        with pytest.raises(trio.BrokenResourceError):
+            await read_all(raw)
+        assert b.counters["refused-not-a-bulk-link"] == 1
+        assert await peer.ping() > 0
