@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from transport.bulk_messages import ChunkHead, decode
+from transport.bulk_messages import Ack, ChunkHead, decode, encode
 from transport.chunks import MIN_CHUNK_BYTES
 from transport.transfers import (
     MAX_CONTROL,
@@ -19,8 +19,8 @@ from transport.transfers import (
 
 K = MIN_CHUNK_BYTES
 SENDER, RECEIVER = 0, 1
-TAGS = st.sampled_from([b"a", b"b"])
-SIZES = st.sampled_from([0, 5, K, 2 * K + 1])
+TAGS = st.sampled_from([b"a", b"a", b"b"])
+SIZES = st.sampled_from([0, 5, 5, 2 * K + 1])  # often alike, so that they meet
 
 
 class Job:
@@ -142,6 +142,14 @@ class TwoEnds(RuleBasedStateMachine):
         return True
 
     @precondition(lambda self: self.wires)
+    @rule(steps=st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.booleans()), max_size=30))
+    def go_on(self, steps: list[tuple[int, bool, bool]]) -> None:
+        links = sorted(self.wires)
+        for number, end, delivery in steps:
+            act = self.deliver_one if delivery else self.transmit_one
+            act(links[number % len(links)], int(end))
+
+    @precondition(lambda self: self.wires)
     @rule(data=st.data())
     def die(self, data: st.DataObject) -> None:
         link = data.draw(st.sampled_from(sorted(self.wires)))
@@ -185,3 +193,17 @@ class TwoEnds(RuleBasedStateMachine):
 
 TestTwoEnds = TwoEnds.TestCase
 TestTwoEnds.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
+
+
+def test_a_chunk_halfway_in_is_sent_elsewhere_when_the_receiver_gives_up() -> None:
+    redirected = []
+    end = Transfers(lambda link, memory: redirected.append((link, len(memory))), lambda: None)
+    end.open_link(1, 0.0)
+    memory = bytearray(2 * K)
+    transfer = end.receive(b"t", memoryview(memory), lambda: None)
+    end.place(1, ChunkHead(transfer.id, K, 2 * K), K)[:9] = b"123456789"
+    end.give_up(transfer)
+    assert redirected == [(1, 4 * K)]
+    end.arrived(1)
+    assert end.next_message(1) == encode(Ack(1))
+    assert not end.receiving
