@@ -139,7 +139,7 @@ class World:
     async def _introduce(self, node: Node, other: Node, failures: list[LabError]) -> None:
         addresses = [f"{other.host.ip}:{PORT}"]
         if node.host.ip6:
-            addresses.append(f"[{other.host.ip6}]:{PORT}")
+            addresses.insert(0, f"[{other.host.ip6}]:{PORT}")  # in the order that it tells
         try:
             await node.ask("connect", addresses=addresses, node=str(other.node_id))
         except LabError as error:  # others will do
