@@ -11,6 +11,7 @@ mappings and reservations (for at most a second and a half); a part that fails t
 
 from __future__ import annotations
 
+import hmac
 import logging
 import random
 from collections import OrderedDict
@@ -36,6 +37,7 @@ from transport.dial_back import ask_dial_back, can_be_asked, serve_dial_back
 from transport.endpoint import Endpoint, PeerDown, PeerUp
 from transport.identity import NodeId
 from transport.nat.mapping_core import Mapping
+from transport.nat.pcp import NONCE_BYTES
 from transport.nat.portmap import PortMapper
 from transport.network import Path
 from transport.observed import ObservedAddresses
@@ -46,8 +48,10 @@ from transport.reachability import Reachability, ReachabilitySettings
 from transport.relay.client import RelayClient
 from transport.relay.service import RelayService
 from transport.relay.settings import RelaySettings
-from transport.upgrader import Upgrader
+from transport.upgrader import PunchRecord, Upgrader
 
+PORT_MAPPING_METHODS: Final = ("pcp", "natpmp", "upnp")
+"""Best first: one packet each for the first two, a web service for the last."""
 MAX_MAPPED_PORTS: Final = 2
 """Listening ports to ask the router for: one is usual."""
 MAX_DIALED: Final = 4096
@@ -74,7 +78,7 @@ class ReachSettings:
 
     configured: tuple[Address, ...] = ()
     """Addresses to advertise instead of those found here."""
-    port_mapping: tuple[str, ...] = ("pcp", "natpmp", "upnp")
+    port_mapping: tuple[str, ...] = PORT_MAPPING_METHODS
     """Methods to open a port at the router, in this order; none leaves the router alone."""
     punch: bool = True
     """Whether to try direct connections in place of relayed ones."""
@@ -84,6 +88,8 @@ class ReachSettings:
     """How sure to be that others can dial us."""
     relays: tuple[Address, ...] = ()
     """Relays to use besides those found, with their ids (`host:port/via/<id>`)."""
+    mapping_secret: bytes = attrs.field(default=b"", repr=False)
+    """Makes the nonces of PCP, so that a node that was killed takes its mapping over; b"" draws new ones."""
     interfaces: Interfaces = machine_interfaces
     """This machine's interfaces, without loopback."""
     news: News | None = machine_news
@@ -226,21 +232,31 @@ class Reach:
                 "last": []
                 if self.upgrader is None
                 else [
-                    {
-                        "node": str(node_id),
-                        "ago_s": round(now - record.at, 1),
-                        "ok": record.report.ok,
-                        "path": None if record.report.path is None else record.report.path.value,
-                        "reason": record.report.reason,
-                        "took_s": round(record.report.took_s, 3),
-                        "attempts": [
-                            {"address": str(attempt.address), "reason": attempt.reason}
-                            for attempt in record.report.attempts
-                        ],
-                    }
+                    self._punch_row(node_id, record, now)
                     for node_id, record in reversed(self.upgrader.records.items())
                 ],
             },
+        }
+
+    def last_punch(self, node_id: NodeId) -> dict[str, Any] | None:
+        """What came of the last attempt to connect directly to a relayed peer; None without one."""
+        record = None if self.upgrader is None else self.upgrader.records.get(node_id)
+        return None if record is None else self._punch_row(node_id, record, trio.current_time())
+
+    @staticmethod
+    def _punch_row(node_id: NodeId, record: PunchRecord, now: float) -> dict[str, Any]:
+        report = record.report
+        return {
+            "node": str(node_id),
+            "ago_s": round(now - record.at, 1),
+            "ok": report.ok,
+            "path": None if report.path is None else report.path.value,
+            "reason": report.reason,
+            "took_s": round(report.took_s, 3),
+            "attempts": [
+                {"address": str(attempt.address), "reason": attempt.reason}
+                for attempt in report.attempts
+            ],
         }
 
     # ---- what is decided -------------------------------------------------------------------------
@@ -317,11 +333,8 @@ class Reach:
                 nursery.start_soon(self.upgrader.run)
             await nursery.start(self.relays.run)
             nursery.start_soon(self._run_service)
-            for port in self._ports_to_map():
-                mapper = PortMapper(
-                    port, methods=settings.port_mapping, on_change=lambda _: self._news.set()
-                )
-                self.mappers.append(mapper)
+            self.mappers += [self._mapper(family, port) for family, port in self._ports_to_map()]
+            for mapper in self.mappers:
                 nursery.start_soon(mapper.run)
             if settings.news is not None:
                 nursery.start_soon(self._watch_interfaces, settings.news)
@@ -335,15 +348,29 @@ class Reach:
                 self._news = trio.Event()
                 self._settle()
 
-    def _ports_to_map(self) -> list[int]:
+    def _ports_to_map(self) -> list[tuple[int, int]]:
+        """Address family and port of each listener that is not for this machine alone."""
         if not self.settings.port_mapping:
             return []
-        ports = [
-            address.port
+        wanted = [
+            (6 if ":" in address.host else 4, address.port)
             for address in self._endpoint.addresses
-            if ":" not in address.host and not address.is_loopback
+            if not address.is_loopback
         ]
-        return list(dict.fromkeys(ports))[:MAX_MAPPED_PORTS]
+        return list(dict.fromkeys(wanted))[:MAX_MAPPED_PORTS]
+
+    def _mapper(self, family: int, port: int) -> PortMapper:
+        nonce = None
+        if self.settings.mapping_secret:
+            about = b"noded port mapping v1\0%d\0%d" % (family, port)
+            nonce = hmac.digest(self.settings.mapping_secret, about, "sha256")[:NONCE_BYTES]
+        return PortMapper(
+            port,
+            methods=self.settings.port_mapping,
+            family=family,
+            nonce=nonce,
+            on_change=lambda _: self._news.set(),
+        )
 
     async def _run_service(self) -> None:
         """Serve as a relay: always, never, or while others can dial us."""
