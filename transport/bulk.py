@@ -61,19 +61,25 @@ class BulkLink:
         raw: the connection, right after the handshake.
         result: keys, peer and the bytes that came along with the handshake's end.
         on_bytes: told (sent, received) wire bytes, for the peer's statistics.
+        on_end: called once, when the link is closed on either side.
 
     Attributes:
         ended_in_order: the peer closed the link on purpose.
     """
 
     def __init__(
-        self, raw: RawStream, result: HandshakeResult, on_bytes: Callable[[int, int], None]
+        self,
+        raw: RawStream,
+        result: HandshakeResult,
+        on_bytes: Callable[[int, int], None],
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._raw = raw
         raw.expect_bulk()
         self._sealer = result.sealer
         self._opener = result.opener
         self._on_bytes = on_bytes
+        self._on_end = on_end
         self._reason: str | None = None
         self._head = bytearray(_HEAD_BYTES)
         self._send_buffer: memoryview | None = None
@@ -221,6 +227,7 @@ class BulkLink:
         if self._reason is None:
             self._reason = reason
             self._raw.abort()
+            self._on_end()
         return LinkClosed(self._reason)
 
     async def aclose(self) -> None:
@@ -236,6 +243,7 @@ class BulkLink:
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
             self._raw.abort()
         finally:
+            self._on_end()
             await self._raw.aclose()
 
     def abort(self, reason: str = "aborted") -> None:

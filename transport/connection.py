@@ -49,6 +49,7 @@ from transport.mux import (
 )
 from transport.record import RecordKind
 from transport.reporter import Reporter
+from transport.scopes import Reservation
 from transport.stream import Stream
 from transport.wakeup import Waiter
 
@@ -103,6 +104,7 @@ class Connection:
         self.connection_id = link.result.session_id
         self.initiated = link.result.role == "initiator"
         self.cut = False
+        self.held: Reservation | None = None  # given back with the end
         self.pending = 0  # links that wait to take over; the registry bounds them
         self.mux = Mux(role=link.result.role, limits=limits)
         self.opened_at = trio.current_time()

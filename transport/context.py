@@ -22,6 +22,7 @@ from transport.identity import Identity, NodeId
 from transport.limits import Admission, Limits
 from transport.network import Network, Path, RawStream
 from transport.reporter import Reporter
+from transport.scopes import ResourceScopes
 from transport.swarm import Swarm
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Context:
         self.counters: Counter[str] = Counter()
         self.reporter = Reporter(LOGGER, self.counters)
         self.admission = Admission(limits)
+        self.scopes = ResourceScopes(limits)
         self.listening: tuple[Address, ...] = ()
         self.advertised: tuple[Address, ...] = ()
         self.closed = False

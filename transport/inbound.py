@@ -21,11 +21,13 @@ from transport.context import Context
 from transport.errors import ConnectionBroken, HandshakeFailed, TransportError
 from transport.handshake import HandshakeResult
 from transport.identity import NodeId
+from transport.limits import HANDSHAKE_BYTES
 from transport.link import shake_hands
 from transport.listener import admit, serve_listener
 from transport.network import Path, RawListener, RawStream
 from transport.registry import Registry
 from transport.rendezvous import Delivery
+from transport.scopes import ScopeExceeded
 
 Offer = Callable[[tuple[NodeId, bytes], Delivery], Awaitable[None]]
 
@@ -102,10 +104,23 @@ class Inbound:
             raw.abort()
             raise
 
-    async def handle(
-        self, raw: RawStream, pending: Pending, bulk_of: NodeId | None = None
-    ) -> None:
+    async def handle(self, raw: RawStream, pending: Pending, bulk_of: NodeId | None = None) -> None:
         """Take one admitted connection through its handshake to its purpose."""
+        try:
+            held = self._context.scopes.unauthenticated.reserve(
+                bytes=HANDSHAKE_BYTES,
+                connections=1,
+                descriptors=0 if raw.path is Path.RELAYED else 1,
+            )
+        except ScopeExceeded as error:
+            self._context.reporter.count(f"refused-{error.resource.name.lower()}")
+            pending.release(trio.current_time())
+            raw.abort()
+            return
+        with held:  # until a peer's scope holds it, or nobody
+            await self._handle(raw, pending, bulk_of)
+
+    async def _handle(self, raw: RawStream, pending: Pending, bulk_of: NodeId | None) -> None:
         context = self._context
         deadline = context.handshake_deadline()
         result = None

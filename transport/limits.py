@@ -30,6 +30,8 @@ HANDSHAKE_BYTES: Final = 16384
 """Reserved for one handshake: what is read (4 KiB) and sent, its keys and its task (5 KiB measured)."""
 LINK_BYTES: Final = 1 << 20
 """Reserved for a control link beside its stream windows: one record of 256 KiB sealed, one being opened, and buffers at rest."""
+BULK_LINK_BYTES: Final = 3 << 20
+"""Reserved for a bulk link: 1 MiB being received, 1 MiB sealed to be sent, and their overhead."""
 PENDING_LINKS: Final = 4
 """Links of one peer that wait to take over its connection, beside the one in use."""
 
@@ -92,6 +94,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Bulk links; the control connection and its duplicate of crossed dials; links that wait to take over.
         """
         return self.bulk_links_per_peer + 2 + PENDING_LINKS
+
+    @property
+    def connection_bytes(self) -> int:
+        """Reserved for a control connection: its link, and the stream windows that the peer may fill (bytes)."""
+        return sum(CLASS_WINDOW_BYTES) + LINK_BYTES
 
     @property
     def memory_per_peer_bytes(self) -> int:

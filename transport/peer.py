@@ -35,7 +35,9 @@ from transport.errors import (
 from transport.frames import CloseCode, Priority, ResetCode
 from transport.handshake import HandshakeResult
 from transport.identity import NodeId
+from transport.limits import BULK_LINK_BYTES
 from transport.network import Path, RawStream
+from transport.scopes import Scope, ScopeExceeded
 from transport.stream import Stream
 
 if TYPE_CHECKING:
@@ -85,17 +87,19 @@ class Peer:
         initiated: whether we dialed `address`; if not, it may be a port that nobody listens on.
         bulk_way: how a bulk connection with it was opened last; "" if it never was.
         connected_at: trio time.
+        scope: what is held for it, closed with it.
         closed: set when the peer is lost or was closed.
         close_reason: why; "" before.
     """
 
-    def __init__(self, endpoint: "Endpoint", connection: Connection) -> None:
+    def __init__(self, endpoint: "Endpoint", connection: Connection, scope: Scope) -> None:
         result, raw = connection.link.result, connection.link.raw
         self.node_id: NodeId = result.node_id
         self.public_key: bytes = result.public_key
         self.name: str = result.intro.name
         self._said_listen: tuple[Address, ...] = result.intro.listen
         self.listen: tuple[Address, ...] = ()
+        self.scope = scope
         self.bulk_way = ""
         self.connected_at = trio.current_time()
         self.closed = trio.Event()
@@ -257,7 +261,16 @@ class Peer:
         if self.close_reason:
             raw.abort()
             raise PeerLost(self.close_reason)
-        link = BulkLink(raw, result, self._count_bulk)
+        try:
+            held = self.scope.reserve(
+                bytes=BULK_LINK_BYTES,
+                connections=1,
+                descriptors=0 if raw.path is Path.RELAYED else 1,
+            )
+        except ScopeExceeded:
+            raw.abort()
+            raise
+        link = BulkLink(raw, result, self._count_bulk, held.release)
         self._links.append(link)
         return link
 
@@ -333,6 +346,8 @@ class Peer:
 
     def _connection_ended(self, connection: Connection) -> None:
         self._connections.remove(connection)
+        if connection.held is not None:
+            connection.held.release()
         self._last_seen = max(self._last_seen, connection.received_at)
         self._sent += connection.bytes_sent
         self._received += connection.bytes_received
@@ -344,6 +359,7 @@ class Peer:
         for link in self._links:
             link.abort(f"peer lost: {self.close_reason}")
         self._links.clear()
+        self.scope.close()
         self._endpoint.on_peer_lost(self)
 
 

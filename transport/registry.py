@@ -34,6 +34,7 @@ from transport.migration import MAX_PENDING, Outcome, hold
 from transport.network import Path, RawStream
 from transport.pacing import Budgets
 from transport.peer import Peer
+from transport.scopes import Reservation, Scope, ScopeExceeded
 from transport.watch import LostPeer, PeerDown, PeerPathChanged, PeerUp, Watchers
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ class Registry:
                 and connection.opened_at - old.opened_at <= context.limits.handshake_timeout_s
             )
             if crossed:
+                connection.held = self._reserve(peer.scope, link)
                 context.reporter.count("crossed-dials")
                 peer.add_connection(connection, primary=self._wins(connection, old))
                 context.nursery.start_soon(self._run, connection)
@@ -126,11 +128,17 @@ class Registry:
             peer.replace("the peer opened a new connection")
         if len(self._peers) >= context.limits.max_peers:
             context.reporter.count("refused-max-peers")
-            Peer(self._endpoint, connection)
+            Peer(self._endpoint, connection, context.scopes.peer(node_id.short))
             context.nursery.start_soon(self._run, connection)
             connection.close("no room for another peer", CloseCode.LIMIT)
             raise ConnectionBroken(f"this node has {context.limits.max_peers} peers already")
-        peer = self._peers[node_id] = Peer(self._endpoint, connection)
+        scope = context.scopes.peer(node_id.short)
+        try:
+            connection.held = self._reserve(scope, link)
+        except ConnectionBroken:
+            scope.close()
+            raise
+        peer = self._peers[node_id] = Peer(self._endpoint, connection, scope)
         self._lost.pop(node_id, None)
         context.nursery.start_soon(self._run, connection)
         self.watchers.tell(PeerUp(peer))
@@ -138,6 +146,19 @@ class Registry:
         self.arrivals.unpark_all()
         self._tell_observed(peer, link)
         return peer
+
+    def _reserve(self, scope: Scope, link: SecureLink) -> Reservation:
+        """What a connection may make us hold; given back when it has ended."""
+        try:
+            return scope.reserve(
+                bytes=self._context.limits.connection_bytes,
+                connections=1,
+                descriptors=0 if link.raw.path is Path.RELAYED else 1,
+            )
+        except ScopeExceeded as error:
+            self._context.reporter.count(f"refused-{error.resource.name.lower()}")
+            link.abort()
+            raise ConnectionBroken(f"no room for the connection: {error}") from error
 
     def _wins(self, new: Connection, old: Connection) -> bool:
         """Whether `new` is kept of two connections that crossed; both sides decide alike."""

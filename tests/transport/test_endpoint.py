@@ -22,7 +22,7 @@ from transport.errors import (
     StreamReset,
     UsageError,
 )
-from transport.limits import Limits
+from transport.limits import HANDSHAKE_BYTES, Limits
 from transport.memory import LinkSettings, MemoryNetwork
 from transport.peer import Peer
 from transport.stream import Stream
@@ -582,3 +582,56 @@ async def test_wildcard_addresses_are_advertised_as_what_the_peer_sees(
     ):
         await b.connect(a.addresses)
         assert (await peer_of(a, b)).listen == (Address("10.0.0.2", 9), address(2))
+
+
+async def test_what_peers_hold_is_reserved_and_comes_back(autojump_clock: object) -> None:
+    world = MemoryNetwork(1)
+    async with nodes(world, 3) as (a, b, c):
+        for other in (a, c):
+            await other.connect([address(2)])
+        limits, system = b.limits, b._context.scopes.system
+        while len(b.peers) < 2:
+            await trio.sleep(0.01)
+        await trio.sleep(0.1)
+        assert system.used == (2 * limits.connection_bytes, 0, 2, 2)
+        links = []
+
+        async def accept() -> None:
+            links.append(await b.accept_bulk(a.node_id, b"x"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept)
+            ours = await a.peers[b.node_id].open_bulk(b"x")
+        await trio.sleep(0.1)
+        assert b.peers[a.node_id].scope.used[2] == 2
+        await ours.aclose()
+        links[0].abort()
+        assert b.peers[a.node_id].scope.used == (limits.connection_bytes, 0, 1, 1)
+        stranger = await world.host("10.9.9.9").connect(address(2))
+        await trio.sleep(0.1)
+        assert b._context.scopes.unauthenticated.used == (HANDSHAKE_BYTES, 0, 1, 1)
+        stranger.abort()
+        for peer in list(b.peers.values()):
+            peer.close("done")
+        await trio.sleep(1)
+        assert system.used == (0, 0, 0, 0)
+
+
+async def test_a_node_without_room_refuses_and_leaks_nothing(autojump_clock: object) -> None:
+    world = MemoryNetwork(1)
+    small = Limits(descriptors=3)
+    async with (
+        nodes(world, 3) as (first, second, third),
+        node(world.host("10.0.0.4"), 4, limits=small) as full,
+    ):
+        await first.connect([address(4)])
+        await second.connect([address(4)])
+        peer = await third.connect([address(4)])
+        await peer.closed.wait()
+        assert full.counters["refused-descriptors"] == 1
+        assert len(full.peers) == 2
+        first.peers[full.node_id].close("make room")
+        await trio.sleep(1)
+        again = await third.connect([address(4)])
+        await trio.sleep(1)
+        assert not again.closed.is_set()
