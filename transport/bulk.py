@@ -8,6 +8,7 @@ into the memory that the caller names once it has seen the authenticated header.
 
 Wire, inside the records of `transport.record`::
 
+    REKEY       before a head, when the sender's key is an hour old
     BULK_HEAD   uint32 payload length, then the caller's header (<= 128 bytes)
     BULK_DATA   payload, in records of at most 256 KiB, in order
     CLOSE       the sender ends the link on purpose
@@ -41,7 +42,7 @@ MAX_PAYLOAD_BYTES = 1 << 20
 
 _LENGTH = struct.Struct(">I")
 _HEAD_BYTES = _LENGTH.size + MAX_HEADER_BYTES
-_MAX_RECORDS = 1 + -(-MAX_PAYLOAD_BYTES // RECORD_BYTES)
+_MAX_RECORDS = 2 + -(-MAX_PAYLOAD_BYTES // RECORD_BYTES)
 _WIRE_BYTES = _HEAD_BYTES + MAX_PAYLOAD_BYTES + _MAX_RECORDS * OVERHEAD_BYTES
 _RECEIVE_BYTES = 1 << 20
 _NOWHERE = memoryview(b"")
@@ -115,7 +116,10 @@ class BulkLink:
         head_end = _LENGTH.size + len(header)
         _LENGTH.pack_into(self._head, 0, size)
         self._head[_LENGTH.size : head_end] = header
-        end = seal(RecordKind.BULK_HEAD, memoryview(self._head)[:head_end], out)
+        end = 0
+        if self._sealer.rekey_due(trio.current_time()):
+            end = seal(RecordKind.REKEY, b"", out)
+        end += seal(RecordKind.BULK_HEAD, memoryview(self._head)[:head_end], out[end:])
         for start in range(0, size, RECORD_BYTES):
             end += seal(RecordKind.BULK_DATA, view[start : start + RECORD_BYTES], out[end:])
         try:
@@ -142,10 +146,10 @@ class BulkLink:
         self._check_open()
         try:
             head = bytearray(_HEAD_BYTES)
-            kind, length = await self._next_header()
-            if length > len(head):
-                raise self._fail(f"unexpected record of kind {kind}, {length} bytes")
-            await self._fill(HEADER_BYTES + length + TAG_BYTES)
+            kind, length = await self._next_header(head)
+            while kind == RecordKind.REKEY:  # opening it has changed the key
+                self._open_record(length, memoryview(head))
+                kind, length = await self._next_header(head)
             if kind == RecordKind.CLOSE:
                 self._open_record(length, memoryview(head))
                 self.ended_in_order = True
@@ -162,7 +166,7 @@ class BulkLink:
                 raise UsageError(f"sink gave {len(target)} bytes for a transfer of {size}")
             done = 0
             while done < size:
-                kind, length = await self._next_header()
+                kind, length = await self._parse_header()
                 if kind != RecordKind.BULK_DATA or not 0 < length <= min(RECORD_BYTES, size - done):
                     raise self._fail(f"unexpected record of kind {kind}, {length} bytes")
                 await self._fill(HEADER_BYTES + length + TAG_BYTES)
@@ -188,7 +192,15 @@ class BulkLink:
         """
         self._target = target
 
-    async def _next_header(self) -> tuple[int, int]:
+    async def _next_header(self, head: bytearray) -> tuple[int, int]:
+        """Wait for a whole record that fits into `head`."""
+        kind, length = await self._parse_header()
+        if length > len(head):
+            raise self._fail(f"unexpected record of kind {kind}, {length} bytes")
+        await self._fill(HEADER_BYTES + length + TAG_BYTES)
+        return kind, length
+
+    async def _parse_header(self) -> tuple[int, int]:
         await self._fill(HEADER_BYTES)
         return self._opener.parse_header(
             self._receive_buffer[self._start : self._start + HEADER_BYTES]
