@@ -38,6 +38,7 @@ class Context:
         listening: what we really listen on.
         advertised: where we tell peers to dial us.
         closed: no new peer is taken any more.
+        is_near: whether a private address may be in a network that we are in.
         on_observed: told as what address a peer sees us.
         on_probe: told of a dial-back test that reached us: who, and its nonce.
     """
@@ -69,6 +70,7 @@ class Context:
         self.listening: tuple[Address, ...] = ()
         self.advertised: tuple[Address, ...] = ()
         self.closed = False
+        self.is_near: Callable[[str], bool] = lambda _host: True
         self.on_observed: list[Callable[[Peer, Address], None]] = []
         self.on_probe: Callable[[NodeId, bytes], None] | None = None
 

@@ -57,6 +57,7 @@ async def dial(
     discard: Callable[[T], None],
     *,
     connect: Connect | None = None,
+    head_start_s: float = RELAY_DELAY_S,
 ) -> T:
     """Connect to the candidates, staggered, and return what the first `establish` returns.
 
@@ -68,6 +69,7 @@ async def dial(
         establish: makes a result of a stream, or closes the stream and raises.
         discard: closes a result that nobody can take any more (a late cancellation).
         connect: how to open a stream; `network.connect` when None.
+        head_start_s: how long relayed candidates wait for the direct ones.
 
     Raises:
         PeerUnreachable: every attempt failed; its `attempts` say how.
@@ -78,7 +80,7 @@ async def dial(
         async with trio.open_nursery() as nursery:
             for index, address in enumerate(addresses):
                 if address.relay and index and not addresses[index - 1].relay:
-                    with trio.move_on_after(RELAY_DELAY_S):
+                    with trio.move_on_after(head_start_s):
                         await race.all_failed()
                 failed = trio.Event()
                 race.running += 1

@@ -237,6 +237,18 @@ class Endpoint:
     def on_probe(self, told: Callable[[NodeId, bytes], None] | None) -> None:
         self._context.on_probe = told
 
+    @property
+    def is_near(self) -> Callable[[str], bool]:
+        """Whether a private address may be in a network that we are in; all may unless set.
+
+        A peer's private addresses elsewhere are tried last, and its relays do not wait for them.
+        """
+        return self._context.is_near
+
+    @is_near.setter
+    def is_near(self, judge: Callable[[str], bool]) -> None:
+        self._context.is_near = judge
+
     # Bulk
 
     async def accept_bulk(self, peer_id: NodeId, label: bytes) -> BulkLink:

@@ -15,8 +15,9 @@ from typing import Final
 import trio
 
 from transport.address import Address
+from transport.address_kinds import AddressKind, kind_of
 from transport.context import Context
-from transport.dialer import Commit, dial
+from transport.dialer import RELAY_DELAY_S, STAGGER_S, Commit, dial
 from transport.errors import (
     ConnectFailed,
     ConnectionBroken,
@@ -34,6 +35,8 @@ from transport.registry import Registry
 from transport.source import SourceBusy, source_for
 
 DialRaw = Callable[[Address, NodeId | None], Awaitable[RawStream]]
+SITE_KINDS: Final = frozenset({AddressKind.PRIVATE, AddressKind.CGNAT, AddressKind.ULA})
+"""Addresses that mean something only within their site."""
 SOURCE_NOT_OURS: Final = "cannot assign requested address"
 RelayDialer = Callable[[Address, NodeId], Awaitable[RawStream]]
 
@@ -108,9 +111,20 @@ class Outbound:
                 raw = await self._context.network.connect(address)
 
         # A peer that nobody takes stays connected: it is known to us and to itself by now.
+        ordered = sorted(addresses, key=lambda at: not at.relay and not self._is_promising(at))
+        promising = any(self._is_promising(at) for at in addresses if not at.relay)
         return await dial(
-            self._context.network, addresses, establish, lambda _: None, connect=connect
+            self._context.network,
+            ordered,
+            establish,
+            lambda _: None,
+            connect=connect,
+            head_start_s=RELAY_DELAY_S if promising else STAGGER_S,
         )
+
+    def _is_promising(self, address: Address) -> bool:
+        """Whether a direct dial may succeed: not a private address of a network that we are not in."""
+        return kind_of(address.host) not in SITE_KINDS or self._context.is_near(address.host)
 
     # Raw streams
 

@@ -12,7 +12,9 @@ mappings and reservations (for at most a second and a half); a part that fails t
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import logging
+import math
 import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -24,7 +26,6 @@ import trio
 
 from transport import interfaces as machine
 from transport.address import Address
-from transport.address_kinds import AddressKind, kind_of
 from transport.admission import source_of
 from transport.advertising import (
     KnownAddresses,
@@ -58,6 +59,9 @@ MAX_DIALED: Final = 4096
 """Hosts remembered that we have sent something to: a NAT may let them in where it keeps strangers out."""
 OPEN_S: Final = 3600.0
 """How long a stranger's connection proves that an address is open."""
+_NO_RELAYS: Final = frozenset({Standing.DIRECT, Standing.LOCAL, Standing.ISOLATED})
+PATIENCE_S: Final = 8.0
+"""How long a machine with a public address waits for a verdict before it takes relays, too."""
 SETTLE_S: Final = 0.2
 """News come in bursts (a node that starts gets several connections at once); one decision serves all."""
 
@@ -111,13 +115,16 @@ class Reach:
         self.upgrader: Upgrader | None = None
         self._endpoint = endpoint
         self._hosts: tuple[str, ...] = ()
+        self._networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
         self._seen: dict[NodeId, Address] = {}  # peers only, so bounded by limits.max_peers
         self._dialed: OrderedDict[str, None] = OrderedDict()  # hosts; bounded by MAX_DIALED
         self._open: dict[Address, float] = {}  # dialed by strangers, until when it counts
         self._news = trio.Event()
         self._settled = trio.Event()
         self._diagnosis = diagnose(Facts())
+        self._met_at = math.inf  # since when far peers are there, without a verdict
         serve_dial_back(endpoint)
+        endpoint.is_near = self._is_near
         for address in settings.relays:
             self.relays.candidates.add(address)
         endpoint.on_observed.append(self._hear_observed)
@@ -271,6 +278,10 @@ class Reach:
         self.observed.networks_in_swarm = self.reachability.networks_in_swarm = len(networks)
         self.reachability.set_addresses(self._tested(), now)
         self._diagnosis = diagnose(self.facts())
+        if self._diagnosis.standing in _NO_RELAYS:
+            self._met_at = math.inf
+        elif self._met_at == math.inf:
+            self._met_at = now
         self.relays.wanted = self.settings.relay.wanted if self._needs_relays(now) else 0
         addresses = addresses_to_tell(
             KnownAddresses(
@@ -305,16 +316,18 @@ class Reach:
 
     def _needs_relays(self, now: float) -> bool:
         """Relays are for nodes with far peers that cannot be dialed, or that probably cannot."""
-        if not self.settings.relay.use or self._diagnosis.standing in {
-            Standing.DIRECT,
-            Standing.LOCAL,
-            Standing.ISOLATED,
-        }:
+        if not self.settings.relay.use or self._diagnosis.standing in _NO_RELAYS:
             return False
-        verdicts = [self.reachability.reached(address, now) for address in self._tested()]
-        has_public = any(kind_of(host) is AddressKind.GLOBAL for host in self._hosts)
-        # A machine with a public address waits for its verdict: most of them need no relay.
-        return not has_public or (bool(verdicts) and all(v is False for v in verdicts))
+        tested = self._tested()
+        verdicts = [self.reachability.reached(address, now) for address in tested]
+        has_public = any(address.host in self._hosts for address in tested)
+        # A machine with a public address waits for its verdict, as most of them need no relay; but
+        # not for ever: perhaps nobody is there who could be asked.
+        return (
+            not has_public
+            or (bool(verdicts) and all(verdict is False for verdict in verdicts))
+            or now >= self._met_at + PATIENCE_S
+        )
 
     # ---- tasks -----------------------------------------------------------------------------------
 
@@ -343,8 +356,10 @@ class Reach:
             self._settle()
             task_status.started()
             while True:
-                await self._news.wait()
-                await trio.sleep(SETTLE_S)
+                due = self._met_at + PATIENCE_S
+                with trio.move_on_at(due if due > trio.current_time() else math.inf):
+                    await self._news.wait()
+                    await trio.sleep(SETTLE_S)
                 self._news = trio.Event()
                 self._settle()
 
@@ -399,8 +414,14 @@ class Reach:
                     self._moved(set(before) - set(self._hosts))
 
     def _look_at_interfaces(self) -> None:
-        self._hosts = tuple(dict.fromkeys(str(found.ip) for found in self.settings.interfaces()))
+        found_here = list(self.settings.interfaces())
+        self._hosts = tuple(dict.fromkeys(str(found.ip) for found in found_here))
+        self._networks = tuple(found.network for found in found_here)
         self.observed.set_own(self._hosts)
+
+    def _is_near(self, host: str) -> bool:
+        address = ipaddress.ip_address(host.partition("%")[0])
+        return any(address in network for network in self._networks)
 
     def _moved(self, gone: set[str]) -> None:
         """Our addresses are others now: what was learnt at the old ones means nothing."""

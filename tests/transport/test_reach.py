@@ -205,3 +205,31 @@ async def test_relaying_can_be_declined(autojump_clock):
         await trio.sleep(5)
         assert not world.reaches["one"].service.serving
         assert world.reaches["two"].service.serving
+
+
+async def test_a_firewalled_machine_whom_nobody_can_tell_takes_relays_all_the_same(autojump_clock):
+    """No peer sees it at its public address, so none may dial it there."""
+    async with open_world() as world:
+        a = await world.node("a", "10.1.0.2", behind=world.network.nat("11.2.0.1", "symmetric"))
+        world.hosts["a"] += ["11.9.9.9"]
+        world.reaches["a"]._look_at_interfaces()
+        for host in PUBLIC.values():
+            await a.connect([Address(host, PORT)])
+        await world.until(lambda: len(world.reaches["a"].relays.relays) == 2)
+        await world.until(lambda: any(address.relay for address in a.advertised))
+
+
+async def test_relays_do_not_wait_for_private_addresses_of_other_sites(autojump_clock):
+    async with open_world() as world:
+        nat = world.network.nat("11.2.0.1", "symmetric")
+        a = await world.join("a", "10.1.0.2", behind=nat)
+        await world.until(lambda: any(address.relay for address in a.advertised))
+        relay = a.advertised[-1]
+        assert relay.relay
+        caller = next(e for n, e in world.endpoints.items() if PUBLIC.get(n) != relay.host != "")
+        if a.node_id in caller.peers:
+            caller.peers[a.node_id].close("to dial it anew")
+            await world.until(lambda: a.node_id not in caller.peers)
+        began = trio.current_time()
+        await caller.connect(a.advertised, expected=a.node_id)
+        assert trio.current_time() - began < 1.0
