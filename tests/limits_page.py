@@ -11,9 +11,9 @@ from node.config import knobs
 HEAD = """\
 # Limits
 
-Whatever a remote party can make a node hold, wait for or compute has a number. The first table is the section `[limits]` of the
-configuration: every key can be set in the file, by `NODED_LIMITS_...` in the environment or by `--set`; `noded config explain limits` prints the same.
-The second table is fixed: both sides of a connection rely on most of these figures, so they change with a release only.
+Whatever a remote party can make a node hold, wait for or compute has a number. The first table holds the sections `[limits]` and
+`[relay]` of the configuration: every key can be set in the file, by `NODED_LIMITS_...` or `NODED_RELAY_...` in the environment or by `--set`;
+`noded config explain` prints the same. The second table is fixed: both sides of a connection rely on most of these figures, so they change with a release only.
 
 This page is written by `python -m tests.limits_page > docs/limits.md`, and a test fails when it differs from the code.
 
@@ -54,6 +54,10 @@ FIXED = {
     "transport.intro:MAX_LISTEN": "Addresses that a node may say it listens on.",
     "transport.reporter:LOG_INTERVAL_S": "Least time between two log lines about the same kind of event (seconds); all are counted.",
     "transport.reporter:MAX_KINDS": "Kinds of events that are counted.",
+    "transport.migration:MAX_PENDING": "Connections with one peer that wait to take over from a relayed one.",
+    "transport.punch:MAX_ADDRESSES": "Addresses that are dialed in a punch.",
+    "transport.puncher:MAX_FOLLOWED": "Punches that peers coordinate at a time.",
+    "transport.relay.client:MAX_INCOMING": "Circuits that relays may open to us at once.",
     "dht.messages:MAX_HINTS": "Contacts in one answer of the DHT.",
     "dht.messages:MAX_RECORDS": "Records in one answer of the DHT.",
     "dht.record:MAX_VALUE_BYTES": "Value of a record in the DHT (BEP 44).",
@@ -72,7 +76,7 @@ def settings() -> list[str]:
     return [
         f"| `{knob.key}` | {knob.default} | {' '.join(knob.text.split())} |"
         for knob in knobs()
-        if knob.key.startswith("limits.")
+        if knob.key.startswith(("limits.", "relay."))
     ]
 
 

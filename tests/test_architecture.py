@@ -72,6 +72,7 @@ DRIVERS = {
     "transport/relay/reservations.py",
     "transport/relay/service.py",
     "transport/reach.py",
+    "transport/reach_report.py",
     "transport/rendezvous.py",
     "transport/stream.py",
     "transport/stream_raw.py",

@@ -6,6 +6,7 @@ import msgspec
 
 from tests.limits_page import FIXED, page, settings
 from transport.limits import Limits
+from transport.relay.settings import RelaySettings
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
 
@@ -16,11 +17,15 @@ def test_the_page_is_the_one_that_the_code_writes():
 
 def test_every_limit_is_in_the_table_with_a_reason():
     rows = settings()
-    fields = msgspec.structs.fields(Limits)
+    fields = [
+        (section, field)
+        for section, struct in (("limits", Limits), ("relay", RelaySettings))
+        for field in msgspec.structs.fields(struct)
+    ]
     assert len(rows) == len(fields)
-    for field, row in zip(fields, rows, strict=True):
+    for (section, field), row in zip(fields, rows, strict=True):
         key, default, reason = row.strip("| ").split(" | ", 2)
-        assert key == f"`limits.{field.name}`"
+        assert key == f"`{section}.{field.name}`"
         assert default == str(field.default)
         assert len(reason) > 30, field.name
 

@@ -45,11 +45,12 @@ from transport.observed import ObservedAddresses
 from transport.peer import Peer
 from transport.punch import IPInterface
 from transport.puncher import Puncher, machine_interfaces, serve_punch
+from transport.reach_report import punch_row, reach_report
 from transport.reachability import Reachability, ReachabilitySettings
 from transport.relay.client import RelayClient
 from transport.relay.service import RelayService
 from transport.relay.settings import RelaySettings
-from transport.upgrader import PunchRecord, Upgrader
+from transport.upgrader import Upgrader
 
 PORT_MAPPING_METHODS: Final = ("pcp", "natpmp", "upnp")
 """Best first: one packet each for the first two, a web service for the last."""
@@ -113,7 +114,7 @@ class Reach:
         self.mappers: list[PortMapper] = []
         self.puncher: Puncher | None = None
         self.upgrader: Upgrader | None = None
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._hosts: tuple[str, ...] = ()
         self._networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
         self._seen: dict[NodeId, Address] = {}  # peers only, so bounded by limits.max_peers
@@ -142,7 +143,7 @@ class Reach:
     def facts(self) -> Facts:
         """What the verdict rests on, now."""
         now = trio.current_time()
-        peers = self._endpoint.peers.values()
+        peers = self.endpoint.peers.values()
         tested = self._tested()
         return Facts(
             peers=len(peers),
@@ -189,87 +190,18 @@ class Reach:
         return str(self.observed.mapping(now))
 
     def report(self) -> dict[str, Any]:
-        """Everything about being reached, as plain values for JSON (`noded.netcheck/1` without its schema)."""
-        facts, now = self.facts(), trio.current_time()
-        diagnosis = diagnose(facts)
-        return {
-            "verdict": diagnosis.standing.value,
-            "sentence": diagnosis.sentence,
-            "advice": diagnosis.advice,
-            "peers": facts.peers,
-            "far_peers": facts.far_peers,
-            "interfaces": list(facts.interfaces),
-            "listening": [str(address) for address in self._endpoint.addresses],
-            "advertised": [str(address) for address in self._endpoint.advertised],
-            "tested": [
-                {"address": str(address), "reached": verdict}
-                for address, verdict in facts.reached.items()
-            ],
-            "observed": [str(address) for address in facts.observed],
-            "mapping": {
-                "ipv4": facts.mapping,
-                "ipv6": str(self.observed.mapping(now, six=True)),
-                "observers": self.observed.observers(now),
-            },
-            "port_mapping": [
-                {
-                    "port": mapper.listen_port,
-                    "method": None if mapper.mapping is None else str(mapper.mapping.method),
-                    "external": None if mapper.mapping is None else str(mapper.mapping.external),
-                    "expires_in_s": None
-                    if mapper.mapping is None
-                    else round(mapper.mapping.expires_at - now, 1),
-                    "failures": dict(mapper.failures),
-                }
-                for mapper in self.mappers
-            ],
-            "relays": [
-                {
-                    "node": str(relay.node_id),
-                    "rtt_s": relay.rtt_s,
-                    "addresses": [str(address) for address in relay.addresses],
-                    "expires_in_s": round(relay.expires_at - now, 1),
-                }
-                for relay in self.relays.relays
-            ],
-            "relay_service": self.service.serving,
-            "punches": {
-                "succeeded": facts.punches[0],
-                "tried": facts.punches[1],
-                "last": []
-                if self.upgrader is None
-                else [
-                    self._punch_row(node_id, record, now)
-                    for node_id, record in reversed(self.upgrader.records.items())
-                ],
-            },
-        }
+        """Everything about being reached, now, as plain values."""
+        return reach_report(self)
 
     def last_punch(self, node_id: NodeId) -> dict[str, Any] | None:
         """What came of the last attempt to connect directly to a relayed peer; None without one."""
         record = None if self.upgrader is None else self.upgrader.records.get(node_id)
-        return None if record is None else self._punch_row(node_id, record, trio.current_time())
-
-    @staticmethod
-    def _punch_row(node_id: NodeId, record: PunchRecord, now: float) -> dict[str, Any]:
-        report = record.report
-        return {
-            "node": str(node_id),
-            "ago_s": round(now - record.at, 1),
-            "ok": report.ok,
-            "path": None if report.path is None else report.path.value,
-            "reason": report.reason,
-            "took_s": round(report.took_s, 3),
-            "attempts": [
-                {"address": str(attempt.address), "reason": attempt.reason}
-                for attempt in report.attempts
-            ],
-        }
+        return None if record is None else punch_row(node_id, record, trio.current_time())
 
     # ---- what is decided -------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        now, endpoint = trio.current_time(), self._endpoint
+        now, endpoint = trio.current_time(), self.endpoint
         networks = {
             source_of(peer.address.host)
             for peer in endpoint.peers.values()
@@ -308,7 +240,7 @@ class Reach:
         """Public addresses that may lead here: what dial-backs are asked for."""
         candidates = [
             *self.settings.configured,
-            *bound_addresses(self._endpoint.addresses, self._hosts),
+            *bound_addresses(self.endpoint.addresses, self._hosts),
             *(held.external for held in self._mappings()),
             *self.observed.believed(trio.current_time()),
         ]
@@ -333,7 +265,7 @@ class Reach:
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Do everything until cancelled."""
-        endpoint, settings = self._endpoint, self.settings
+        endpoint, settings = self.endpoint, self.settings
         self._look_at_interfaces()
         async with trio.open_nursery() as nursery:
             if settings.punch:
@@ -369,7 +301,7 @@ class Reach:
             return []
         wanted = [
             (6 if ":" in address.host else 4, address.port)
-            for address in self._endpoint.addresses
+            for address in self.endpoint.addresses
             if not address.is_loopback
         ]
         return list(dict.fromkeys(wanted))[:MAX_MAPPED_PORTS]
@@ -429,7 +361,7 @@ class Reach:
         now = trio.current_time()
         self.observed.clear()
         self.reachability.restart(now)
-        for peer in list(self._endpoint.peers.values()):
+        for peer in list(self.endpoint.peers.values()):
             host = peer.primary.link.raw.local.host
             if host in gone:  # it would hang until the silence is noticed
                 peer.replace(f"the local address {host} is gone")
@@ -438,7 +370,7 @@ class Reach:
         self._news.set()
 
     async def _watch_peers(self) -> None:
-        with self._endpoint.watch() as events:
+        with self.endpoint.watch() as events:
             async for event in events:
                 if isinstance(event, PeerDown):
                     self._seen.pop(event.peer.node_id, None)
@@ -450,7 +382,7 @@ class Reach:
         if peer.path is Path.RELAYED:
             return
         self._seen[peer.node_id] = seen
-        ports = {address.port for address in self._endpoint.addresses}
+        ports = {address.port for address in self.endpoint.addresses}
         host = peer.address.host
         if peer.initiated:
             self._dialed[host] = None
@@ -479,7 +411,7 @@ class Reach:
     async def _ask(self, address: Address) -> None:
         servers = [
             peer
-            for peer in self._endpoint.peers.values()
+            for peer in self.endpoint.peers.values()
             if can_be_asked(peer, address)
             and (seen := self._seen.get(peer.node_id)) is not None
             and seen.host == address.host  # a server dials nobody else than who asks
@@ -490,7 +422,7 @@ class Reach:
         if chosen is None:
             self.reachability.no_vote(address, now)
             return
-        result = await ask_dial_back(self._endpoint, servers[chosen], address)
+        result = await ask_dial_back(self.endpoint, servers[chosen], address)
         now = trio.current_time()
         if result.reached is None:
             self.reachability.no_vote(address, now)
