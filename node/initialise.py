@@ -94,6 +94,13 @@ def initialise(
             hint="add:  --bootstrap HOST:PORT  (the join line of the other node has it)",
         )
     paths = node_paths(config.data_dir)
+    if swarm is None and config.network.bootstrap and not os.path.lexists(paths.swarm_key):
+        raise ConfigError(
+            "an address to ask first is given, but not the key of its swarm",
+            key="network.bootstrap",
+            hint="add:  --swarm KEY  (the join line of the other node has it)"
+            "      or leave --bootstrap out to make a new swarm",
+        )
     ensure_private_dir(paths.data_dir)
     created: list[str] = []
     kept: list[str] = []

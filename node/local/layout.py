@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from gossip.protocol import installed_protocols
 from node import keys
 from node.cli_text import parse_assignments
 from node.config import parse_config
@@ -23,6 +24,7 @@ from node.config_text import render_config
 from node.errors import ConfigError, NodedError, UsageError
 from node.local import LocalOptions
 from node.paths import NodePaths, ensure_private_dir, node_paths
+from node.task import installed_tasks
 from transport.swarm import Swarm
 
 __all__ = [
@@ -183,7 +185,7 @@ def check_options(options: LocalOptions) -> None:
     """Find what is wrong with the options before anything is made.
 
     Raises:
-        UsageError: there is no such corpus.
+        UsageError: there is no such corpus, protocol or task.
         ConfigError: a `--set` names an unknown key or a wrong value.
     """
     if options.data is not None and not options.data.exists():
@@ -192,12 +194,23 @@ def check_options(options: LocalOptions) -> None:
             hint="name a file or a folder of text with --data, "
             "or leave it out to train on Python's own source files",
         )
+    _check_installed("protocol", options.protocol, installed_protocols())
+    if ":" not in options.task:
+        _check_installed("task", options.task, installed_tasks())
     try:
         parse_config(render_config(parse_assignments(options.overrides)).encode())
     except ConfigError as error:
         # A run's other keys may be set without its name: that one is given here.
         if error.key != "run.name" or "run.name" in options.overrides:
             raise
+
+
+def _check_installed(kind: str, name: str, installed: Mapping[str, str]) -> None:
+    if name not in installed:
+        raise UsageError(
+            f"no {kind} named {name!r}",
+            hint=f"installed: {', '.join(sorted(installed)) or 'none'}",
+        )
 
 
 def tail(path: Path, lines: int = 20) -> str:

@@ -213,6 +213,10 @@ def test_a_wrong_init_writes_nothing(capsys, home, arguments, code, word):
 
 def test_joining_needs_an_address_and_the_same_swarm(capsys, home):
     first, second = (Swarm.generate(os.urandom).key_text for _ in range(2))
+    code, _, err = run(capsys, "init", "--bootstrap", "192.0.2.1:7447")
+    assert code == 7
+    assert "--swarm" in err
+    assert not (home / ".local").exists()
     code, _, err = run(capsys, "init", "--swarm", first)
     assert code == 7
     assert "--bootstrap" in err
@@ -229,6 +233,14 @@ def test_the_swarm_key_can_come_from_standard_input(capsys, home, monkeypatch):
     code, out, _ = run(capsys, "init", "--swarm", "-", "--bootstrap", "192.0.2.1:1", "--json")
     assert code == 0
     assert json.loads(out)["swarm"] == swarm.id.hex()
+
+
+@pytest.mark.parametrize("option", ["--protocol", "--task"])
+def test_a_local_swarm_of_something_unknown_makes_no_folder(capsys, home, option):
+    code, _, err = run(capsys, "local", option, "nope", "--out", str(home / "out"))
+    assert code == 2
+    assert "installed: " in err
+    assert not (home / "out").exists()
 
 
 def test_id_without_a_key_says_how_to_make_one(capsys, home):
