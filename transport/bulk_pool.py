@@ -60,7 +60,8 @@ LINKLESS_S: Final = 20.0
 """How long a receiver waits for the sender to replace the last link after it was lost."""
 
 BARREN_LINKS: Final = 3
-"""Links in a row that brought nothing, or could not be opened, before the pool gives up."""
+"""Tries in a row that brought nothing before the pool gives up. Links that were opened together are one try, however many:
+a path that resets everything once takes all of them along."""
 
 RETRY_S: Final = 0.1
 """Before a link is opened again after the first in vain; twice as long after each further one."""
@@ -81,6 +82,7 @@ class _Link:
     bulk: BulkLink
     opened_here: bool
     opened_at: float
+    trial: int
     confirmed: bool
     writer: Waiter = attrs.field(factory=Waiter)
     useful: bool = False
@@ -127,6 +129,7 @@ class BulkPool:
         self._opening = 0
         self._next_link = 1
         self._barren = 0
+        self._trial = 0  # of links opened now; the next begins when one was in vain
         self._retry_at = 0.0
         self._lost_at: float | None = None  # when the last link was lost
         self._closing = self._peer_left = False
@@ -256,9 +259,10 @@ class BulkPool:
                 except TransportError:  # other users have all the places: look again later
                     await trio.sleep(1.0)
                 else:
-                    self._start_link(bulk, opened_here=False)
+                    self._start_link(bulk, self._trial, opened_here=False)
 
     async def _open(self) -> None:
+        trial = self._trial
         try:
             bulk = await self._open_link()
         except (PeerLost, EndpointClosed) as error:
@@ -267,15 +271,18 @@ class BulkPool:
             if self._links:
                 self._count.cannot_open(trio.current_time(), len(self._links))
             else:
-                self._in_vain(str(error))
+                self._in_vain(trial, str(error))
         else:
-            self._start_link(bulk, opened_here=True)
+            self._start_link(bulk, trial, opened_here=True)
         finally:
             self._opening -= 1
             self._changed.unpark_all()
             self._keeper.wake()
 
-    def _in_vain(self, reason: str) -> None:
+    def _in_vain(self, trial: int, reason: str) -> None:
+        if trial != self._trial:  # another link of the same try was lost before
+            return
+        self._trial += 1
         self._barren += 1
         self._retry_at = trio.current_time() + RETRY_S * 2**self._barren
         if self._barren >= BARREN_LINKS and not self._links:
@@ -338,10 +345,10 @@ class BulkPool:
 
     # One link
 
-    def _start_link(self, bulk: BulkLink, *, opened_here: bool) -> None:
+    def _start_link(self, bulk: BulkLink, trial: int, *, opened_here: bool) -> None:
         assert self._nursery is not None
         now = trio.current_time()
-        link = _Link(self._next_link, bulk, opened_here, now, confirmed=not opened_here)
+        link = _Link(self._next_link, bulk, opened_here, now, trial, confirmed=not opened_here)
         self._next_link += 1
         self._links[link.number] = link
         self._transfers.open_link(link.number, now)
@@ -371,7 +378,7 @@ class BulkPool:
         in_order = link.bulk.ended_in_order or link.retiring or link.heard_bye
         if not in_order and not self._closing:
             if not link.useful:
-                self._in_vain("links were lost before anything went through")
+                self._in_vain(link.trial, "links were lost before anything went through")
             if not self._links and self._transfers.receiving:
                 self._lost_at = trio.current_time()
         if self._peer_left and not self._links:
