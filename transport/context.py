@@ -10,7 +10,7 @@ Invariant: every handshake of a node is made here, so that all say the same abou
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -85,7 +85,7 @@ class Context:
         intro: Intro,
         expected: NodeId | None = None,
         *,
-        allow_punch: bool = False,
+        punching: Collection[NodeId] = (),
     ) -> Handshake:
         """Make our side of one handshake, in its initial state; for the arguments see `Handshake`."""
         return Handshake(
@@ -95,7 +95,7 @@ class Context:
             intro=intro,
             random_bytes=self.random_bytes,
             expected=expected,
-            allow_punch=allow_punch,
+            punching=punching,
         )
 
     def control_intro(self, raw: RawStream, label: bytes = b"") -> Intro:

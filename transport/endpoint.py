@@ -15,7 +15,7 @@ counted by reason.
 
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 
 import trio
@@ -224,9 +224,15 @@ class Endpoint:
         """
         await self._inbound.take(raw, bulk_of)
 
-    def expect_punch(self, host: str) -> AbstractContextManager[None]:
-        """Inside the block, take inbound connections of `host` that play the punch role."""
-        return self._inbound.expect_punch(host)
+    def expect_punch(
+        self, node_id: NodeId, hosts: Collection[str] = ()
+    ) -> AbstractContextManager[None]:
+        """Inside the block, take inbound connections of `node_id` that play the punch role.
+
+        They may come from anywhere, as no one knows all addresses of a NAT; but strangers can keep
+        those out that are not from `hosts`, if they come in numbers.
+        """
+        return self._inbound.expect_punch(node_id, hosts)
 
     @property
     def on_probe(self) -> Callable[[NodeId, bytes], None] | None:

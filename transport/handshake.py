@@ -20,7 +20,7 @@ the Noise static key inside the encrypted messages.
 Two nodes that dial each other at once through their NATs cannot tell who opened the connection: one may see `accept`, the other
 `connect`, or both `connect`. So both send only their hello, of role 3, and the higher tie-break is the initiator (after libp2p's
 simultaneous open, libp2p/specs: connections/simopen.md). From there on all is as above, without the second hello. An ordinary
-responder takes a hello of role 3 only when it was told to (`allow_punch`), and answers it with its own.
+responder takes a hello of role 3 only when it was told whom to expect (`punching`), and answers it with its own.
 
 The initiator's first flight goes out before the responder's hello is known. That is sound: Noise message 1 of XX carries no
 encryption, so its bytes do not depend on the prologue, and the prologue is mixed in before message 2 is made or read.
@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import hmac
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal, TypeAlias
 
 import attrs
@@ -132,7 +132,7 @@ class Handshake:
         intro: what we say about ourselves.
         random_bytes: source of the fresh keys and the tie-break; os.urandom outside simulations.
         expected: the only acceptable node id, if one is known.
-        allow_punch: for a responder: take part in a punch if the other side's hello says so.
+        punching: for a responder: take part in a punch if the other side's hello says so, with one of these nodes.
 
     Raises:
         UsageError: the intro is too large to send.
@@ -147,10 +147,10 @@ class Handshake:
         intro: Intro,
         random_bytes: Callable[[int], bytes],
         expected: NodeId | None = None,
-        allow_punch: bool = False,
+        punching: Collection[NodeId] = (),
     ) -> None:
         self._punched = role == "punch"
-        self._allow_punch = allow_punch and role == "responder"
+        self._punching = punching if role == "responder" else ()
         # A punching side learns its role from the other's hello; like a responder, it has nothing to say until then.
         self._role: Role = "initiator" if role == "initiator" else "responder"
         self._identity = identity
@@ -267,7 +267,7 @@ class Handshake:
         if len(head) < HELLO_BYTES:
             return False
         _, _, role, _flags, self._remote_tie_break, tag = _HELLO.unpack(head)
-        if role == _PUNCH_BYTE and self._allow_punch:
+        if role == _PUNCH_BYTE and self._punching:
             self._punched = True
             self._hello = self._make_hello()
             self._out += self._hello
@@ -368,6 +368,8 @@ class Handshake:
             raise SelfDialed("the other side has our own identity")
         if self._expected is not None and node_id != self._expected:
             raise WrongPeer(f"expected {self._expected.short}, found {node_id.short}")
+        if self._punched and self._punching and node_id not in self._punching:
+            raise WrongPeer(f"no punch with {node_id.short} was agreed")
         return node_id, public_key, decode_intro(payload_untrusted[end_of_signature:])
 
     def _finish(self, noise: NoiseXX, node_id: NodeId, public_key: bytes, intro: Intro) -> None:

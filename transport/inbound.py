@@ -10,8 +10,9 @@ over; a stream is given on or closed; every refusal is counted by reason.
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import trio
 
@@ -31,6 +32,13 @@ from transport.scopes import ScopeExceeded
 
 Offer = Callable[[tuple[NodeId, bytes], Delivery], Awaitable[None]]
 
+MAX_UNNAMED: Final = 8
+"""Connections from hosts that no punch has named, whose hello of the punch role is answered, at a time.
+
+A NAT may have several addresses, and a node may know only some of its own; so the other side of a punch may come from
+elsewhere. What a stranger gets so is our hello, and that only while somebody punches.
+"""
+
 
 class Inbound:
     """The way in of one endpoint.
@@ -46,7 +54,9 @@ class Inbound:
         self._registry = registry
         self._offer = offer
         self._listeners: list[RawListener] = []
-        self._punching: Counter[str] = Counter()  # hosts with a punch under way
+        self._punching: Counter[NodeId] = Counter()  # with whom punches are under way
+        self._named: Counter[str] = Counter()  # the hosts that they may come from
+        self._unnamed = 0  # handshakes that may be punches, from elsewhere
 
     async def listen(self, addresses: Sequence[Address]) -> None:
         """Listen on all of `addresses` or on none, and take what comes until `close`.
@@ -83,15 +93,28 @@ class Inbound:
             await listener.aclose()
 
     @contextmanager
-    def expect_punch(self, host: str) -> Iterator[None]:
-        """Take hellos of the punch role from `host` inside the block."""
-        self._punching[host] += 1
+    def expect_punch(self, node_id: NodeId, hosts: Collection[str]) -> Iterator[None]:
+        """Take the punch role of `node_id` inside the block, from `hosts` for sure."""
+        self._punching[node_id] += 1
+        self._named.update(hosts)
         try:
             yield
         finally:
-            self._punching[host] -= 1
-            if not self._punching[host]:
-                del self._punching[host]
+            self._punching -= Counter((node_id,))
+            self._named -= Counter(hosts)
+
+    @contextmanager
+    def _punchers(self, host: str) -> Iterator[Collection[NodeId]]:
+        """Whose punch a connection from `host` may be."""
+        if not self._punching or (host not in self._named and self._unnamed >= MAX_UNNAMED):
+            yield ()
+            return
+        unnamed = host not in self._named
+        self._unnamed += unnamed
+        try:
+            yield frozenset(self._punching)
+        finally:
+            self._unnamed -= unnamed
 
     async def take(self, raw: RawStream, bulk_of: NodeId | None = None) -> None:
         """Do the work of `Endpoint.take_inbound`."""
@@ -155,13 +178,13 @@ class Inbound:
         self, raw: RawStream, deadline: float, pending: Pending
     ) -> HandshakeResult | None:
         context = self._context
-        handshake = context.handshake(
-            "responder",
-            context.control_intro(raw),
-            allow_punch=raw.remote.host in self._punching,
-        )
+        intro = context.control_intro(raw)
         try:
-            return await shake_hands(raw, handshake, deadline=deadline, on_answer=pending.proved)
+            with self._punchers(raw.remote.host) as punching:
+                handshake = context.handshake("responder", intro, punching=punching)
+                return await shake_hands(
+                    raw, handshake, deadline=deadline, on_answer=pending.proved
+                )
         except HandshakeFailed as error:
             context.reporter.count(f"handshake-{error.code}")
         except ConnectionBroken:

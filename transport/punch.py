@@ -55,6 +55,21 @@ MAX_REVERSE_S: Final = 1.5
 CROSSED: Final = "the other side's punch counts"
 """The reason with which the second of two sessions that crossed is refused."""
 BUSY: Final = "busy with other punches"
+CANCELLED: Final = "the punch was given up"
+MAX_FAILED_HANDSHAKES: Final = 3
+"""Connections to one address that lead to no peer, until a session dials it no more: somebody else may be there."""
+
+_FINAL: Final = frozenset(
+    {
+        "network is unreachable",
+        "address family not supported by protocol",
+        "cannot assign requested address",
+        "invalid argument",
+        "permission denied",
+        "operation not permitted",
+    }
+)
+"""Reasons for which a dial fails that lie with our machine and will not change within seconds."""
 
 _DOCUMENTATION: Final = tuple(
     ipaddress.ip_network(text)
@@ -253,6 +268,11 @@ def gap_s(chance: float) -> float:
     return MIN_GAP_S + (MAX_GAP_S - MIN_GAP_S) * chance
 
 
+def is_final(reason: str) -> bool:
+    """Whether it makes no sense to repeat a dial that failed for this reason."""
+    return reason in _FINAL
+
+
 # Whom to dial
 
 
@@ -261,12 +281,13 @@ def tellable(advertised: Iterable[Address], observed: Iterable[Address]) -> tupl
 
     A wildcard, a relayed address and a name say nothing about where a SYN would come from.
     """
-    seen = [address for address in observed if address.is_ip and _is_public(address.host)]
+    seen = [address for address in observed if address.is_ip and is_public(address.host)]
     rest = [address for address in advertised if address.port and _may_be_met(address)]
     return tuple(dict.fromkeys([*seen, *rest]))[:MAX_ADDRESSES]
 
 
-def _is_public(host: str) -> bool:
+def is_public(host: str) -> bool:
+    """Whether an address of this IP may be met from anywhere."""
     if kind_of(host) is AddressKind.GLOBAL:
         return True
     return any(ipaddress.ip_address(host) in network for network in _DOCUMENTATION)
@@ -332,26 +353,32 @@ def _reason_against(
         return "an IPv4 address in disguise"
     if address in own or (ip in hosts and address.port in ports):
         return "our own address"
-    if _is_public(address.host) or any(ip in interface.network for interface in interfaces):
+    if is_public(address.host) or any(ip in interface.network for interface in interfaces):
         return ""
     return "a private address of a network that we are not in"
 
 
 # What came of it
 
+MAX_NOTED: Final = 128
+"""Different attempts kept for the report of one punch."""
+
 
 @attrs.frozen
 class Attempt:
-    """One dial of a punch."""
+    """The dials of one address in one round that came to the same end."""
 
     address: Address
     round: int
     """0 for the plain dials before the first round."""
     started_s: float
-    """Since the punch began."""
+    """The first one's beginning, since the punch began."""
     took_s: float
+    """The longest one's time."""
     reason: str
-    """Why it failed; "" if it connected and the handshake went through."""
+    """Why they failed; "" if it connected and the handshake went through."""
+    count: int = 1
+    """How many there were."""
 
 
 @attrs.frozen(kw_only=True)
@@ -372,4 +399,4 @@ class PunchReport:
     """Over the relay, the last one measured; None if we did not measure."""
     took_s: float
     attempts: tuple[Attempt, ...]
-    """At most (`MAX_ROUNDS` * `MAX_ATTEMPTS` + 1) * `MAX_ADDRESSES`, in the order they ended."""
+    """Equal ones together, in the order in which the first of each ended; at most `MAX_NOTED`."""

@@ -10,11 +10,12 @@ Invariants: every wait has a bound; no dial and no handshake outlives the run; w
 the network does ends up in the report, not in an exception.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack
-from functools import partial
 from typing import Final
 
+import attrs
 import trio
 
 from transport.address import Address
@@ -25,14 +26,18 @@ from transport.handshake import HandshakeRole
 from transport.network import Path, RawStream
 from transport.peer import Peer
 from transport.punch import (
+    CANCELLED,
     CROSSED,
     MAX_ATTEMPTS,
+    MAX_FAILED_HANDSHAKES,
+    MAX_NOTED,
     PROTOCOL,
     TOKEN_BYTES,
     Attempt,
     PunchReport,
     PunchSession,
     gap_s,
+    is_final,
 )
 from transport.source import source_for
 from transport.stream import Stream
@@ -42,9 +47,23 @@ MESSAGE_S: Final = 10.0
 """How long the other side may take for a message that is due."""
 SETTLE_S: Final = 2.0
 """How long after the other side's word that it worked it may take to show here."""
+GOODBYE_S: Final = 0.2
+"""How long a cancelled coordinator may take to say so: the stream only has to take the message."""
 
 Choose = Callable[[Iterable[Address]], tuple[list[Address], list[tuple[Address, str]]]]
 Steps = Callable[[Stream, ExitStack], Awaitable[None]]
+
+
+@attrs.define(eq=False)
+class _Dial:
+    """One dial under way, and its handshake."""
+
+    address: Address
+    round: int
+    started: float
+    role: HandshakeRole
+    reason: str = "no answer in time"
+    over: trio.Event = attrs.field(factory=trio.Event)
 
 
 class PunchRun:
@@ -72,7 +91,9 @@ class PunchRun:
         self._peer = peer
         self._session = session
         self._choose = choose
-        self._attempts: list[Attempt] = []  # bounded, see PunchReport.attempts
+        self._attempts: dict[tuple[Address, int, str], Attempt] = {}  # bounded by MAX_NOTED
+        self._hopeless: set[Address] = set()  # not dialed any more; some of theirs
+        self._failed_handshakes: Counter[Address] = Counter()  # the same
         self._started = trio.current_time()
         self._took = 0.0
         self._reason = ""
@@ -101,7 +122,7 @@ class PunchRun:
             rounds=self._rounds,
             rtt_s=self._session.rtt_s,
             took_s=self._took,
-            attempts=tuple(self._attempts),
+            attempts=tuple(self._attempts.values()),
         )
 
     async def coordinate(self) -> None:
@@ -113,8 +134,21 @@ class PunchRun:
             return
         try:
             await self._run(stream, self._lead)
+        except trio.Cancelled:
+            await self._say_goodbye(stream)
+            raise
         finally:
             stream.close()
+
+    async def _say_goodbye(self, stream: Stream) -> None:
+        """Tell the other side, which would go on dialing, that nobody waits for it."""
+        if self._session.over:
+            return
+        with trio.move_on_after(GOODBYE_S, shield=True):
+            try:
+                await stream.send_message(self._session.end(CANCELLED))
+            except TransportError:  # the connection is gone, and with it the session
+                return
 
     async def follow(self, stream: Stream) -> None:
         """Do as the other side says until it ends the session."""
@@ -183,7 +217,10 @@ class PunchRun:
         while not session.over:
             if session.state == "connecting":
                 targets = self._targets(expecting)
-                await self._receive(stream)
+                if session.round == 1:
+                    await self._receive_reversing(stream, targets)
+                else:
+                    await self._receive(stream)
                 continue
             await self._dial_all(stream, targets)
             if self._success.is_set():
@@ -200,11 +237,13 @@ class PunchRun:
         targets, refused = self._choose(self._session.theirs)
         if self._session.round == 1:
             for address, reason in refused:
-                self._note(address, 0, trio.current_time(), f"not dialed: {reason}")
-        for host in {address.host for address in targets} - self._expected:
-            self._expected.add(host)
-            expecting.enter_context(self._endpoint.expect_punch(host))
-        return targets
+                now = trio.current_time()
+                self._note(_Dial(address, 0, now, "initiator", f"not dialed: {reason}"))
+        hosts = {address.host for address in targets} - self._expected
+        if hosts or not self._expected:
+            self._expected |= hosts
+            expecting.enter_context(self._endpoint.expect_punch(self._peer.node_id, hosts))
+        return [address for address in targets if address not in self._hopeless]
 
     async def _send(self, stream: Stream, message: bytes) -> None:
         with trio.fail_after(MESSAGE_S):
@@ -228,10 +267,26 @@ class PunchRun:
         with trio.move_on_after(self._session.reverse_s):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_when_done, nursery.cancel_scope)
-                async with trio.open_nursery() as dials:
-                    for address in targets:
-                        dials.start_soon(self._dial_once, address, "initiator")
+                await self._dial_plainly(targets)
                 nursery.cancel_scope.cancel()
+
+    async def _receive_reversing(self, stream: Stream, targets: Iterable[Address]) -> None:
+        """Wait for the next message, and meanwhile dial as anybody would, as the coordinator does."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._dial_plainly, targets)
+            failures = list[Exception]()
+            try:
+                await self._receive(stream)
+            except (trio.TooSlowError, TransportError) as error:
+                failures.append(error)  # raised below, bare
+            nursery.cancel_scope.cancel()
+        if failures:
+            raise failures[0]
+
+    async def _dial_plainly(self, targets: Iterable[Address]) -> None:
+        async with trio.open_nursery() as dials:
+            for address in targets:
+                dials.start_soon(self._dial_once, address, "initiator")
 
     async def _dial_all(self, stream: Stream, targets: Iterable[Address]) -> None:
         """Dial until it worked, the round is over, or the other side says something.
@@ -272,52 +327,54 @@ class PunchRun:
 
     async def _dial_repeatedly(self, address: Address) -> None:
         for _ in range(MAX_ATTEMPTS):
+            if address in self._hopeless:
+                return
             await self._dial_once(address, "punch")
             await trio.sleep(gap_s(self._endpoint.rng.random()))
 
     async def _dial_once(self, address: Address, role: HandshakeRole) -> None:
         """One dial and, if it connects, one handshake, which may outlive the round."""
-        started, reason = trio.current_time(), "no answer in time"
         number = self._session.round if role == "punch" else 0
-        raw, source = None, None
-        if role == "punch":
-            source = source_for(self._endpoint.addresses, address)
+        dial = _Dial(address, number, trio.current_time(), role)
+        source = source_for(self._endpoint.addresses, address) if role == "punch" else None
+        raw = None
         try:
             raw = await self._endpoint.network.connect(address, source=source)
         except ConnectFailed as error:
-            reason = str(error)
+            dial.reason = str(error)
+            if is_final(dial.reason):
+                self._hopeless.add(address)
         finally:
             if raw is None:
-                self._note(address, number, started, reason)
+                self._note(dial)
         if raw is not None:
-            over = trio.Event()
             assert self._handshakes is not None
-            note = partial(self._note, address, number, started)
-            self._handshakes.start_soon(self._upgrade, raw, role, note, over)
-            await over.wait()
+            self._handshakes.start_soon(self._upgrade, raw, dial)
+            await dial.over.wait()
 
-    async def _upgrade(
-        self,
-        raw: RawStream,
-        role: HandshakeRole,
-        note: Callable[[str], None],
-        over: trio.Event,
-    ) -> None:
-        reason = "the session ended before the handshake"
+    async def _upgrade(self, raw: RawStream, dial: _Dial) -> None:
+        dial.reason = "the session ended before the handshake"
         try:
-            if await self._endpoint.upgrade(self._peer, raw, role):
-                reason = ""
+            if await self._endpoint.upgrade(self._peer, raw, dial.role):
+                dial.reason = ""
                 self._success.set()
             else:
-                reason = "connected; the handshake failed, or another connection was chosen"
+                dial.reason = "connected; the handshake failed, or another connection was chosen"
+                self._failed_handshakes[dial.address] += 1
+                if self._failed_handshakes[dial.address] >= MAX_FAILED_HANDSHAKES:
+                    self._hopeless.add(dial.address)
         except TransportError as error:
-            reason = str(error)
+            dial.reason = str(error)
         finally:
-            note(reason)
-            over.set()
+            self._note(dial)
+            dial.over.set()
 
-    def _note(self, address: Address, number: int, started: float, reason: str) -> None:
-        now = trio.current_time()
-        self._attempts.append(
-            Attempt(address, number, started - self._started, now - started, reason)
-        )
+    def _note(self, dial: _Dial) -> None:
+        took = trio.current_time() - dial.started
+        key = dial.address, dial.round, dial.reason
+        known = self._attempts.get(key)
+        if known is not None:
+            longest = max(known.took_s, took)
+            self._attempts[key] = attrs.evolve(known, count=known.count + 1, took_s=longest)
+        elif len(self._attempts) < MAX_NOTED:
+            self._attempts[key] = Attempt(*key[:2], dial.started - self._started, took, dial.reason)

@@ -26,6 +26,7 @@ from transport.errors import UsageError
 from transport.identity import NodeId
 from transport.interfaces import local_addresses
 from transport.network import Path
+from transport.outside import ask_outside, askable
 from transport.peer import Peer
 from transport.punch import (
     BUSY,
@@ -38,12 +39,19 @@ from transport.punch import (
     tellable,
 )
 from transport.punch_run import SETTLE_S, PunchRun
+from transport.rates import TokenBucket
 from transport.stream import Stream
 
 MAX_FOLLOWED: Final = 16
 """Sessions that peers coordinate at a time."""
 FOLLOW_AGAIN_S: Final = 5.0
-"""Pause between two sessions of one peer: it decides whom we send SYNs to."""
+"""Per session of one peer, in the long run: it decides whom we send SYNs to."""
+FOLLOW_BURST: Final = 3
+"""Sessions of one peer that may come one after another: a punch that was given up may begin anew."""
+BEFORE_S: Final = 0.2
+"""How long the next session of a peer waits for the end of the one before."""
+LOOK_AGAIN_S: Final = 30.0
+"""Pause between two searches for somebody who tells us where we are seen."""
 MAX_OBSERVED: Final = 32
 """Peers whose view of us is kept."""
 
@@ -83,7 +91,10 @@ class Puncher:
         self._seen: OrderedDict[NodeId, Address] = OrderedDict()  # bounded by MAX_OBSERVED
         self._coordinating: dict[NodeId, PunchRun] = {}  # at most one per peer
         self._following: dict[NodeId, PunchRun] = {}  # bounded by MAX_FOLLOWED
-        self._followed: OrderedDict[NodeId, float] = OrderedDict()  # bounded by MAX_OBSERVED
+        self._followed: OrderedDict[NodeId, TokenBucket] = OrderedDict()  # bounded by MAX_OBSERVED
+        self._asked: dict[bool, Address] = {}  # what we asked for, by "is it IPv6"
+        self._look_after = float("-inf")
+        self._looking = False
         self._changed = trio.lowlevel.ParkingLot()
         endpoint.serve(PROTOCOL, self._serve)
         endpoint.on_observed.append(self._note)
@@ -96,9 +107,48 @@ class Puncher:
             self._seen.popitem(last=False)
 
     def observed(self) -> list[Address]:
-        """Where we are seen: what is believed first, then what most peers say, the newest first."""
+        """Where we are seen: what is believed first, then what most peers say, the newest first.
+
+        The best of each family come before all others.
+        """
         counted = Counter(reversed(self._seen.values()))
-        return [*self._believed(), *(address for address, _ in counted.most_common())]
+        found = [*self._believed(), *(address for address, _ in counted.most_common())]
+        found += self._asked.values()
+        best = {":" in address.host: address for address in reversed(found)}
+        return list(dict.fromkeys([*(a for a in found if a in best.values()), *found]))
+
+    def forget(self) -> None:
+        """Our network has changed: nobody has seen us here yet."""
+        self._seen.clear()
+        self._asked.clear()
+        self._look_after = float("-inf")
+
+    @property
+    def should_look(self) -> bool:
+        """Whether `look_outside` may bring something new."""
+        return (
+            not self._looking
+            and trio.current_time() >= self._look_after
+            and bool(self._unseen_families())
+        )
+
+    def _unseen_families(self) -> list[bool]:
+        """In which we listen, nobody sees us, and somebody could be asked."""
+        listening = {":" in address.host for address in self.endpoint.addresses if address.is_ip}
+        unseen = listening - {":" in address.host for address in self.observed()}
+        return sorted(six for six in unseen if askable(self.endpoint, six=six))
+
+    async def look_outside(self) -> None:
+        """Ask where we are seen in a family that no peer uses with us; a few seconds at most."""
+        self._looking = True
+        try:
+            for six in self._unseen_families():
+                seen = await ask_outside(self.endpoint, six=six)
+                if seen is not None:
+                    self._asked[six] = seen
+        finally:
+            self._looking = False
+            self._look_after = trio.current_time() + LOOK_AGAIN_S
 
     def tell(self) -> tuple[Address, ...]:
         """Where to be met, for the other side."""
@@ -116,6 +166,11 @@ class Puncher:
                 interfaces.append(ipaddress.ip_interface(f"{host}/{width}"))
         own = [*listening, *self.endpoint.advertised, *self.observed()]
         return screen(theirs, own=own, interfaces=interfaces)
+
+    @property
+    def following(self) -> int:
+        """Sessions under way that peers coordinate."""
+        return len(self._following)
 
     def _new_run(self, peer: Peer, *, coordinates: bool) -> PunchRun:
         session = PunchSession(coordinates=coordinates, addresses=self.tell())
@@ -162,15 +217,17 @@ class Puncher:
     # Following
 
     async def _serve(self, stream: Stream) -> None:
-        peer, now = stream.peer, trio.current_time()
-        node_id = peer.node_id
-        refusal = ""
+        peer, node_id = stream.peer, stream.peer.node_id
+        if (before := self._following.get(node_id)) is not None:
+            with trio.move_on_after(BEFORE_S):  # given up, and about to end here
+                await before.done.wait()
+        now, refusal = trio.current_time(), ""
         if node_id in self._coordinating and self.endpoint.node_id < node_id:
             refusal = CROSSED
         elif (
             node_id in self._following
             or len(self._following) >= MAX_FOLLOWED
-            or now - self._followed.get(node_id, float("-inf")) < FOLLOW_AGAIN_S
+            or not self._budget(node_id, now).take(1, now)
         ):
             refusal = BUSY
         if refusal:
@@ -182,11 +239,17 @@ class Puncher:
             await run.follow(stream)
         finally:
             del self._following[node_id]
-            self._followed[node_id] = trio.current_time()
-            self._followed.move_to_end(node_id)
-            while len(self._followed) > MAX_OBSERVED:
-                self._followed.popitem(last=False)
             run.done.set()
+
+    def _budget(self, node_id: NodeId, now: float) -> TokenBucket:
+        """The sessions that a peer may have us follow."""
+        budget = self._followed.get(node_id)
+        if budget is None:
+            budget = self._followed[node_id] = TokenBucket(1 / FOLLOW_AGAIN_S, FOLLOW_BURST, now)
+        self._followed.move_to_end(node_id)
+        while len(self._followed) > MAX_OBSERVED:
+            self._followed.popitem(last=False)
+        return budget
 
 
 # The endpoint holds its puncher (as a handler), the puncher its endpoint; here is neither held.

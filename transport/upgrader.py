@@ -57,6 +57,7 @@ class Upgrader:
 
     def start_over(self) -> None:
         """Our network has changed: try everybody again soon."""
+        self._puncher.forget()
         self._again.set()
         self._again = trio.Event()
 
@@ -66,6 +67,8 @@ class Upgrader:
             with self._endpoint.watch() as events:
                 self._look(nursery)
                 async for event in events:
+                    if isinstance(event, PeerUp) and self._puncher.should_look:
+                        nursery.start_soon(self._puncher.look_outside)
                     if (
                         not isinstance(event, PeerUp | PeerDown | PeerPathChanged)
                         or event.peer.path is Path.RELAYED

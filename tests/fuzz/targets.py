@@ -98,7 +98,7 @@ def shaker(role: str) -> Handshake:
         swarm=SWARM,
         intro=Intro(name=role, listen=(Address("192.0.2.1", 7447),)),
         random_bytes=random.Random(role).randbytes,
-        allow_punch=role == "responder",
+        punching=(ALICE.node_id, BOB.node_id) if role == "responder" else (),
     )
 
 

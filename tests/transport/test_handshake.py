@@ -640,7 +640,12 @@ def test_a_malformed_observed_address_is_refused_both_ways(observed):
 LOW, HIGH = 1, 2**63 + 5
 
 
-def punching(identity, tie_break, *, role="punch", swarm=SWARM, expected=None, seed=None):
+EVERYBODY = (ALICE.node_id, BOB.node_id, CAROL.node_id)
+
+
+def punching(
+    identity, tie_break, *, role="punch", swarm=SWARM, expected=None, seed=None, agreed=EVERYBODY
+):
     random_bytes = random.Random(seed if seed is not None else tie_break).randbytes
     return Handshake(
         role=role,
@@ -649,7 +654,7 @@ def punching(identity, tie_break, *, role="punch", swarm=SWARM, expected=None, s
         intro=Intro(name="high" if tie_break == HIGH else "low"),
         random_bytes=lambda size: tie_break.to_bytes(8, "big") if size == 8 else random_bytes(size),
         expected=expected,
-        allow_punch=role == "responder",
+        punching=agreed if role == "responder" else (),
     )
 
 
@@ -832,6 +837,30 @@ def test_the_wrong_peer_is_refused_on_both_sides_of_a_punch():
         exchange(punching(ALICE, HIGH), punching(BOB, LOW, expected=CAROL.node_id))
     with pytest.raises(SelfDialed):
         exchange(punching(ALICE, HIGH), punching(ALICE, LOW))
+
+
+@pytest.mark.parametrize("tie_breaks", [(HIGH, LOW), (LOW, HIGH)])
+def test_a_listener_punches_only_with_those_it_agreed_with(tie_breaks):
+    """Whichever side turns out to be the initiator."""
+    for agreed, works in (((CAROL.node_id,), False), ((CAROL.node_id, ALICE.node_id), True)):
+        dialer = punching(ALICE, tie_breaks[0])
+        listener = punching(BOB, tie_breaks[1], role="responder", agreed=agreed)
+        if works:
+            exchange(dialer, listener)
+            assert listener.result.node_id == ALICE.node_id
+            continue
+        with pytest.raises(WrongPeer, match="no punch with"):
+            exchange(dialer, listener)
+        assert listener.result is None
+
+
+def test_who_agreed_with_somebody_takes_ordinary_connections_of_all():
+    initiator, listener = (
+        make("initiator"),
+        punching(BOB, LOW, role="responder", agreed=(CAROL.node_id,)),
+    )
+    flights(initiator, listener)
+    assert listener.result.node_id == ALICE.node_id
 
 
 def test_a_punching_stranger_learns_nothing_but_the_hello():

@@ -12,6 +12,7 @@ from transport.address import Address
 from transport.deterministic import run_deterministically
 from transport.endpoint import Endpoint
 from transport.errors import ProtocolViolation
+from transport.inbound import MAX_UNNAMED
 from transport.link_model import LinkSettings
 from transport.memory import MemoryNetwork
 from transport.migration import MAX_PENDING, Switch
@@ -358,14 +359,36 @@ async def test_a_punched_link_takes_over(autojump_clock: object) -> None:
 async def test_a_listener_takes_a_punch_only_when_it_is_expected(
     expected: bool, autojump_clock: object
 ) -> None:
+    """From whichever host it comes: nobody knows all addresses of a NAT."""
     world = MemoryNetwork(3, default=FAST)
     async with relayed_pair(world) as pair:
-        with pair.b.expect_punch("10.0.0.1" if expected else "10.0.0.99"):
+        with pair.b.expect_punch(pair.a.node_id if expected else pair.b.node_id):
             raw = await pair.direct(pair.a)
             assert await pair.a.upgrade(pair.ours, raw, "punch") == expected
         await trio.sleep(1)
         path = Path.PUNCHED if expected else Path.RELAYED
         assert pair.ours.path == pair.theirs.path == path
+        raw = await pair.direct(pair.a)  # the punch is over
+        assert not await pair.a.upgrade(pair.ours, raw, "punch")
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_strangers_in_numbers_keep_only_those_out_that_no_punch_has_named(
+    named: bool, autojump_clock: object
+) -> None:
+    world = MemoryNetwork(3, default=FAST)
+    async with relayed_pair(world) as pair:
+        mine = {(await pair.direct(pair.a)).local.host} if named else ()
+        with pair.b.expect_punch(pair.a.node_id, mine):
+            silent = [
+                await world.host(f"10.7.{number}.1").connect(pair.b.addresses[0])
+                for number in range(MAX_UNNAMED)
+            ]
+            await trio.sleep(0.5)
+            raw = await pair.direct(pair.a)
+            assert await pair.a.upgrade(pair.ours, raw, "punch") == named
+        for raw in silent:
+            raw.abort()
 
 
 # Crossing

@@ -15,13 +15,15 @@ from tests.transport.stand_in_relay import relayed
 from transport.address import Address
 from transport.codec import pack
 from transport.endpoint import Endpoint
-from transport.errors import UsageError
+from transport.errors import ConnectFailed, UsageError
 from transport.link_model import LinkSettings
 from transport.memory import MemoryNetwork
-from transport.network import Path
+from transport.memory_host import MultiHomedHost
+from transport.network import Path, RawStream
 from transport.peer import Peer
 from transport.punch import (
     BUSY,
+    MAX_FAILED_HANDSHAKES,
     MAX_MESSAGE_BYTES,
     MAX_ROUNDS,
     PROTOCOL,
@@ -32,7 +34,7 @@ from transport.punch import (
     encode,
 )
 from transport.punch_run import MESSAGE_S
-from transport.puncher import FOLLOW_AGAIN_S, Puncher, punch, serve_punch
+from transport.puncher import FOLLOW_AGAIN_S, FOLLOW_BURST, Puncher, punch, serve_punch
 from transport.stream import Stream
 
 WILD = [Address("0.0.0.0", 7447)]
@@ -96,6 +98,7 @@ PORT, ADDRESS, FULL, SYMMETRIC = (
         ((ADDRESS, SYMMETRIC), {Path.PUNCHED, Path.REVERSED}),
         ((SYMMETRIC, ADDRESS), {Path.PUNCHED, Path.REVERSED}),
         ((FULL, SYMMETRIC), {Path.REVERSED}),
+        ((SYMMETRIC, FULL), {Path.REVERSED}),  # the follower dials as well
     ],
     ids=str,
 )
@@ -288,10 +291,62 @@ async def test_a_coordinator_that_says_nothing_or_nonsense_is_left(autojump_cloc
 
 
 async def test_a_coordinator_may_not_send_us_about_without_a_pause(autojump_clock) -> None:
-    async with pair((PORT, SYMMETRIC)) as pair_:
-        await pair_.punchers[1].punch(pair_.peer_a)
+    async with pair((PORT, PORT)) as pair_:
+        for _ in range(FOLLOW_BURST):
+            with trio.move_on_after(0.2) as scope:
+                await pair_.punchers[1].punch(pair_.peer_a)
+            assert scope.cancelled_caught
+            await trio.sleep(0.1)
         report = await pair_.punchers[1].punch(pair_.peer_a)
         assert (report.ok, report.reason) == (False, BUSY)
+        await trio.sleep(FOLLOW_AGAIN_S)
+        assert (await pair_.punchers[1].punch(pair_.peer_a)).ok
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.2, 1.0])
+async def test_a_punch_that_is_given_up_ends_at_the_other_side_too(after_s, autojump_clock) -> None:
+    async with pair((PORT, SYMMETRIC)) as pair_:
+        with trio.move_on_after(after_s):
+            await pair_.punchers[1].punch(pair_.peer_a)
+        assert pair_.punchers[0].following == 1
+        await trio.sleep(0.1)  # what is on its way
+        assert pair_.punchers[0].following == 0
+
+
+async def test_what_cannot_work_is_dialed_once_and_said_once(autojump_clock) -> None:
+    async with pair((PORT, SYMMETRIC)) as pair_:
+        network, dials = pair_.b.network, list[Address]()
+        connect = network.connect
+
+        async def counted(address: Address, *, source: Address | None = None) -> RawStream:
+            dials.append(address)
+            if ":" in address.host:
+                raise ConnectFailed("network is unreachable")
+            return await connect(address, source=source)
+
+        network.connect = counted
+        told = pair_.punchers[0].tell
+        elsewhere = Address("2001:db8::7", 7447)
+        pair_.punchers[0].tell = lambda: (*told(), elsewhere)
+        report = await pair_.punchers[1].punch(pair_.peer_a)
+        assert report.rounds == MAX_ROUNDS
+        assert dials.count(elsewhere) == 1
+        reasons = [a.reason for a in report.attempts if a.address == elsewhere]
+        assert reasons == ["network is unreachable"]
+
+
+async def test_where_somebody_else_answers_is_soon_dialed_no_more(autojump_clock) -> None:
+    async with pair((PORT, SYMMETRIC)) as pair_:
+        elsewhere = Address("203.0.113.9", 7447)
+        async with node(pair_.world.host(elsewhere.host), 3, listen=[elsewhere]) as other:
+            told = pair_.punchers[0].tell
+            pair_.punchers[0].tell = lambda: (elsewhere, *told())
+            report = await pair_.punchers[1].punch(pair_.peer_a)
+            attempts = [a for a in report.attempts if a.address == elsewhere]
+            assert sum(attempt.count for attempt in attempts) == MAX_FAILED_HANDSHAKES
+            assert len(attempts) == 2  # the plain one, and those of the first round together
+            assert all("handshake failed" in attempt.reason for attempt in attempts)
+            assert not other.peers
 
 
 async def test_named_addresses_that_are_not_the_peers_are_not_dialed(autojump_clock) -> None:
@@ -347,6 +402,48 @@ async def test_what_most_peers_see_is_told_first(autojump_clock) -> None:
         assert puncher.tell() == (Address("192.0.2.77", 1), usual, rare, Address("10.0.0.1", 7447))
 
 
+def test_each_family_is_told_before_what_is_doubtful() -> None:
+    seen = [Address("192.0.2.1", 1), Address("192.0.2.2", 1), Address("2001:db8::1", 1)]
+
+    async def run() -> None:
+        async with node(MemoryNetwork(1).host("10.0.0.1"), 1) as lone:
+            puncher = serve_punch(lone, interfaces=tuple, observed=lambda: seen)
+            assert puncher.observed() == [seen[0], seen[2], seen[1]]
+
+    trio.run(run)
+
+
+async def test_who_meets_all_by_ipv6_asks_where_it_is_seen_by_ipv4(autojump_clock) -> None:
+    world = MemoryNetwork(1)
+    nat = world.nat("198.51.100.1", SYMMETRIC)
+    inside = MultiHomedHost(world.host("10.1.0.2", behind=nat), world.host("2001:db8::2"))
+    outside = MultiHomedHost(world.host("192.0.2.9"), world.host("2001:db8::9"))
+    both = [*WILD, Address("::", 7447)]
+    at = [Address("192.0.2.9", 7447), Address("2001:db8::9", 7447)]
+    async with (
+        node(inside, 1, listen=both) as lone,
+        node(outside, 2, listen=at) as public,
+    ):
+        puncher = serve_punch(lone, interfaces=tuple)
+        assert not puncher.should_look  # there is nobody to ask
+        await lone.connect([at[1]])
+        assert [address.host for address in puncher.observed()] == ["2001:db8::2"]
+        assert puncher.should_look
+        await puncher.look_outside()
+        assert {address.host for address in puncher.observed()} == {"2001:db8::2", "198.51.100.1"}
+        assert not puncher.should_look
+        assert public.counters["probes-answered"] == 1
+        assert world.open_connections == 1
+        puncher.forget()
+        assert puncher.should_look
+        await public.network.hosts[0].listen(Address("192.0.2.9", 80))
+        public.set_advertised([Address("192.0.2.9", 80)])  # somebody who does not answer there
+        await trio.sleep(1)
+        await puncher.look_outside()
+        assert puncher.observed() == []
+        assert not puncher.should_look  # not again at once
+
+
 async def test_punching_needs_to_be_served(autojump_clock) -> None:
     world = MemoryNetwork(1)
     async with node(world.host("10.0.0.1"), 1) as lone, node(world.host("10.0.0.2"), 2) as other:
@@ -367,8 +464,7 @@ async def test_who_waits_for_a_cancelled_punch_makes_one_of_its_own(autojump_clo
                 nursery.start_soon(wait)  # begins after the first, and waits for it
                 await pair_.punchers[1].punch(pair_.peer_a)
         (report,) = reports
-        # It asked the other side itself, which wants a pause between two sessions.
-        assert (report.coordinated, report.reason) == (True, BUSY)
+        assert (report.ok, report.coordinated) == (True, True)
 
 
 async def test_a_closed_endpoint_is_not_kept_by_its_puncher(autojump_clock) -> None:
