@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from typing import Any
 
 import click
@@ -95,7 +96,10 @@ def _print_reply(
 
     name = printable(str(answer.get("name") or peer), 64)
     path = str(reply.get("path") or "n/a")
-    via = f"relay {short_id(reply.get('relay'))}" if path == "relayed" else path
+    via = path
+    if path == "relayed":
+        via = f"relay {reply.get('relay_name') or ''} {short_id(reply.get('relay'))}"
+        via = " ".join(via.split())
     if path != "relayed" and answer.get("address"):
         via += f" {answer['address']}"
     changed = f"   path changed from {before}" if before not in {None, path} else ""
@@ -112,7 +116,11 @@ def _why_relayed(answer: dict[str, Any], settings: Settings) -> str:
         return "no direct attempt has been made yet; noded netcheck says what this node can do"
     lines = [f"last attempt: {punch.get('reason') or 'n/a'}"]
     if settings.verbosity > 0:
-        lines += [f"{row.get('address')}: {row.get('reason')}" for row in punch["attempts"]]
+        tries = Counter((row.get("address"), row.get("reason")) for row in punch["attempts"])
+        lines += [
+            f"{address}: {reason}" + (f" ({count} times)" if count > 1 else "")
+            for (address, reason), count in tries.items()
+        ]
     return "\n".join([*lines, "noded netcheck says what this node's network allows"])
 
 

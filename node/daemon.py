@@ -40,6 +40,7 @@ from node.errors import (
 )
 from node.paths import ensure_private_dir
 from node.probe import LagProbe
+from node.relay_budget import keep_spent, load_spent
 from node.run import open_run_service
 from node.schema import Config
 from node.status import Parts, find_peer, peer_rows, status_document
@@ -118,6 +119,9 @@ class _Daemon:
                     advertised = functools.partial(_advertised, endpoint)
                     traffic = TrafficMeter(endpoint)
                     await background.start(traffic.run)
+                    await background.start(
+                        keep_spent, config.paths.relay_budget, lambda: reach.service.spent_bytes
+                    )
                     async with open_run_service(
                         config, endpoint, dht, rng=rng, advertised=advertised
                     ) as run:
@@ -291,8 +295,7 @@ class _Daemon:
             with trio.move_on_after(PING_S) as patience:
                 try:
                     rtt_s = await peer.ping()
-                    relay = None if peer.relay is None else str(peer.relay)
-                    replies.append({"rtt_s": rtt_s, "path": peer.path, "relay": relay})
+                    replies.append({"rtt_s": rtt_s, "path": peer.path, **self._relay_of(peer)})
                 except TransportError as error:
                     raise PeerNotReachable(f"{peer.node_id.short}: {error}") from None
             if patience.cancelled_caught:
@@ -305,6 +308,12 @@ class _Daemon:
             "replies": replies,
             "last_punch": self._up.reach.last_punch(peer.node_id),
         }
+
+    def _relay_of(self, peer: Peer) -> dict[str, str | None]:
+        if peer.relay is None:
+            return {"relay": None, "relay_name": None}
+        known = self._up.endpoint.peers.get(peer.relay)
+        return {"relay": str(peer.relay), "relay_name": known.name if known else None}
 
     async def _connect(self, wanted: str) -> Peer | None:
         """Find a node by its full id in the DHT, and connect; None if `wanted` is no node id.
@@ -357,6 +366,7 @@ def _reach_settings(config: Config, identity: Identity) -> ReachSettings:
         relay=config.relay,
         relays=tuple(Address.parse(text) for text in network.relays),
         mapping_secret=identity.seed,
+        relay_spent_bytes=load_spent(config.paths.relay_budget, config.relay),
     )
 
 

@@ -97,6 +97,11 @@ class NodePaths:
         return self.data_dir / "noded.lock"
 
     @property
+    def relay_budget(self) -> Path:
+        """What this node has carried for others, as a relay."""
+        return self.data_dir / "relay.json"
+
+    @property
     def log(self) -> Path:
         """Where a launcher sends the daemon's messages."""
         return self.data_dir / "noded.log"

@@ -186,6 +186,9 @@ def status_text(status: Mapping[str, Any], style: Style | None = None) -> str:
             f"saved    step {number(checkpoint.get('step'))}"
             f"  round {number(checkpoint.get('round'))}{where}"
         )
+    relay = _map(status.get("relay"))
+    if relay.get("serving") or relay.get("carried_bytes"):
+        lines.append(_relay_line(relay))
     traffic = _map(status.get("traffic"))
     lines.append(
         f"traffic  sent {human_bytes(traffic.get('bytes_sent'))}"
@@ -217,6 +220,7 @@ def peers_text(
     """
     rows = []
     entries = [peer for peer in peers if isinstance(peer, Mapping)]
+    names = {str(peer.get("id")): peer.get("name") for peer in entries}
     if not everything:
         entries = [peer for peer in entries if peer.get("state") != "left"]
     key = {"rtt": "rtt_s", "seen": "last_seen_s"}.get(sort)
@@ -227,7 +231,10 @@ def peers_text(
     for peer in entries:
         state = _text(peer.get("state"))
         path = _text(peer.get("path")) if peer.get("path") else UNKNOWN
-        if peer.get("address"):
+        if path == "relayed" and peer.get("relay"):
+            relay = names.get(str(peer["relay"]))
+            path += f" by {_text(relay, _NAME_CHARS) if relay else short_id(peer['relay'])}"
+        elif peer.get("address"):
             path += f" {_text(peer.get('address'), 60)}"
         if state in {"lost", "left"}:
             path = f"({_text(peer.get('reason'), 60)})" if peer.get("reason") else "(no reason)"
@@ -251,15 +258,44 @@ def peers_text(
 
 
 def _network_line(status: Mapping[str, Any], node: Mapping[str, Any]) -> str:
-    addresses = [_text(address, 60) for address in _list(node.get("addresses"))]
+    peers = [peer for peer in _list(status.get("peers")) if isinstance(peer, Mapping)]
+    names = {str(peer.get("id")): peer.get("name") for peer in peers}
+    addresses, relays = [], []
+    for address in map(str, _list(node.get("addresses"))):
+        place, _, relay = address.partition("/via/")
+        if relay:
+            relays.append(_text(names.get(relay) or short_id(relay), _NAME_CHARS))
+        else:
+            addresses.append(_text(place, 60))
     where = "listening on " + ", ".join(addresses) if addresses else "not listening"
+    if relays:
+        where += f", relayed by {', '.join(dict.fromkeys(relays))}"
     states: dict[str, int] = {}
-    for peer in _list(status.get("peers")):
-        if isinstance(peer, Mapping):
-            state = _text(peer.get("state"))
-            states[state] = states.get(state, 0) + 1
+    for peer in peers:
+        state = _text(peer.get("state"))
+        states[state] = states.get(state, 0) + 1
     counts = ", ".join(f"{count} {state}" for state, count in states.items()) or "none"
-    return f"network  {where}   peers {counts}"
+    relayed = sum(peer.get("path") == "relayed" for peer in peers)
+    over = f" ({relayed} over a relay)" if relayed else ""
+    return f"network  {where}   peers {counts}{over}"
+
+
+def _relay_line(relay: Mapping[str, Any]) -> str:
+    counts = _map(relay.get("refused"))
+    refused = sum(count for count in counts.values() if _is_number(count))
+    reasons = ", ".join(_text(reason) for reason, count in counts.items() if count)
+    parts = ["relay    not serving now"]
+    if relay.get("serving"):
+        parts = [
+            f"relay    {number(relay.get('circuits'))} circuits",
+            f"for {number(relay.get('reservations'))} nodes",
+        ]
+    budget, left = human_bytes(relay.get("budget_bytes")), relay.get("budget_left_bytes")
+    parts.append(f"carried {human_bytes(relay.get('carried_bytes'))}")
+    parts.append(f"budget {human_bytes(left)} of {budget} left")
+    if refused:
+        parts.append(f"refused {number(refused)} ({reasons})")
+    return "  ".join(parts)
 
 
 def _run_lines(run: Mapping[str, Any]) -> list[str]:
@@ -269,10 +305,11 @@ def _run_lines(run: Mapping[str, Any]) -> list[str]:
     rounds = f"round {number(run.get('round'))}" + (f" of {number(total)}" if total else "")
     parts = [f"run      {_text(run.get('name'))}", rounds]
     epoch = _map(run.get("epoch"))
-    joined = run.get("members_last_round")
+    joined: Any = run.get("members_last_round")
     if _is_number(joined):
         members = len(_list(epoch.get("members"))) if epoch else 0
-        of = f" of {members}" if members else ""
+        # The epoch may be a later, smaller one than that of the round.
+        of = f" of {members}" if members >= joined else ""
         took = (
             f" ({duration(run['round_seconds'])})" if _is_number(run.get("round_seconds")) else ""
         )

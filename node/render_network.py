@@ -5,6 +5,7 @@ Unknown is said, never shown as zero or left out.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -39,8 +40,10 @@ def netcheck_text(report: Mapping[str, Any], style: Style | None = None) -> str:
     lines += _addresses(report)
     mapping = _map(report.get("mapping"))
     lines.append(_line("nat", _MAPPING.get(str(mapping.get("ipv4")), _MAPPING["unknown"])))
+    needed = verdict not in {"direct", "local"}
     lines += [
-        _line(f"port {row.get('port')}", _mapped(row)) for row in _rows(report, "port_mapping")
+        _line(f"port {row.get('port')}", _mapped(row, needed=needed))
+        for row in _rows(report, "port_mapping")
     ]
     lines.append(_line("hole punch", _punches(_map(report.get("punches")))))
     lines.append(_line("relays", _relays(report)))
@@ -64,6 +67,8 @@ def _addresses(report: Mapping[str, Any]) -> list[str]:
             )
         elif "/via/" in address:
             notes.append("through a relay")
+        elif _is_local(address):
+            notes.append("local network")
         if address not in advertised:
             notes.append("not advertised")
         shown = address
@@ -79,22 +84,35 @@ def _addresses(report: Mapping[str, Any]) -> list[str]:
     return lines or [_line("addresses", "none that others could dial")]
 
 
-def _mapped(row: Mapping[str, Any]) -> str:
+def _is_local(address: str) -> bool:
+    """Whether it is of a kind that no router outside knows."""
+    try:
+        ip = ipaddress.ip_address(address.rpartition(":")[0].strip("[]").partition("%")[0])
+    except ValueError:  # a name
+        return False
+    return ip.is_private or ip.is_link_local
+
+
+def _mapped(row: Mapping[str, Any], *, needed: bool) -> str:
     if row.get("external"):
         return (
             f"open at the router as {_text(row.get('external'))} by {_text(row.get('method'))}, "
             f"for {duration(row.get('expires_in_s'))}"
         )
     failures = _map(row.get("failures"))
+    state = "not mapped" if needed else "not mapped at a router, and need not be"
     if not failures:
-        return "not mapped yet"
-    return "not mapped: " + "; ".join(f"{_text(k)}: {_text(v)}" for k, v in failures.items())
+        return f"{state} yet" if needed else state
+    methods: dict[str, list[str]] = {}
+    for method, reason in failures.items():
+        methods.setdefault(_text(reason), []).append(_text(method))
+    return f"{state}: " + "; ".join(f"{', '.join(who)}: {why}" for why, who in methods.items())
 
 
 def _punches(punches: Mapping[str, Any]) -> str:
     tried = punches.get("tried") or 0
     if not tried:
-        return "not tried: no relayed peer yet"
+        return "left to the others so far" if punches.get("last") else "not tried yet"
     return f"{punches.get('succeeded') or 0} of {tried} succeeded"
 
 

@@ -70,6 +70,7 @@ def status_document(parts: Parts, *, stopping: bool = False) -> dict[str, Any]:
         "trainer": _trainer(parts.run),
         "peers": peers,
         "checkpoint": _checkpoint(parts.run),
+        "relay": _relay(parts.reach),
         "traffic": {
             "bytes_sent": parts.traffic.bytes_sent,
             "bytes_received": parts.traffic.bytes_received,
@@ -162,6 +163,31 @@ def _checkpoint(run: RunService | None) -> dict[str, Any] | None:
     }
 
 
+def _relay(reach: Reach) -> dict[str, Any]:
+    """What this node gives to others as a relay.
+
+    `serving` now or not; `reservations` (nodes that can be reached through it) and `circuits` (connections
+    that it carries) now; since the start `circuits_opened`, `circuits_failed` (allowed, but the target did
+    not take them), `carried_bytes` (both directions), `refused` and `ended` (how often, by reason);
+    `budget_bytes` and what is left of it, restarts included.
+    """
+    service = reach.service
+    figures = service.statistics()
+    ledger = figures.ledger
+    return {
+        "serving": service.serving,
+        "reservations": ledger.reservations,
+        "circuits": ledger.circuits,
+        "circuits_opened": figures.circuits_opened,
+        "circuits_failed": figures.circuits_failed,
+        "carried_bytes": ledger.carried_bytes,
+        "budget_bytes": service.settings.budget_bytes,
+        "budget_left_bytes": ledger.budget_left_bytes,
+        "refused": dict(sorted(figures.refused.items())),
+        "ended": dict(sorted(figures.ended.items())),
+    }
+
+
 def peer_rows(parts: Parts) -> list[dict[str, Any]]:
     """One row for each peer: the connected ones, then those that left or were lost."""
     endpoint, run = parts.endpoint, parts.run
@@ -193,6 +219,8 @@ def peer_rows(parts: Parts) -> list[dict[str, Any]]:
                 "name": lost.name,
                 "state": "left" if _said_goodbye(run, node, lost) else "lost",
                 "path": None,
+                "relay": None,
+                "bulk": None,
                 "address": str(lost.address),
                 "rtt_s": None,
                 "bytes_sent": None,
@@ -226,6 +254,9 @@ def _connected_row(
         "state": state,
         "path": peer.path,
         "relay": None if peer.relay is None else str(peer.relay),
+        # How a connection for tensors was opened last: "direct", "dial-back", "over-stream"; null
+        # if this node opened none.
+        "bulk": peer.bulk_way or None,
         "address": str(peer.address),
         "rtt_s": peer.rtt_s,
         "bytes_sent": peer.bytes_sent,

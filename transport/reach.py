@@ -89,6 +89,8 @@ class ReachSettings:
     """Whether to try direct connections in place of relayed ones."""
     relay: RelaySettings = attrs.field(factory=RelaySettings)
     """Use of relays, and service as one."""
+    relay_spent_bytes: int = 0
+    """Of this relay's traffic budget, carried before this start."""
     reachability: ReachabilitySettings = attrs.field(factory=ReachabilitySettings)
     """How sure to be that others can dial us."""
     relays: tuple[Address, ...] = ()
@@ -110,7 +112,9 @@ class Reach:
         self.reachability = Reachability(settings.reachability, rng)
         self.relays = RelayClient(endpoint, settings.relay, on_change=lambda _: self._news.set())
         self.relays.wanted = 0
-        self.service = RelayService(endpoint, settings.relay)
+        self.service = RelayService(
+            endpoint, settings.relay, spent_bytes=settings.relay_spent_bytes
+        )
         self.mappers: list[PortMapper] = []
         self.puncher: Puncher | None = None
         self.upgrader: Upgrader | None = None

@@ -62,7 +62,7 @@ def test_netcheck_asks_the_daemon(capsys, daemon):
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "verdict      punchable: behind a NAT that can be punched",
-        "addresses    192.168.1.7:7447",
+        "addresses    192.168.1.7:7447  (local network)",
         "             11.1.1.1:7447 via nd-rela-yyyy  (through a relay)",
         "             11.2.2.2:7447  (closed, not advertised)",
         "nat          one outside port for all destinations (can be punched)",

@@ -110,6 +110,12 @@ class RelayService:
         """Whether `run` is running."""
         return self._nursery is not None
 
+    @property
+    def spent_bytes(self) -> int:
+        """Of the traffic budget, before this start included; what has come back since is not."""
+        left = self._ledger.statistics(trio.current_time()).budget_left_bytes
+        return self.settings.budget_bytes - left
+
     def statistics(self) -> RelayStatistics:
         """Counts since the start, and what is held now."""
         return RelayStatistics(
