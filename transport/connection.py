@@ -496,7 +496,7 @@ class Connection:
             case DataReceived(stream_id, data):
                 stream = self._streams.get(stream_id)
                 if stream is None:
-                    self.mux.reset(stream_id, ResetCode.CANCELLED)  # closed here
+                    self.mux.abandon(stream_id)  # closed here
                 else:
                     stream.on_data(data)
             case Finished(stream_id):

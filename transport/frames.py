@@ -13,7 +13,8 @@ only, so the decoder needs no state. Records are already authenticated: what is 
     type  name          stream  payload
     1     OPEN          yes     protocol name, 1 to 64 bytes of printable ASCII
     2     DATA          yes     bytes; at least one unless FIN is set
-    3     RESET         yes     u32 reason; both directions of the stream end at once
+    3     RESET         yes     u32 reason; both directions of the stream end at once, except that what came before a FIN of the
+                                same sender stays readable
     4     CREDIT        yes     u32 > 0: so many more bytes may be sent on the stream
     5     CLASS_CREDIT  0       u8 priority class, u32 > 0: so many more bytes may be sent on all streams of the class
     6     PING          0       8 bytes, to be returned
@@ -25,7 +26,8 @@ Stream id = number * 4 + priority * 2 + opener, with opener 0 for streams opened
 responder's, priority 0 URGENT and 1 NORMAL, number from 1 up in each of the four series and never used twice. The id alone thus
 tells which budget a late frame of a forgotten stream belongs to.
 
-Credit at the start: WINDOW_BYTES per stream and direction, CLASS_WINDOW_BYTES per priority class and direction.
+Credit at the start: WINDOW_BYTES per stream and direction, CLASS_WINDOW_BYTES per priority class and direction. A receiver may give
+a stream more than was used, and so widen its window (this side does, up to WIDEST_BYTES, for readers that keep up).
 
 Invariants: encode and decode are inverse; `decode` raises ProtocolViolation only.
 """
@@ -44,11 +46,14 @@ from transport.errors import ProtocolViolation
 
 FRAME_HEADER_BYTES = 8
 FRAME_PAYLOAD_BYTES = 16384
-"""Payload of the DATA frames this side sends: the turn of one stream before the next of its class."""
+"""Payload of the DATA frames this side sends when several streams of a class have something: the turn of each."""
 MAX_FRAME_PAYLOAD_BYTES = 65535
 """Payload accepted; what the length field can say."""
 WINDOW_BYTES = 262144
 """Credit of a new stream in each direction (bytes)."""
+WIDEST_BYTES = (262144, 1048576)
+"""How far the window of a stream may be widened (bytes), indexed by Priority: a quarter of its class, so that no stream that is not read
+holds up more than a quarter of the others' credit."""
 CLASS_WINDOW_BYTES = (1048576, 4194304)
 """Credit of all streams of a class together, in each direction (bytes), indexed by Priority. Separate, so that bulk nobody reads
 cannot hold back what is urgent."""

@@ -65,7 +65,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     bulk_links_per_peer: int = 8
     """Bulk connections with one peer (count); throughput over one WAN path stops growing at about that number."""
     send_buffer_bytes: int = 4194304
-    """Bytes accepted from the application and not yet sent, per peer and priority class; one stream holds at most 256 KiB of it."""
+    """Bytes accepted from the application and not yet sent, per peer and priority class; one stream holds at most 1 MiB of it,
+    and 256 KiB of what its receiver does not take."""
 
     memory_bytes: int = 2147483648
     """Promised to remote parties in all: buffers of handshakes, links, streams and bulk links (bytes). 256 peers are promised 5 MiB of

@@ -7,7 +7,7 @@ one frame per turn inside a class; RESET for one stream, GOAWAY for all. Layout:
 
     driver                                        core
       stream_id = open(name, priority)
-      accepted = send(stream_id, data)              queued, up to 256 KiB per stream; Writable follows when accepted < len(data)
+      accepted = send(stream_id, data)              queued, up to 256 KiB or the credit; Writable follows when accepted < len(data)
       while wants_write: seal(outgoing(n))          whole frames, URGENT first
       receive(plaintext of a DATA record, now)      raises ProtocolViolation at most once; then send outgoing() and close
       while (event := next_event()): ...            after every receive, and after outgoing (Writable)
@@ -17,8 +17,15 @@ Half-close: `finish` ends our direction after what is queued; the stream is forg
 came in was consumed (or `reset`). A reset of either side ends both directions, drops what was queued, and returns the credit of what
 was not consumed. Frames for forgotten streams are ignored (they were under way), their bytes go straight back to the class.
 
+Closing both directions is `finish` and then, if more comes in, `abandon`: what was queued still leaves, what comes in meanwhile is thrown
+away, and after our FIN a RESET tells the peer to stop. So an answer that refuses an upload arrives although the upload goes on. For
+the peer that RESET ends its own direction only: what came before the FIN is complete, and stays.
+
+A window that is used up in time is widened: at a grant, when the application holds less than a quarter of it, it doubles, up to
+WIDEST_BYTES. What one stream may queue here grows with the credit it has, so a stream nobody reads holds 256 KiB at most.
+
 Invariants, for each direction of each class: peer's credit + bytes and credits under way + unconsumed + to be granted =
-CLASS_WINDOW_BYTES, and the same per stream with WINDOW_BYTES. Every container is bounded by `Limits` or by a window. No stream
+CLASS_WINDOW_BYTES, and the same per stream with its window. Every container is bounded by `Limits` or by a window. No stream
 event follows its Reset; nothing follows Closed. A call that raises has changed nothing (except `receive`, which closes).
 """
 
@@ -33,7 +40,8 @@ from transport.frames import (
     FRAME_HEADER_BYTES,
     FRAME_PAYLOAD_BYTES,
     MAX_CREDIT_BYTES,
-    WINDOW_BYTES,
+    MAX_FRAME_PAYLOAD_BYTES,
+    WIDEST_BYTES,
     CloseCode,
     Priority,
     ResetCode,
@@ -81,7 +89,6 @@ MAX_PINGS = 32
 """Pings under way, and answers waiting; older ones are forgotten."""
 MAX_NUMBER = 2**30 - 1
 """Streams a side may open in one priority class of one connection."""
-_GRANT_STREAM_AT = WINDOW_BYTES // 2
 _SMALLEST_PART = 512  # do not cut a frame shorter than this only because the record is nearly full
 
 
@@ -146,7 +153,7 @@ class Mux:
     def send(self, stream_id: int, data: Buffer) -> int:
         """Queue bytes; return how many were taken. If fewer than given, a Writable event will follow.
 
-        `bytes` are kept by reference, anything else is copied.
+        `bytes`, and views of them, are kept by reference; anything else is copied.
 
         Raises:
             StreamClosed: finished, reset or unknown.
@@ -154,17 +161,17 @@ class Mux:
         stream = self._streams.get(stream_id)
         if stream is None:
             raise StreamClosed("the stream is closed")
-        if stream.finishing:
-            raise StreamClosed("the stream was finished on this side")
+        if stream.finishing or stream.cut:
+            raise StreamClosed("the stream was finished on this side, or is not read on the other")
         class_ = self._classes[stream.priority]
         view = memoryview(data)
         if view.format != "B" or view.ndim != 1:
             view = view.cast("B")
-        room = min(WINDOW_BYTES - stream.queued, self._limits.send_buffer_bytes - class_.queued)
-        accepted = min(len(view), max(0, room))
+        own, shared = stream.queue_bound, self._limits.send_buffer_bytes
+        accepted = min(len(view), max(0, min(own - stream.queued, shared - class_.queued)))
         if accepted:
             part = view[:accepted]
-            stream.queue.append(part if isinstance(data, bytes) else memoryview(bytes(part)))
+            stream.queue.append(part if type(view.obj) is bytes else memoryview(bytes(part)))
             stream.queued += accepted
             class_.queued += accepted
             self._enter_ring(stream)
@@ -194,10 +201,31 @@ class Mux:
         stream = self._streams.get(stream_id)
         if stream is None:
             return
-        over = stream.fin_sent and stream.fin_received  # the other side has forgotten it
-        if stream.open_sent and not over:
+        if stream.open_sent and not stream.over:  # else the other side has forgotten it
             self._control.append(encode(frames.Reset(stream_id, code)))
         self._forget(stream)
+
+    def abandon(self, stream_id: int) -> None:
+        """Throw away what has come in; what was sent before `finish` still leaves, then a RESET.
+
+        Call it again when more comes in. A stream that was not finished is reset at once. Nothing happens if it is gone.
+        """
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return
+        if stream.finishing and not (stream.fin_sent or stream.cut):
+            stream.abandoned = True
+            self.consume(stream_id, stream.unconsumed)
+        elif stream.fin_received:
+            self.consume(stream_id, stream.unconsumed)
+        else:
+            self.reset(stream_id)
+
+    def fix_window(self, stream_id: int) -> None:
+        """Keep the window of a stream, and what it queues here, at 256 KiB. Nothing happens if the stream is gone."""
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.widens = False
 
     def consume(self, stream_id: int, count: int) -> None:
         """The application took `count` received bytes: grant that much again. Nothing happens if the stream is gone.
@@ -213,14 +241,23 @@ class Mux:
         stream.unconsumed -= count
         self._return_to_class(self._classes[stream.priority], count)
         if stream.fin_received:
-            if stream.fin_sent and stream.unconsumed == 0:
+            if stream.over and stream.unconsumed == 0:
                 self._forget(stream)
             return
         stream.to_grant += count
-        if stream.to_grant >= _GRANT_STREAM_AT:
+        if stream.to_grant >= stream.limit // 2:
+            self._widen(stream)
             self._control.append(encode(frames.Credit(stream_id, stream.to_grant)))
             stream.window += stream.to_grant
             stream.to_grant = 0
+
+    def _widen(self, stream: StreamState) -> None:
+        """Let more be under way if the application keeps up with what comes."""
+        widest = WIDEST_BYTES[stream.priority]
+        if stream.widens and stream.limit < widest and stream.unconsumed <= stream.limit // 4:
+            more = min(stream.limit, widest - stream.limit)
+            stream.limit += more
+            stream.to_grant += more
 
     def ping(self, token: int) -> None:
         """Ask for a Pong(token), 0 <= token < 2^64. Beyond MAX_PINGS unanswered, the oldest is forgotten."""
@@ -259,6 +296,10 @@ class Mux:
         Raises:
             UsageError: max_bytes below MIN_OUTGOING_BYTES or above RECORD_BYTES.
         """
+        return b"".join(self.outgoing_parts(max_bytes))
+
+    def outgoing_parts(self, max_bytes: int = RECORD_BYTES) -> list[bytes | memoryview]:
+        """What `outgoing` gives, in pieces to be put together by who has a buffer for them."""
         if not MIN_OUTGOING_BYTES <= max_bytes <= RECORD_BYTES:
             raise UsageError(f"max_bytes must be {MIN_OUTGOING_BYTES} to {RECORD_BYTES}")
         parts: list[bytes | memoryview] = []
@@ -266,7 +307,7 @@ class Mux:
         for queue in (self._control, self._pongs, self._pings):
             while queue:
                 if len(queue[0]) > room:
-                    return b"".join(parts)
+                    return parts
                 room -= len(queue[0])
                 parts.append(queue.popleft())
         for class_ in self._classes:
@@ -274,7 +315,7 @@ class Mux:
             self._wake(class_)
             if room < 0:
                 break  # a lower class must not slip past one that only lacked room
-        return b"".join(parts)
+        return parts
 
     def receive(self, data_untrusted: Buffer, now: float) -> None:
         """Take the plaintext of one DATA record: whole frames.
@@ -331,9 +372,7 @@ class Mux:
     # Sending.
 
     def _enter_ring(self, stream: StreamState) -> None:
-        if not stream.in_ring and stream.sendable():
-            stream.in_ring = True
-            self._classes[stream.priority].ring.append(stream)
+        self._classes[stream.priority].enter_ring(stream)
 
     def _fill(self, class_: ClassState, parts: list[bytes | memoryview], room: int) -> int:
         """Frames of one class into `parts`; the room left, negative if something ready did not fit."""
@@ -349,7 +388,8 @@ class Mux:
                 parts.append(frame)
                 room -= len(frame)
                 stream.open_sent = True
-            size = min(stream.queued, stream.credit, class_.credit, FRAME_PAYLOAD_BYTES)
+            turn = FRAME_PAYLOAD_BYTES if len(ring) > 1 else MAX_FRAME_PAYLOAD_BYTES
+            size = min(stream.queued, stream.credit, class_.credit, turn)
             if size > 0 or (stream.sendable() and not stream.queued):
                 if room - FRAME_HEADER_BYTES < min(size, _SMALLEST_PART):
                     return -1
@@ -361,28 +401,17 @@ class Mux:
                 ring.append(stream)
             else:
                 stream.in_ring = False
+                if stream.fin_sent and stream.abandoned:
+                    self.abandon(stream.id)
             idle = 0 if room != before else idle + 1
         return room
 
     def _emit(
         self, class_: ClassState, stream: StreamState, parts: list[bytes | memoryview], size: int
     ) -> None:
-        stream.queued -= size
-        stream.credit -= size
-        class_.queued -= size
-        class_.credit -= size
-        fin = stream.finishing and not stream.queued
+        fin = stream.finishing and size == stream.queued
         parts.append(data_header(stream.id, size, fin=fin))
-        queue = stream.queue
-        while size:
-            head = queue[0]
-            if len(head) <= size:
-                size -= len(head)
-                parts.append(queue.popleft())
-            else:
-                parts.append(head[:size])
-                queue[0] = head[size:]
-                size = 0
+        class_.take(stream, size, parts)
         if fin:
             stream.fin_sent = True
             self._maybe_end(stream)
@@ -391,7 +420,7 @@ class Mux:
         """Writable for the blocked streams that have room, if the class has any."""
         if not class_.blocked or class_.queued >= self._limits.send_buffer_bytes:
             return
-        for stream in [s for s in class_.blocked.values() if s.queued <= WINDOW_BYTES // 2]:
+        for stream in [s for s in class_.blocked.values() if s.queued <= s.queue_bound // 2]:
             del class_.blocked[stream.id]
             self._events.append((stream, Writable(stream.id)))
 
@@ -419,7 +448,10 @@ class Mux:
                 stream = self._find(id_)
                 if stream is not None:
                     seen = not stream.unseen
-                    self._forget(stream)
+                    if seen and stream.fin_received:
+                        self._cut(stream)
+                    else:
+                        self._forget(stream)
                     if seen:
                         self._events.append((None, Reset(id_, code)))
             case frames.Ping(token):
@@ -505,33 +537,36 @@ class Mux:
 
     def _maybe_end(self, stream: StreamState) -> None:
         """Both directions may have ended; what is not consumed keeps the entry, but it no longer counts as open."""
-        if stream.fin_sent and stream.fin_received:
-            if stream.remote:
-                self._live_remote -= 1
-            else:
-                self._live_local -= 1
+        if stream.over:
+            self._count_out(stream)
             if stream.unconsumed == 0:
                 self._drop(stream)
+
+    def _count_out(self, stream: StreamState) -> None:
+        if stream.remote:
+            self._live_remote -= 1
+        else:
+            self._live_local -= 1
+
+    def _cut(self, stream: StreamState) -> None:
+        """The peer has sent all it had, and takes nothing more: what it sent stays until it is consumed."""
+        if stream.over:
+            return
+        self._classes[stream.priority].empty(stream)
+        stream.cut = True
+        self._maybe_end(stream)
+        self._wake(self._classes[stream.priority])
 
     def _forget(self, stream: StreamState) -> None:
         """Reset, or the end of an ended stream: void its events, drop its queue, return its credit."""
         class_ = self._classes[stream.priority]
-        if not (stream.fin_sent and stream.fin_received):
-            if stream.remote:
-                self._live_remote -= 1
-            else:
-                self._live_local -= 1
+        if not stream.over:
+            self._count_out(stream)
         if stream.unseen:
             stream.unseen = False
             self._unseen -= 1
         stream.silenced = True
-        class_.queued -= stream.queued
-        stream.queued = 0
-        stream.queue.clear()
-        class_.blocked.pop(stream.id, None)
-        if stream.in_ring:
-            class_.ring.remove(stream)
-            stream.in_ring = False
+        class_.empty(stream)
         self._return_to_class(class_, stream.unconsumed)
         stream.unconsumed = 0
         arrival = self._arrivals.pop(stream.id, None)

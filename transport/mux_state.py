@@ -2,7 +2,7 @@
 
 Problem: the rules of `transport.mux` are easier to check when the numbers they move lie apart from them. Idea: plain mutable
 records with no rules except "could it send something". Invariants (kept by `Mux`): `window + unconsumed + to_grant` is constant in each
-class, and in each stream whose other side has not finished; a class's `queued` is the sum of its streams' `queued`.
+class, and is `limit` in each stream whose other side has not finished; a class's `queued` is the sum of its streams' `queued`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,11 @@ from __future__ import annotations
 from collections import deque
 
 from transport.frames import CLASS_WINDOW_BYTES, WINDOW_BYTES, Priority, priority_of
+
+SEND_QUEUE_BYTES = 262144
+"""What a stream may queue whatever its credit (bytes)."""
+WIDEST_QUEUE_BYTES = 1048576
+"""What a stream may queue whose credit is as large (bytes); this bound holds whatever a peer grants."""
 
 
 class Arrival:
@@ -26,12 +31,15 @@ class StreamState:
     """One stream, both directions."""
 
     __slots__ = (
+        "abandoned",
         "credit",
+        "cut",
         "fin_received",
         "fin_sent",
         "finishing",
         "id",
         "in_ring",
+        "limit",
         "open_sent",
         "priority",
         "protocol",
@@ -42,6 +50,7 @@ class StreamState:
         "to_grant",
         "unconsumed",
         "unseen",
+        "widens",
         "window",
     )
 
@@ -59,15 +68,33 @@ class StreamState:
         self.finishing = False
         self.fin_sent = False
         self.in_ring = False
+        self.abandoned = False  # nobody here takes what comes in any more
+        self.cut = False  # the peer takes nothing more; what it sent is still being consumed
+        self.widens = True  # its window may grow
+        self.limit = WINDOW_BYTES
         self.window = WINDOW_BYTES
         self.unconsumed = 0
         self.to_grant = 0
         self.fin_received = False
 
+    @property
+    def queue_bound(self) -> int:
+        """What it may hold unsent (bytes): never more than 256 KiB that its credit does not let go."""
+        if not self.widens:
+            return SEND_QUEUE_BYTES
+        return max(SEND_QUEUE_BYTES, min(self.credit, WIDEST_QUEUE_BYTES))
+
+    @property
+    def over(self) -> bool:
+        """Whether both directions have ended; it no longer counts as open."""
+        return self.fin_received and (self.fin_sent or self.cut)
+
     def sendable(self) -> bool:
         """Whether it has a frame to send, class credit aside."""
         if not self.open_sent:
             return True
+        if self.cut:
+            return False
         if self.queued:
             return self.credit > 0
         return self.finishing and not self.fin_sent
@@ -106,3 +133,36 @@ class ClassState:
         if not self.ring:
             return False
         return self.credit > 0 or any(not s.open_sent or not s.queued for s in self.ring)
+
+    def enter_ring(self, stream: StreamState) -> None:
+        """Give a stream of the class its turn, if it has something to send."""
+        if not stream.in_ring and stream.sendable():
+            stream.in_ring = True
+            self.ring.append(stream)
+
+    def take(self, stream: StreamState, size: int, parts: list[bytes | memoryview]) -> None:
+        """Move `size` queued bytes of a stream into `parts`, and use up their credit."""
+        stream.queued -= size
+        stream.credit -= size
+        self.queued -= size
+        self.credit -= size
+        queue = stream.queue
+        while size:
+            head = queue[0]
+            if len(head) <= size:
+                size -= len(head)
+                parts.append(queue.popleft())
+            else:
+                parts.append(head[:size])
+                queue[0] = head[size:]
+                size = 0
+
+    def empty(self, stream: StreamState) -> None:
+        """Drop what a stream has queued."""
+        self.queued -= stream.queued
+        stream.queued = 0
+        stream.queue.clear()
+        self.blocked.pop(stream.id, None)
+        if stream.in_ring:
+            self.ring.remove(stream)
+            stream.in_ring = False

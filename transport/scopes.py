@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final, Self
 import attrs
 
 from transport.errors import TransportError, UsageError
-from transport.frames import WINDOW_BYTES
+from transport.frames import WIDEST_BYTES
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -361,5 +361,5 @@ class ResourceScopes:
 
     @staticmethod
     def stream(peer: Scope, protocol: str) -> Scope:
-        """The scope of one stream of `peer`: one window of bytes in each direction."""
-        return peer.child(f"stream {protocol}", ScopeLimits(bytes=2 * WINDOW_BYTES, streams=1))
+        """The scope of one stream of `peer`: its widest window of bytes in each direction."""
+        return peer.child(f"stream {protocol}", ScopeLimits(bytes=2 * max(WIDEST_BYTES), streams=1))

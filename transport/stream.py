@@ -3,7 +3,14 @@
 Problem: application code wants ordinary trio streams; the connection wants one writer task, no
 torn frames, and a bound on memory. Idea: a stream only moves bytes between the application and
 the queues of `transport.mux`; it never touches the socket. Sending waits until the mux has taken
-everything (at most 256 KiB queued per stream), receiving grants credit as the bytes are taken.
+everything (256 KiB queued per stream, or as much as it may send), receiving grants credit as the
+bytes are taken.
+
+Closing is not cancelling. As with close(2) on a TCP socket, what was sent before `close` still
+travels; unlike there, it arrives even when more comes in meanwhile: that is thrown away, and the
+peer is told to stop after our last byte (TCP sends its RST at once, and the peer loses what it
+had not read). `reset` drops both directions at once. A peer that stops us in this way leaves us
+what it sent and the end of it to read; only sending fails.
 
 Cancellation never harms the connection or the stream:
 
@@ -93,6 +100,10 @@ class Stream(trio.abc.HalfCloseableStream):
     def peer(self) -> "Peer":
         """Who is at the other end."""
         return self._connection.peer
+
+    def fix_window(self) -> None:
+        """Never have more than 256 KiB unread or unsent here; for streams that are many, or passed on."""
+        self._mux.fix_window(self._id)
 
     # Sending
 
@@ -406,10 +417,9 @@ class Stream(trio.abc.HalfCloseableStream):
         """The stream or its connection is gone; wakes every waiter."""
         if self._failure is None:
             self._failure = failure
-            if isinstance(failure, StreamReset):
+            if isinstance(failure, StreamReset) and not self._finished:
                 self._inbox.clear()
                 self._unread = self._offset = 0
-                self._finished = False
             if self.scope is not None:
                 self.scope.cancel()
             self._wake()

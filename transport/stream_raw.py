@@ -60,6 +60,7 @@ class StreamRaw(RawStream):
         self._stream = stream
         self._resets = resets
         self._closed = trio.Event()
+        stream.fix_window()  # what is carried has urgent bytes of its own, which wait behind the rest
 
     def __repr__(self) -> str:
         return f"<StreamRaw {self.path} {self.local} -> {self.remote}>"

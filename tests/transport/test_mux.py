@@ -7,6 +7,7 @@ from transport.frames import (
     CLASS_WINDOW_BYTES,
     FRAME_PAYLOAD_BYTES,
     MAX_CREDIT_BYTES,
+    WIDEST_BYTES,
     WINDOW_BYTES,
     ClassCredit,
     CloseCode,
@@ -228,8 +229,73 @@ def test_consumption_not_arrival_grants_credit():
     move(a, b)
     events(b)
     assert sent(b) == []
+    b.fix_window(s)
     b.consume(s, WINDOW_BYTES)
     assert Credit(s, WINDOW_BYTES) in sent(b)
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_the_window_of_a_reader_that_keeps_up_is_widened_up_to_its_bound(priority):
+    a, b = pair()
+    s = a.open("x", priority)
+    windows = []
+    for _ in range(8):
+        taken = 0
+        while (size := a.send(s, bytes(4 * WINDOW_BYTES))) > 0:
+            taken += size
+            move(a, b)
+        taken += a.statistics().queued_bytes  # what the credit did not let go
+        events(b)
+        windows.append(b.statistics().unconsumed_bytes)
+        b.consume(s, windows[-1])
+        move(b, a)
+        events(a)
+        a._streams[s].queue.clear()
+        a._classes[priority].queued = a._streams[s].queued = 0
+    assert windows[0] == WINDOW_BYTES
+    assert windows[-1] == WIDEST_BYTES[priority]
+
+
+def test_a_reader_that_lags_keeps_its_window():
+    a, b = pair()
+    s = a.open("x")
+    for _ in range(20):
+        a.send(s, bytes(WINDOW_BYTES))
+        move(a, b)
+        events(b)
+        b.consume(s, WINDOW_BYTES // 8)
+        move(b, a)
+    assert b._streams[s].limit == WINDOW_BYTES
+
+
+def test_what_was_sent_before_closing_leaves_although_more_comes_in():
+    a, b = pair()
+    s = a.open("x")
+    a.send(s, b"question")
+    move(a, b)
+    events(b)
+    answer = bytes(WINDOW_BYTES)
+    assert b.send(s, answer) == len(answer)
+    b.finish(s)
+    b.abandon(s)  # "question" was not read
+    for _ in range(10):  # the upload goes on, with new credit, and is thrown away
+        assert a.send(s, bytes(WINDOW_BYTES // 2)) > 0
+        move(a, b)
+        assert all(isinstance(event, DataReceived | Writable) for event in events(b))
+        b.abandon(s)
+        assert b.statistics().unconsumed_bytes == 0
+        for credit in [f for record in [b.outgoing(1024)] for f in decode(record)]:
+            a.receive(encode(credit), NOW)
+    move(b, a)
+    found = events(a)
+    assert b"".join(e.data for e in found if isinstance(e, DataReceived)) == answer
+    assert found[-2:] == [Finished(s), Reset(s, ResetCode.CANCELLED)]
+    assert b.statistics().streams == 0
+    with pytest.raises(StreamClosed):
+        a.send(s, b"more")
+    assert a.statistics().queued_bytes == 0
+    a.consume(s, len(answer))
+    assert a.statistics().streams == 0
 
 
 def test_the_class_budget_bounds_all_streams_together_and_spares_the_other_class():

@@ -31,18 +31,21 @@ from transport.mux import (
 )
 
 WINDOW = 64
+WIDEST = (64, 100)
 CLASS_WINDOWS = (150, 200)
 
 
 @contextmanager
 def small_windows():
     with (
-        patch.object(mux_module, "WINDOW_BYTES", WINDOW),
-        patch.object(mux_module, "_GRANT_STREAM_AT", WINDOW // 2),
+        patch.object(mux_module, "WIDEST_BYTES", WIDEST),
         patch.object(mux_module, "_SMALLEST_PART", 8),
         patch.object(mux_module, "FRAME_PAYLOAD_BYTES", 20),
+        patch.object(mux_module, "MAX_FRAME_PAYLOAD_BYTES", 45),
         patch.object(mux_module, "MIN_OUTGOING_BYTES", 80),
         patch.object(mux_state, "WINDOW_BYTES", WINDOW),
+        patch.object(mux_state, "SEND_QUEUE_BYTES", WINDOW),
+        patch.object(mux_state, "WIDEST_QUEUE_BYTES", 80),
         patch.object(mux_state, "CLASS_WINDOW_BYTES", CLASS_WINDOWS),
     ):
         yield
@@ -64,6 +67,8 @@ class End:
         self.finished_here = set()
         self.finished_there = set()
         self.dead = set()  # reset by either side: no event may follow
+        self.reset_here = set()
+        self.abandoned = set()
         self.known = []  # streams the application has heard of, in order
         self.blocked = set()
         self.counter = 0
@@ -84,8 +89,11 @@ class End:
                 assert id_ in self.known
                 assert id_ not in self.finished_there
                 assert event.data
-                self.received[id_] += event.data
-                self.unconsumed[id_] += len(event.data)
+                if id_ in self.abandoned:
+                    self.mux.abandon(id_)
+                else:
+                    self.received[id_] += event.data
+                    self.unconsumed[id_] += len(event.data)
             elif isinstance(event, Finished):
                 assert id_ not in self.finished_there
                 self.finished_there.add(id_)
@@ -139,10 +147,24 @@ class End:
         if id_ is not None:
             self.mux.reset(id_, 9)
             self.dead.add(id_)
+            self.reset_here.add(id_)
             self.blocked.discard(id_)
 
+    def abandon(self, pick):
+        """What a closed stream does: its own direction ends, and whatever comes in is thrown away."""
+        id_ = self.usable(pick)
+        if id_ is not None:
+            if id_ not in self.finished_here:
+                self.mux.finish(id_)
+                self.finished_here.add(id_)
+                self.blocked.discard(id_)
+            if id_ in self.finished_here:
+                self.abandoned.add(id_)
+                self.unconsumed.pop(id_, None)
+                self.mux.abandon(id_)
+
     def consume(self, pick, size):
-        waiting = [id_ for id_, count in self.unconsumed.items() if count and id_ not in self.dead]
+        waiting = [id_ for id_, count in self.unconsumed.items() if count]
         if waiting:
             id_ = waiting[pick % len(waiting)]
             count = min(size, self.unconsumed[id_])
@@ -205,14 +227,15 @@ def check_credit(sender, receiver):
     for id_, stream in sender.mux._streams.items():
         other = receiver.mux._streams.get(id_)
         assert stream.credit >= 0
-        assert stream.queued <= WINDOW
+        assert stream.queued <= stream.queue_bound <= 80
         if other is not None and not other.fin_received:
-            assert other.window + other.unconsumed + other.to_grant == WINDOW
+            assert other.window + other.unconsumed + other.to_grant == other.limit
+            assert WINDOW <= other.limit <= WIDEST[other.priority]
             assert stream.credit + flying_data[id_] + flying_credit[id_] == other.window
     mux = sender.mux
     for remote in (False, True):
         held = [s for s in mux._streams.values() if s.remote is remote]
-        live = [s for s in held if not (s.fin_sent and s.fin_received)]
+        live = [s for s in held if not s.over]
         assert len(live) == (mux._live_remote if remote else mux._live_local) <= 6
         assert len(held) == (mux._held_remote if remote else mux._held_local) <= 12
     assert mux._unseen == sum(s.unseen for s in mux._streams.values()) <= 4
@@ -231,6 +254,7 @@ steps = st.one_of(
     st.tuples(st.just("consume"), ends, picks, sizes),
     st.tuples(st.just("finish"), ends, picks),
     st.tuples(st.just("reset"), ends, picks),
+    st.tuples(st.just("abandon"), ends, picks),
     st.tuples(st.just("ping"), ends),
 )
 
@@ -271,7 +295,14 @@ def check_settled(both):
         check_credit(end, other)
         dead = end.dead | other.dead
         for id_ in end.known:
-            if id_ in dead:
+            if id_ in other.abandoned:
+                continue
+            if id_ in end.abandoned - end.reset_here - other.reset_here:
+                assert (
+                    other.received[id_] == end.sent[id_]
+                )  # to the last byte, though it was closed
+                assert id_ in other.finished_there
+            elif id_ in dead:
                 assert end.sent[id_].startswith(other.received[id_])
             else:
                 assert other.received[id_] == end.sent[id_]
@@ -281,7 +312,7 @@ def check_settled(both):
         # Only what is open in some direction remains.
         expected = {
             id_
-            for id_ in {*end.known, *other.known} - dead
+            for id_ in {*end.known, *other.known} - dead - end.abandoned - other.abandoned
             if not (id_ in end.finished_here and id_ in other.finished_here)
         }
         assert set(end.mux._streams) == expected
@@ -306,6 +337,7 @@ def random_script(rng, length):
         "consume": 7,
         "finish": 2,
         "reset": 1,
+        "abandon": 0.5,
         "ping": 1,
     }
     for action in rng.choices(list(weights), list(weights.values()), k=length):
@@ -317,7 +349,7 @@ def random_script(rng, length):
                 yield action, which, pick, size
             case "write":
                 yield action, which, 80 + 2 * size
-            case "finish" | "reset":
+            case "finish" | "reset" | "abandon":
                 yield action, which, pick
             case _:
                 yield action, which
@@ -326,7 +358,7 @@ def random_script(rng, length):
 @pytest.mark.parametrize("seed", range(40))
 def test_long_random_walks_obey_the_same_laws(seed):
     with small_windows():
-        both = run_steps(random_script(random.Random(seed), 500))
+        both = run_steps(random_script(random.Random(seed), 700))
         # The walk went somewhere: data flowed both ways, streams ended in both manners, and limits were met.
         assert all(sum(map(len, end.received.values())) > 500 for end in both)
         check_settled(both)

@@ -179,6 +179,35 @@ async def test_reset_tells_the_code_and_drops_what_was_not_read(autojump_clock: 
             await ours.send_all(b"x")
 
 
+async def test_an_answer_arrives_although_the_upload_goes_on(autojump_clock: object) -> None:
+    """The server answers early and closes; TCP would lose the answer, or part of it."""
+    slow = LinkSettings(latency_s=0.02, bandwidth_bytes_per_s=4e6)
+    async with pairs(MemoryNetwork(1, default=slow)) as made:
+        ours, theirs = await made.pair()
+        answer = bytes(range(256)) * 4000
+        got: list[bytes] = []
+
+        async def upload() -> None:
+            with pytest.raises(StreamReset):
+                while True:
+                    await ours.send_all(bytes(100_000))
+
+        async def respond() -> None:
+            await theirs.receive_some()
+            await theirs.send_all(answer)
+            await theirs.aclose()
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(upload)
+                nursery.start_soon(respond)
+                while part := await ours.receive_some():
+                    got.append(part)
+                    await trio.sleep(0.01)
+        assert b"".join(got) == answer
+        await ours.aclose()
+
+
 async def test_a_reader_that_stops_bounds_what_the_writer_costs(autojump_clock: object) -> None:
     async with pairs() as made:
         ours, _theirs = await made.clogged()

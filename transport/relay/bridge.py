@@ -46,6 +46,8 @@ class Bridge:
         self._circuit = circuit
         self._source = source
         self._target = target
+        for stream in (source, target):
+            stream.fix_window()  # a circuit holds what `CIRCUIT_MEMORY_BYTES` says, however fast it is
         self._finished: set[Stream] = set()  # whose direction was passed on to its end
         self._end: int | None = None
         self._scope = trio.CancelScope()
