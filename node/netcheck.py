@@ -18,6 +18,7 @@ from node import keys
 from node.errors import NodedError, first_error
 from node.schema import Config
 from transport.address import Address
+from transport.diagnosis import Standing
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import AddressInUse, TransportError
 from transport.identity import Identity
@@ -29,7 +30,7 @@ from transport.tcp import TcpNetwork
 POLL_S: Final = 0.2
 MAPPING_S: Final = 12.0
 """How long a silent router is waited for; the methods are tried one after another."""
-FINAL: Final = frozenset({"direct", "relayed", "punchable"})
+FINAL: Final = frozenset({Standing.DIRECT, Standing.RELAYED, Standing.PUNCHABLE})
 
 
 def check_alone(config: Config, *, patience_s: float) -> dict[str, Any]:
@@ -108,8 +109,8 @@ async def _wait(reach: Reach, deadline: float, *, alone: bool) -> None:
     """Until the verdict and the router's answer are there, or the time is over."""
     started = trio.current_time()
     while trio.current_time() < deadline:
-        settled = alone or reach.diagnosis.standing.value in FINAL
-        answered = all(m.mapping is not None or len(m.failures) == 3 for m in reach.mappers)
+        settled = alone or reach.diagnosis.standing in FINAL
+        answered = all(mapper.settled for mapper in reach.mappers)
         if settled and (answered or trio.current_time() > started + MAPPING_S):
             return
         await trio.sleep(POLL_S)

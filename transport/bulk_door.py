@@ -9,6 +9,8 @@ the other ways are hopeless, so there the last is first.
 Invariant: every attempt's reason is kept, with the word for its way in front.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -19,7 +21,6 @@ from transport.bulk_stream import open_over_stream
 from transport.context import Context
 from transport.dialer import Commit, dial
 from transport.errors import (
-    ConnectFailed,
     ConnectionBroken,
     HandshakeFailed,
     PeerLost,
@@ -44,6 +45,9 @@ BULK_DIAL_S: Final = 3.0
 """Longest direct attempt at a bulk connection before the peer is asked to dial us, and longest
 attempt of the peer then."""
 
+MAX_ANSWERED: Final = 4
+"""Ports of a peer that are tried when it asks to be dialed."""
+
 DIAL_BACK_S: Final = 2 * BULK_DIAL_S
 """Longest that asking may take: its attempt, and two ways for question and answer."""
 
@@ -55,6 +59,7 @@ class BulkDoor:
         self.rendezvous = Rendezvous()
         self._context = context
         self._registry = registry
+        self._answering: Counter[NodeId] = Counter()  # dials that peers have asked for
 
     async def offer(self, key: tuple[NodeId, bytes], delivery: Delivery) -> None:
         """Hand an inbound bulk connection to whoever waits for it."""
@@ -142,6 +147,9 @@ class BulkDoor:
         Raises:
             PeerUnreachable: every reason is kept.
         """
+        return await self._dial(peer, self._candidates(peer), label)
+
+    def _candidates(self, peer: Peer) -> list[Address]:
         candidates = [address for address in peer.listen if not address.relay]
         if peer.path in (Path.DIRECT, Path.REVERSED):
             seen = peer.address
@@ -149,12 +157,9 @@ class BulkDoor:
                 candidates.insert(0, seen)
             else:  # behind a port-preserving NAT the host we see is right and the one it knows is not
                 candidates += [Address(seen.host, address.port) for address in candidates]
+        return candidates
 
-        async def connect(address: Address) -> RawStream:
-            if address.relay:
-                raise ConnectFailed("relays carry no bulk connections")
-            return await self._context.network.connect(address)
-
+    async def _dial(self, peer: Peer, candidates: Sequence[Address], label: bytes) -> Delivery:
         async def establish(raw: RawStream, _address: Address, commit: Commit) -> Delivery:
             return await self._shake_hands(raw, peer, label, commit)
 
@@ -163,7 +168,6 @@ class BulkDoor:
             candidates,
             establish,
             lambda delivery: delivery[0].abort(),
-            connect=connect,
         )
 
     async def _shake_hands(
@@ -178,15 +182,29 @@ class BulkDoor:
         return raw, result
 
     async def answer_dial_back(self, peer: Peer, request: bytes) -> bytes:
-        """A peer cannot reach us: open the bulk connection that it wants to open."""
+        """A peer cannot reach us: open the bulk connection that it wants to open.
+
+        Only at the host where we see the peer, and few at a time: it decides when and where we
+        dial, so it must not be able to send us against somebody else.
+        """
         token, label = request[:TOKEN_BYTES], request[TOKEN_BYTES:]
         if len(token) < TOKEN_BYTES or len(label) > MAX_LABEL_BYTES:
             raise RemoteCallFailed("malformed request")
+        if peer.path is Path.RELAYED:
+            raise RemoteCallFailed("connected over a relay, so your address is not known here")
+        if self._answering[peer.node_id] >= self._context.limits.bulk_links_per_peer:
+            raise RemoteCallFailed("enough dials for you are under way")
+        candidates = [at for at in self._candidates(peer) if at.host == peer.address.host]
+        self._answering[peer.node_id] += 1
         try:
             with trio.move_on_after(BULK_DIAL_S) as dialing:
-                delivery = await self.dial(peer, token)
+                delivery = await self._dial(peer, candidates[:MAX_ANSWERED], token)
         except PeerUnreachable as error:
             raise RemoteCallFailed(str(error)) from None
+        finally:
+            self._answering[peer.node_id] -= 1
+            if not self._answering[peer.node_id]:
+                del self._answering[peer.node_id]
         if dialing.cancelled_caught:
             raise RemoteCallFailed(f"no answer within {BULK_DIAL_S:g} s")
         self._context.nursery.start_soon(self.offer, (peer.node_id, label), delivery)

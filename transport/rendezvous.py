@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 import attrs
 import trio
 
-from transport.errors import PeerLost, UsageError
+from transport.errors import PeerLost, StreamLimitReached
 from transport.handshake import HandshakeResult
 from transport.identity import NodeId
 from transport.network import RawStream
@@ -58,7 +58,7 @@ class Rendezvous:
         """Take an arrival, or a place in the queue; `wait` for it, or `forget` it.
 
         Raises:
-            UsageError: too many wait for this peer.
+            StreamLimitReached: too many wait for this peer.
         """
         taker = Taker(key)
         waiting = self._arrivals.get(key)
@@ -71,7 +71,10 @@ class Rendezvous:
             taker.done.set()
             return taker
         if self._counts.get(key[0], [0, 0])[0] >= MAX_WAITING_PER_PEER:
-            raise UsageError(f"{MAX_WAITING_PER_PEER} tasks wait for bulk links of one peer")
+            raise StreamLimitReached(
+                f"{MAX_WAITING_PER_PEER} tasks wait for bulk links of one peer",
+                hint="wait until some of them have theirs",
+            )
         self._enter(self._takers, key, taker, 0)
         return taker
 

@@ -7,7 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.transport.nodes import identity
-from transport.errors import PeerLost, UsageError
+from transport.errors import PeerLost, StreamLimitReached
 from transport.handshake import HandshakeResult
 from transport.network import RawStream
 from transport.rendezvous import ARRIVAL_WAIT_S, MAX_WAITING_PER_PEER, Delivery, Rendezvous
@@ -66,7 +66,7 @@ async def test_other_labels_and_other_peers_do_not_meet(autojump_clock: object) 
 async def test_both_queues_are_bounded_per_peer(autojump_clock: object) -> None:
     table = Rendezvous()
     takers = [table.expect((PEER, b"x")) for _ in range(MAX_WAITING_PER_PEER)]
-    with pytest.raises(UsageError):
+    with pytest.raises(StreamLimitReached):
         table.expect((PEER, b"y"))
     table.expect((OTHER, b"y"))
     async with trio.open_nursery() as nursery:

@@ -155,6 +155,11 @@ class MappingCore:
         """Whom we ask, or None."""
         return self._gateway
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether every method has been tried at this gateway and none has worked."""
+        return set(self._methods) <= set(self.failures)
+
     def gateway_changed(self, gateway: str | None, now: float) -> None:
         """Another router, another address of ours, or none: what was mapped leads nowhere."""
         self._gateway = gateway

@@ -122,6 +122,11 @@ class PortMapper:
         return held if held is not None and held.expires_at > trio.current_time() else None
 
     @property
+    def settled(self) -> bool:
+        """Whether the port is open, or every method has been tried in vain."""
+        return self.mapping is not None or self._core.exhausted
+
+    @property
     def failures(self) -> dict[str, str]:
         """Method -> why its last attempt brought nothing."""
         return {str(method): reason for method, reason in self._core.failures.items()}

@@ -1,0 +1,54 @@
+"""A peer that asks to be dialed cannot send us against anybody else."""
+
+import pytest
+import trio
+
+from tests.transport.nodes import address, nodes
+from tests.transport.relayed import relayed_pair
+from transport.address import Address
+from transport.bulk_door import DIAL_BACK, TOKEN_BYTES
+from transport.errors import RemoteCallFailed
+from transport.limits import Limits
+from transport.memory import LinkSettings, MemoryNetwork
+
+VICTIM = "10.9.9.9"
+
+
+async def test_a_burst_of_requests_with_foreign_addresses_dials_nobody(autojump_clock):
+    world = MemoryNetwork(1, default=LinkSettings(latency_s=0.01))
+    dialed = []
+    async with nodes(world, 2) as (a, b):
+        peer = await a.connect([address(2)])
+        await trio.sleep(1)
+        a.set_advertised([Address(VICTIM, port) for port in range(1, 17)])
+        await trio.sleep(1)
+        assert any(at.host == VICTIM for at in b.peers[a.node_id].listen)
+        inner = b.network.connect
+
+        async def connect(target, *, source=None):
+            dialed.append(target)
+            return await inner(target, source=source)
+
+        b.network.connect = connect
+        reasons = []
+
+        async def ask(number):
+            try:
+                await peer.call(DIAL_BACK, number.to_bytes(TOKEN_BYTES, "big"))
+            except RemoteCallFailed as error:
+                reasons.append(str(error))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(ask, number)
+        assert len(reasons) == 200
+        assert all(target.host == "10.0.0.1" for target in dialed)
+        assert len(dialed) <= 4 * Limits().bulk_links_per_peer
+        assert sum("enough dials" in reason for reason in reasons) >= 100
+
+
+async def test_who_is_relayed_has_no_address_to_be_dialed_at(autojump_clock):
+    async with relayed_pair(MemoryNetwork(1)) as pair:
+        peer = pair.a.peers[pair.b.node_id]
+        with pytest.raises(RemoteCallFailed, match="over a relay"):
+            await peer.call(DIAL_BACK, bytes(TOKEN_BYTES))
