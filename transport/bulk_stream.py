@@ -55,4 +55,6 @@ def serve_bulk_streams(endpoint: "Endpoint") -> None:
 
 def _raw(stream: Stream) -> StreamRaw:
     carrier = stream.peer.primary.link.raw
-    return StreamRaw(stream, local=carrier.local, remote=carrier.remote, path=carrier.path)
+    raw = StreamRaw(stream, local=carrier.local, remote=carrier.remote, path=carrier.path)
+    raw.inner = True
+    return raw

@@ -72,6 +72,10 @@ class RawStream(ABC):
     path: Path = Path.DIRECT
     """How the bytes travel, and who made the connection possible."""
 
+    inner: bool = False
+    """Whether it runs inside our other connection with the same peer, where its bytes are counted
+    and held to the rate caps already."""
+
     @abstractmethod
     async def send_all(self, data: Buffer) -> None:
         """Send all of `data`; it is not referenced any more when this returns.

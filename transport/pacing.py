@@ -19,7 +19,7 @@ import trio
 
 from transport.buffer import Buffer
 from transport.limits import Limits
-from transport.network import RawStream
+from transport.network import Path, RawStream
 from transport.rates import Meter, Ticket
 
 
@@ -211,7 +211,13 @@ class Budgets:
         self._peers: weakref.WeakValueDictionary[bytes, Budget] = weakref.WeakValueDictionary()
 
     def pace(self, raw: RawStream, peer: bytes) -> RawStream:
-        """Put a connection with `peer` (its node id) under the caps there are."""
+        """Put a connection with `peer` (its node id) under the caps there are.
+
+        Bytes pay once: those inside another connection with the peer pay there, and those over a relay pay into the
+        node's budget on the connection with the relay.
+        """
+        if raw.inner:
+            return raw
         budget = self._peers.get(peer)
         if budget is None:
             limits = self._limits
@@ -220,4 +226,4 @@ class Budgets:
             )
             if budget.upload is not None or budget.download is not None:
                 self._peers[peer] = budget
-        return pace(raw, budget, self._total)
+        return pace(raw, budget) if raw.path is Path.RELAYED else pace(raw, budget, self._total)

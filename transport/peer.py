@@ -270,7 +270,9 @@ class Peer:
         except ScopeExceeded:
             raw.abort()
             raise
-        link = BulkLink(raw, result, self._count_bulk, held.release)
+        link = BulkLink(
+            raw, result, _count_nothing if raw.inner else self._count_bulk, held.release
+        )
         self._links.append(link)
         return link
 
@@ -365,6 +367,10 @@ class Peer:
 
 def handler_of_calls(handler: CallHandler) -> Handler:
     """Turn a request handler into a stream handler, see the module for the bytes."""
+
+def _count_nothing(_sent: int, _received: int) -> None:
+    """For a link whose bytes the connection around it counts."""
+
 
     async def serve_call(stream: Stream) -> None:
         with trio.CancelScope() as scope:

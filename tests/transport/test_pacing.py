@@ -218,3 +218,16 @@ async def test_a_peer_s_budget_goes_with_its_last_connection(autojump_clock: obj
         assert len(budgets._peers) == 1
         del first, second
         assert len(budgets._peers) == 0
+
+
+async def test_bytes_inside_another_connection_pay_once(autojump_clock: object) -> None:
+    async with pair(MemoryNetwork(1)) as (client, server):
+        budgets = Budgets(Limits(per_peer_upload_bytes_per_s=CAP, upload_bytes_per_s=CAP))
+        client.inner = True  # in a stream of the connection with the same peer, which pays
+        assert budgets.pace(client, b"p") is client
+        server.path = Path.RELAYED  # into the node's budget pays the connection with the relay
+        paced = budgets.pace(server, b"p")
+        assert isinstance(paced, PacedStream)
+        assert paced._budgets == (budgets._peers[b"p"],)
+        only_total = Budgets(Limits(upload_bytes_per_s=CAP))
+        assert only_total.pace(server, b"p") is server

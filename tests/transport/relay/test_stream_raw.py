@@ -229,7 +229,9 @@ async def test_a_bulk_link_in_a_stream_of_the_connection_itself(autojump_clock: 
             nursery.start_soon(take)
             result = await shake_hands(raw, handshake, deadline=trio.current_time() + 5)
             link = peer.adopt_link(raw, result)
+            before = peer.bytes_sent
             await link.send(b"header", bytes(range(256)) * 4096)
+            assert 1 << 19 < peer.bytes_sent - before < 1.1 * (1 << 20)  # on the wire they are once
         await link.aclose()
         await trio.sleep(1)
         assert peer.primary.mux.statistics().streams == 0
