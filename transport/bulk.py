@@ -52,7 +52,7 @@ _COMPACT_BELOW = RECORD_BYTES + OVERHEAD_BYTES
 class LinkClosed(TransportError):
     """The bulk link is closed; the message says why."""
 
-    hint = "open a new one"
+    default_hint = "open a new one"
 
 
 class BulkLink:
