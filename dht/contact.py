@@ -50,6 +50,8 @@ class Contact:
     """32 bytes; proved only by a handshake, whatever the source of this contact."""
     addresses: tuple[str, ...] = ()
     """Texts "host:port" or "[v6]:port", with "/via/<relay>" or without."""
+    host: str = attrs.field(default="", eq=False)
+    """The IP address its connection showed us, proved by it; "" for hearsay and over a relay."""
 
 
 def split_address(text: str) -> tuple[str, int] | None:
@@ -73,7 +75,7 @@ def split_address(text: str) -> tuple[str, int] | None:
 
 
 # Searches meet the same few texts over and over; the bound is what makes a cache of hearsay harmless.
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=16384)
 def sane_address(text: str, *, loopback: bool) -> bool:
     """Return whether a node could be reached at `text`; never raises.
 

@@ -4,16 +4,23 @@ Idea (Kademlia, section 2.3): keep candidates sorted by distance; ask the neares
 at a time; each answer brings nearer candidates; stop when the k nearest that respond have all been asked.
 
 What is added, and why:
+* *Disjoint paths* (Baumgart and Mies, "S/Kademlia", 2007, section 4.4). The seeds are dealt out to d paths; what a node answers is
+  used by the path that asked it alone, and no node is asked twice. Liars who name only each other capture the paths that meet one
+  of them early, not the others. A path takes a node that another path has asked as done, so the paths share the
+  work near the target: eight cost not eight times as much as one, but about twice.
+* *Region.* With `region` not 0, all nodes that near the target are asked, not merely the k nearest (at most 3 k). An attacker who
+  grinds k ids next to a key fills the k nearest places, but cannot empty the region (arXiv 2505.01139; see `density`).
+* *Address groups* (see `diversity`). Of the k nearest, few may share a prefix, as long as there are others.
 * *Patience.* A query without answer after `patience_s` is late: it no longer holds a slot nor the end of the
   search, so one black hole costs its patience, not its timeout. A late answer still counts. If nobody at all
   has answered by then, the search ends with nothing: whoever asks can try again, its queries go on meanwhile.
 * *Second address.* Candidates are hearsay. A liar can name a real node with a false address; when another
   answer gives an address not yet tried, the candidate is asked once more.
-* *Bounds.* At most `max_queries` queries, `MAX_CANDIDATES` candidates and `limit_s` seconds, whatever peers
+* *Bounds.* At most `max_queries` queries, `MAX_CANDIDATES` candidates per path and `limit_s` seconds, whatever peers
   answer. A search under a flood of invented neighbours ends with what it has.
 
-Invariants: never more than `alpha` queries that are not late; no candidate is asked twice with the same
-addresses; never asks the searching node itself; order depends on ids alone, so a seed repeats a trace.
+Invariants: never more than `alpha` queries that are not late (`max(3, alpha // d)` on each of several paths); no candidate is asked
+twice with the same addresses; never asks the searching node itself; order depends on ids alone, so a seed repeats a trace.
 """
 
 from __future__ import annotations
@@ -25,12 +32,16 @@ from collections.abc import Sequence
 import attrs
 
 from dht.contact import Contact, merge_addresses
-from dht.key import distance
+from dht.diversity import SEARCH_QUOTA, Group, GroupCounter, groups_of
 
 MAX_CANDIDATES = 256
+MAX_PATHS = 8
+# Nodes of the region that are asked, or made to hold a record, in multiples of k.
+_REGION_MOST = 3
 # Hearsay addresses kept for one candidate, from all sources.
 _MAX_CANDIDATE_ADDRESSES = 8
 _MAX_ATTEMPTS = 2
+_LEAST_WIDTH = 3
 
 
 class _Standing(enum.Enum):
@@ -41,13 +52,28 @@ class _Standing(enum.Enum):
     FAILED = "failed"
 
 
-@attrs.define
+@attrs.define(eq=False)
 class _Candidate:
     distance: int
     contact: Contact
+    groups: tuple[Group, ...]
     standing: _Standing = _Standing.NEW
     asked_at: float = 0.0
     attempts: int = 0
+    path: int = -1
+    """Which path asked it."""
+    depth: int = 1
+    """Queries from the seeds to it, itself included."""
+    heard: list[_Path] = attrs.field(factory=list)
+    """The paths that know of it."""
+
+
+@attrs.define(eq=False)
+class _Path:
+    number: int
+    order: list[_Candidate] = attrs.field(factory=list)
+    """Its candidates that are not late or failed, sorted by distance."""
+    flight: int = 0
 
 
 @attrs.frozen
@@ -58,6 +84,8 @@ class LookupSettings:
     """How many closest nodes to find."""
     alpha: int = 10
     """Queries in flight; 10 halves the rounds of 3 for a third more queries."""
+    paths: int = 4
+    """Disjoint paths of searches that somebody waits for, 1 to 8; upkeep takes one."""
     patience_s: float = 1.0
     limit_s: float = 15.0
     """The whole search."""
@@ -75,34 +103,41 @@ class Lookup:
         own_id: bytes,
         now: float,
         settings: LookupSettings | None = None,
+        paths: int = 1,
+        region: int = 0,
     ) -> None:
         self.target = target
         self.queries = 0
         """Queries emitted so far."""
+        self.hops = 0
+        """The longest chain of answers, each of which named the next node asked, and the last of which counted."""
         self.finished = False
         self._own_id = own_id
+        self._goal = int.from_bytes(target, "big")
         self._settings = settings or LookupSettings()
+        self._region = region
         self._started_at = now
         self._answers = 0
+        self._grouped = False  # whether any candidate is in a group at all
         self._flight: dict[bytes, _Candidate] = {}  # asked and not late, earliest first
-        self._order: list[_Candidate] = []  # those not late or failed, sorted by distance
         self._by_id: dict[bytes, _Candidate] = {}
-        self._add(seeds)
+        count = max(1, min(paths, MAX_PATHS, len(seeds)))
+        self._paths = [_Path(number) for number in range(count)]
+        self._width = self._settings.alpha
+        if count > 1:
+            self._width = max(_LEAST_WIDTH, self._settings.alpha // count)
+        near = sorted(seeds, key=lambda contact: self._distance(contact.node_id))
+        for place, contact in enumerate(near):
+            self._hear(self._paths[place % count], contact)
         self._settle(now)
 
     def outgoing(self, now: float) -> list[Contact]:
         """Return the candidates to ask now; each must be reported to `answered` or `failed`, or is late."""
         batch: list[Contact] = []
-        for candidate in self._frontier():
-            if len(self._flight) >= self._settings.alpha or self.finished:
-                break
-            if candidate.standing is _Standing.NEW and self._budget():
-                candidate.standing = _Standing.ASKED
-                candidate.asked_at = now
-                candidate.attempts += 1
-                self.queries += 1
-                self._flight[candidate.contact.node_id] = candidate
-                batch.append(candidate.contact)
+        if not self.finished:
+            for path in self._paths:
+                if path.flight < self._width:
+                    self._ask(path, batch, now)
         self._settle(now)
         return batch
 
@@ -113,8 +148,13 @@ class Lookup:
             return
         self._leave_flight(candidate, _Standing.ANSWERED)
         candidate.contact = contact
+        candidate.groups = groups_of(contact)
+        self._grouped = self._grouped or bool(candidate.groups)
         self._answers += 1
-        self._add(hints)
+        self.hops = max(self.hops, candidate.depth)
+        path = self._paths[candidate.path]
+        for hint in hints:
+            self._hear(path, hint, candidate.depth + 1)
         self._settle(now)
 
     def failed(self, node_id: bytes, now: float) -> None:
@@ -136,63 +176,128 @@ class Lookup:
         """Return when `tick` has something to do, or None when finished."""
         if self.finished:
             return None
-        waits = [self._started_at + self._settings.limit_s]
+        deadline = self._started_at + self._settings.limit_s
         if not self._answers:
-            waits.append(self._started_at + self._settings.patience_s)
-        waits += [item.asked_at + self._settings.patience_s for item in self._flight.values()]
-        return min(waits)
+            deadline = min(deadline, self._started_at + self._settings.patience_s)
+        for earliest in self._flight.values():
+            return min(deadline, earliest.asked_at + self._settings.patience_s)
+        return deadline
 
     def closest(self, count: int | None = None) -> list[Contact]:
         """Return the nodes that answered, closest first, at most `count` (default k)."""
-        answered = [c.contact for c in self._order if c.standing is _Standing.ANSWERED]
+        answered = [candidate.contact for candidate in self._answered()]
         return answered[: self._settings.k if count is None else count]
 
-    def _add(self, contacts: Sequence[Contact]) -> None:
-        for contact in contacts:
-            if contact.node_id == self._own_id:
-                continue
-            known = self._by_id.get(contact.node_id)
-            if known is not None:
-                if _learn(known, contact):
-                    self._enlist(known)
-                continue
-            candidate = _Candidate(distance(contact.node_id, self.target), contact)
-            if len(self._order) >= MAX_CANDIDATES and not self._drop_for(candidate):
-                continue
-            self._by_id[contact.node_id] = candidate
-            self._enlist(candidate)
+    def responsible(self) -> list[Contact]:
+        """Return the nodes that should hold a record: the k closest and the rest of the region, groups limited."""
+        return [candidate.contact for candidate in self._choose(self._answered())]
 
-    def _drop_for(self, newcomer: _Candidate) -> bool:
-        for index in range(len(self._order) - 1, -1, -1):
-            last = self._order[index]
+    # Inside
+
+    def _answered(self) -> list[_Candidate]:
+        found = [c for c in self._by_id.values() if c.standing is _Standing.ANSWERED]
+        return sorted(found, key=_by_distance)
+
+    def _distance(self, node_id: bytes) -> int:
+        return int.from_bytes(node_id, "big") ^ self._goal
+
+    def _ask(self, path: _Path, batch: list[Contact], now: float) -> None:
+        for candidate in self._choose(path.order):
+            if path.flight >= self._width or not self._budget():
+                return
+            if candidate.standing is not _Standing.NEW:
+                continue
+            candidate.standing = _Standing.ASKED
+            candidate.asked_at = now
+            candidate.attempts += 1
+            candidate.path = path.number
+            path.flight += 1
+            self.queries += 1
+            self._flight[candidate.contact.node_id] = candidate
+            batch.append(candidate.contact)
+
+    def _hear(self, path: _Path, contact: Contact, depth: int = 1) -> None:
+        node_id = contact.node_id
+        if node_id == self._own_id:
+            return
+        known = self._by_id.get(node_id)
+        if known is None:
+            groups = groups_of(contact)
+            candidate = _Candidate(self._distance(node_id), contact, groups, depth=depth)
+            if self._has_place(path, candidate):
+                self._by_id[node_id] = candidate
+                self._enlist(path, candidate)
+            self._grouped = self._grouped or bool(candidate.groups)
+            return
+        if _learn(known, contact):
+            for other in known.heard:
+                _insert(other, known)
+        if path in known.heard:
+            return
+        if known.standing in (_Standing.LATE, _Standing.FAILED):
+            known.heard.append(path)  # enlisted should it come back
+        elif self._has_place(path, known):
+            self._enlist(path, known)
+
+    def _has_place(self, path: _Path, newcomer: _Candidate) -> bool:
+        """Return whether `newcomer` may enter, after a farther candidate has gone if need be."""
+        if len(path.order) < MAX_CANDIDATES:
+            return True
+        for index in range(len(path.order) - 1, -1, -1):
+            last = path.order[index]
             if last.distance <= newcomer.distance:
                 return False
             if last.standing is not _Standing.ASKED:
-                del self._order[index]
-                del self._by_id[last.contact.node_id]
+                del path.order[index]
+                last.heard.remove(path)
+                if not last.heard and last.standing is _Standing.NEW:
+                    del self._by_id[last.contact.node_id]
                 return True
         return False
 
-    def _frontier(self) -> list[_Candidate]:
-        """Return the k nearest candidates that are not known to be silent."""
-        return self._order[: self._settings.k]
+    def _enlist(self, path: _Path, candidate: _Candidate) -> None:
+        candidate.heard.append(path)
+        _insert(path, candidate)
 
-    def _enlist(self, candidate: _Candidate) -> None:
-        bisect.insort(self._order, candidate, key=_by_distance)
+    def _choose(self, order: list[_Candidate]) -> list[_Candidate]:
+        """Return the k nearest and the rest of the region, with few of any address group while there are others."""
+        k, most = self._settings.k, _REGION_MOST * self._settings.k
+        if not self._grouped:
+            end = min(k, len(order))
+            while end < len(order) and end < most and order[end].distance <= self._region:
+                end += 1
+            return order[:end]
+        chosen: list[_Candidate] = []
+        spare: list[_Candidate] = []
+        counter = GroupCounter()
+        for candidate in order:
+            if len(chosen) >= k and candidate.distance > self._region:
+                break
+            if len(chosen) >= most:
+                break
+            if counter.room(candidate.groups, SEARCH_QUOTA):
+                counter.add(candidate.groups)
+                chosen.append(candidate)
+            else:
+                spare.append(candidate)
+        return chosen + spare[: max(0, k - len(chosen))]
 
     def _budget(self) -> bool:
         return self.queries < self._settings.max_queries
 
     def _leave_flight(self, candidate: _Candidate, standing: _Standing) -> None:
-        self._flight.pop(candidate.contact.node_id, None)
+        if self._flight.pop(candidate.contact.node_id, None) is not None:
+            self._paths[candidate.path].flight -= 1
         was_listed = candidate.standing is not _Standing.LATE
         candidate.standing = standing
         if standing is _Standing.ANSWERED:
             if not was_listed:
-                self._enlist(candidate)
+                for path in candidate.heard:
+                    _insert(path, candidate)
         elif was_listed:
-            place = bisect.bisect_left(self._order, candidate.distance, key=_by_distance)
-            del self._order[place]  # distances are unique: one id each
+            for path in candidate.heard:
+                place = bisect.bisect_left(path.order, candidate.distance, key=_by_distance)
+                del path.order[place]  # distances are unique: one id each
 
     def _settle(self, now: float) -> None:
         if self.finished:
@@ -202,31 +307,41 @@ class Lookup:
         if hopeless or now >= self._started_at + self._settings.limit_s:
             self.finished = True
             return
-        self.finished = not any(
-            candidate.standing is _Standing.ASKED
-            or (candidate.standing is _Standing.NEW and self._budget())
-            for candidate in self._frontier()
-        )
+        self.finished = not any(self._busy(path) for path in self._paths)
+
+    def _busy(self, path: _Path) -> bool:
+        budget = self._budget()
+        for candidate in self._choose(path.order):
+            if candidate.standing is _Standing.ASKED:
+                return True
+            if candidate.standing is _Standing.NEW and budget:
+                return True
+        return False
 
 
 def _by_distance(candidate: _Candidate) -> int:
     return candidate.distance
 
 
+def _insert(path: _Path, candidate: _Candidate) -> None:
+    bisect.insort(path.order, candidate, key=_by_distance)
+
+
 def _learn(known: _Candidate, heard: Contact) -> bool:
     """Add newly heard addresses to a candidate without answer; return whether it may be asked again."""
     if known.standing is _Standing.NEW:
-        if len(known.contact.addresses) < _MAX_CANDIDATE_ADDRESSES and any(
-            text not in known.contact.addresses for text in heard.addresses
-        ):
-            merged = merge_addresses(
-                known.contact.addresses, heard.addresses, limit=_MAX_CANDIDATE_ADDRESSES
-            )
+        have = known.contact.addresses
+        if heard.addresses == have or len(have) >= _MAX_CANDIDATE_ADDRESSES:
+            return False
+        if any(text not in have for text in heard.addresses):
+            merged = merge_addresses(have, heard.addresses, limit=_MAX_CANDIDATE_ADDRESSES)
             known.contact = Contact(known.contact.node_id, merged)
+            known.groups = groups_of(known.contact)
     elif known.standing is _Standing.FAILED and known.attempts < _MAX_ATTEMPTS:
         untried = tuple(text for text in heard.addresses if text not in known.contact.addresses)
         if untried:
             known.contact = Contact(known.contact.node_id, untried)
+            known.groups = groups_of(known.contact)
             known.standing = _Standing.NEW
             return True
     return False

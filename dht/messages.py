@@ -8,22 +8,25 @@ bounds what is inside. Unknown fields are ignored, so fields can be added; an un
     BODY    {"type": "ping"}
             {"type": "find_node",    "target": bytes 32}
             {"type": "find_records", "key": bytes 32}
-            {"type": "store",        "record": RECORD}
+            {"type": "store",        "record": RECORD, "token": bytes <= 32}
     answer  {"version": 1, "server": bool, "body": BODY}
     BODY    {"type": "pong"}
             {"type": "nodes",   "contacts": [HINT, ...]}                           answers find_node
-            {"type": "records", "contacts": [HINT, ...], "records": [RECORD, ...]}  answers find_records
+            {"type": "records", "contacts": [HINT, ...], "records": [RECORD, ...],
+             "token": bytes <= 32}                                                 answers find_records
             {"type": "stored"}                                                     answers store
             {"type": "refused", "reason": text <= 64 characters}                    answers anything
     HINT    {"node_id": bytes 32, "addresses": ["host:port", ...]}    at most 20 hints, 4 addresses each, relayed ones too
     RECORD  {"key", "value" <= 1000 bytes, "public_key", "sequence", "expires_at", "signature"}    at most 32
 
+"token" is what a store has to bring back (see `tokens`); it means something to its maker only.
 "server" says whether the sender answers queries and may be handed to others; clients ask only.
 Largest answer: 20 hints (at most 12 KiB, four relayed IPv6 addresses each) and 32 records (about 40 KiB) stay below 64 KiB.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 import msgspec
@@ -38,6 +41,7 @@ MAX_HINTS = 20
 MAX_RECORDS = 32
 
 _Id = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
+_Token = Annotated[bytes, msgspec.Meta(max_length=32)]
 _AddressText = Annotated[str, msgspec.Meta(max_length=MAX_ADDRESS_CHARS)]
 
 
@@ -45,7 +49,7 @@ class Hint(msgspec.Struct, frozen=True):
     """Hearsay: somebody says that this node may be reached there."""
 
     node_id: _Id
-    addresses: Annotated[list[_AddressText], msgspec.Meta(max_length=MAX_ADDRESSES)]
+    addresses: Annotated[tuple[_AddressText, ...], msgspec.Meta(max_length=MAX_ADDRESSES)]
 
 
 class Ping(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
@@ -68,6 +72,8 @@ class Store(msgspec.Struct, frozen=True, tag_field="type", tag="store"):
     """Please hold this record of mine."""
 
     record: SignedRecord
+    token: _Token = b""
+    """From the same node's answer to `FindRecords` for the same key."""
 
 
 class Pong(msgspec.Struct, frozen=True, tag_field="type", tag="pong"):
@@ -85,6 +91,7 @@ class Records(msgspec.Struct, frozen=True, tag_field="type", tag="records"):
 
     contacts: Annotated[list[Hint], msgspec.Meta(max_length=MAX_HINTS)]
     records: Annotated[list[SignedRecord], msgspec.Meta(max_length=MAX_RECORDS)]
+    token: _Token = b""
 
 
 class Stored(msgspec.Struct, frozen=True, tag_field="type", tag="stored"):
@@ -132,7 +139,7 @@ def fits(query: QueryBody, answer: AnswerBody) -> bool:
 
 def to_hint(contact: Contact) -> Hint:
     """Return `contact` as it is told to others."""
-    return Hint(contact.node_id, list(contact.addresses[:MAX_ADDRESSES]))
+    return Hint(contact.node_id, contact.addresses[:MAX_ADDRESSES])
 
 
 def from_hints(hints: list[Hint], *, own_id: bytes, loopback: bool) -> list[Contact]:
@@ -145,9 +152,14 @@ def from_hints(hints: list[Hint], *, own_id: bytes, loopback: bool) -> list[Cont
     """
     usable: dict[bytes, Contact] = {}
     for hint in hints:
-        addresses = tuple(
-            text for text in dict.fromkeys(hint.addresses) if sane_address(text, loopback=loopback)
-        )
-        if addresses and hint.node_id != own_id:
-            usable.setdefault(hint.node_id, Contact(hint.node_id, addresses))
+        addresses = _sane(hint.addresses, loopback)
+        if addresses and hint.node_id != own_id and hint.node_id not in usable:
+            usable[hint.node_id] = Contact(hint.node_id, addresses)
     return list(usable.values())
+
+
+# Answers name the same few nodes over and over.
+@functools.lru_cache(maxsize=16384)
+def _sane(addresses: tuple[str, ...], loopback: bool) -> tuple[str, ...]:
+    distinct = dict.fromkeys(addresses)
+    return tuple(text for text in distinct if sane_address(text, loopback=loopback))

@@ -6,15 +6,15 @@ A driver feeds it and carries out what it asks for. The contract:
   connection) or `fail`, within the driver's query deadline.
 * `tick` at `next_deadline`; `next_event` until it is None, after every call into this class.
 
-Who enters the table: only a node that has just sent us an authenticated message, says that it serves, and
-has an address others could use. What peers tell about third nodes goes into searches, never into the table.
+Who enters the table: only a node that has just sent us an authenticated message, says that it serves, has
+an address others could use, and is not one too many of its address group. What peers tell about third nodes goes into
+searches, never into the table. Who says that it serves no longer leaves at once.
 
-Who may store: only the signer, over its own connection. Other designs let anybody carry records, and need
-write tokens against floods of invented signers; here every signer costs an authenticated identity, and the
-writer replicates (see `publish`).
+Its parts: `responder` answers, `lookup` searches, `reading` verifies, `publish` keeps our records alive, `upkeep` knows when to
+search on our own account. Here they are put together.
 
-Known limits, on purpose for now: one path per search (no disjoint paths), no limit per address group, and a
-node that accepts our dial is taken to be reachable by all.
+Known limit: a node that tells us it serves, and answers on the connection it has opened, is taken to be reachable by all. One that
+lies about it costs others a failed dial each, and never enters their tables.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from collections import Counter, deque
 
 from dht.bucket import Seen
 from dht.contact import Contact, on_loopback
-from dht.errors import DhtBusy, InvalidRecord
-from dht.key import check_key
+from dht.density import Density
+from dht.errors import DhtBusy
+from dht.key import check_key, distance
 from dht.lookup import Lookup
 from dht.messages import (
-    MAX_RECORDS,
     VERSION,
     Answer,
     AnswerBody,
@@ -37,7 +37,6 @@ from dht.messages import (
     FindRecords,
     Nodes,
     Ping,
-    Pong,
     Query,
     QueryBody,
     Records,
@@ -46,11 +45,11 @@ from dht.messages import (
     Stored,
     fits,
     from_hints,
-    to_hint,
 )
 from dht.operation import (
     BACKGROUND,
     PUBLISHING,
+    UPKEEP,
     Call,
     Credentials,
     Event,
@@ -61,28 +60,27 @@ from dht.operation import (
     Purpose,
 )
 from dht.publish import Publisher
-from dht.record import SignedRecord, check
+from dht.reading import Findings, Memory
+from dht.responder import Responder
 from dht.settings import DhtSettings
-from dht.store import Kept, RecordStore
+from dht.store import RecordStore
 from dht.table import Table
+from dht.upkeep import Upkeep
 
 # Searches at once, background included.
 MAX_OPERATIONS = 64
 # Calls waiting for the driver beyond those of searches (which are bounded by alpha each).
 MAX_QUEUE = 512
-# Signers collected by one search: k holders of `records_per_key` each could send more.
-MAX_SIGNERS = 256
 # Failing contacts asked again at one tick.
 _RETRIES_PER_TICK = 8
 _EXPIRE_EVERY_S = 60.0
-# The first search of our neighbourhood may go wrong (a lost answer, dead hints) and leave us with one contact, so it is
-# repeated after this pause,
-# then after pauses three times as long each, up to `refresh_s`.
-_REFRESH_FIRST_S = 5.0
+# Each path of a search begins with this many nodes of our own table, if there are so many.
+_SEEDS_PER_PATH = 5
 # What is counted; the driver adds the last two.
 COUNTERS = (
     *("queries_in", "queries_out", "lookups", "unanswered", "bad_answers", "wrong_node"),
-    *("forged_records", "stores_refused", "calls_dropped", "malformed_in", "internal_errors"),
+    *("forged_records", "stores_refused", "contacts_refused", "calls_dropped"),
+    *("malformed_in", "internal_errors"),
 )
 
 
@@ -99,8 +97,9 @@ class DhtNode:
     ) -> None:
         self._me = credentials
         self._settings = settings or DhtSettings()
-        self._rng = rng
         self._k = self._settings.lookup.k
+        self.serving = self._settings.server
+        """Whether to answer and be known to others; the driver changes it with what is known of our reachability."""
         self.table = Table(credentials.node_id, k=self._k)
         self.store = RecordStore(
             credentials.node_id,
@@ -120,6 +119,12 @@ class DhtNode:
             limit=self._settings.records_per_signer,
         )
         self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
+        self._responder = Responder(
+            credentials, self.table, self.store, self.publisher, self.counters, k=self._k
+        )
+        self._upkeep = Upkeep(self.table, rng=rng, refresh_s=self._settings.refresh_s, now=now)
+        self._density = Density()
+        self._memory = Memory()
         self._numbers = 0
         self._operations: dict[int, Operation] = {}
         self._pending: dict[int, Pending] = {}
@@ -127,10 +132,6 @@ class DhtNode:
         self._events: deque[Event] = deque()
         self._pinging: set[bytes] = set()  # membership only, never iterated
         self._background: int | None = None
-        self._refresh_targets: deque[bytes] = deque()
-        self._refresh_pause_s = _REFRESH_FIRST_S
-        # With jitter: nodes that start together must not search together.
-        self._refresh_at = now + self._settings.refresh_s * rng.uniform(0.8, 1.2)
         self._expire_at = now + _EXPIRE_EVERY_S
 
     # Queries of others
@@ -153,23 +154,11 @@ class DhtNode:
         body = query.body
         if query.server:
             self._admit(sender, now, challenge=not isinstance(body, Ping))
-        if isinstance(body, Ping):
-            return self._say(Pong())
-        if not self._settings.server:
+        else:
+            self.table.remove(sender.node_id)
+        if not self.serving and not isinstance(body, Ping):
             return self._say(Refused("client"))
-        if isinstance(body, FindNode):
-            return self._say(Nodes([to_hint(c) for c in self._closest(body.target, sender)]))
-        if isinstance(body, FindRecords):
-            hints = [to_hint(contact) for contact in self._closest(body.key, sender)]
-            return self._say(Records(hints, self._local(body.key, wall)))
-        if body.record.public_key != public_key:
-            self.counters["stores_refused"] += 1
-            return self._say(Refused("not the signer"))
-        kept = self.store.offer(body.record, wall)
-        if kept is Kept.STORED:
-            return self._say(Stored())
-        self.counters["stores_refused"] += 1
-        return self._say(Refused(kept.value))
+        return self._say(self._responder.answer(body, sender, public_key, now, wall))
 
     # What this node wants
 
@@ -203,7 +192,7 @@ class DhtNode:
 
     def join(self, now: float) -> int:
         """Search our own id, so that neighbours learn of us; ends in a `Found`. All ranges follow."""
-        self._refresh_at = now + self._next_refresh()
+        self._upkeep.begun(now)
         me = self._me.node_id
         return self._start(Purpose.JOIN, FindNode(me), me, now, 0.0)
 
@@ -246,7 +235,7 @@ class DhtNode:
         """Return when `tick` has something to do (monotonic seconds)."""
         times = [self._expire_at, self.table.next_retry()]
         if self._background is None and len(self._operations) < MAX_OPERATIONS:
-            soon = -math.inf if self._refresh_targets else self._refresh_at
+            soon = -math.inf if self._upkeep.waiting else self._upkeep.refresh_at
             times += [soon, self.publisher.next_due()]
         times += [operation.lookup.next_deadline() for operation in self._operations.values()]
         return min(time for time in times if time is not None)
@@ -268,31 +257,30 @@ class DhtNode:
         if answer.version != VERSION or not (refused or fits(pending.query, body)):
             self._lied(pending, "bad_answers", now, wall)
             return
-        records: list[SignedRecord] = []
-        if isinstance(body, Records) and isinstance(pending.query, FindRecords):
-            verified = self._verified(pending, body.records, wall)
-            if verified is None:
+        operation = self._operation_of(pending)
+        if isinstance(body, Records):
+            findings = None if operation is None else operation.findings
+            if findings is not None and not findings.take(body.records, wall):
                 self._lied(pending, "forged_records", now, wall)
                 return
-            records = verified
         if answer.server:
             self._admit(sender, now)
-        hints: list[Contact] = []
-        if isinstance(body, Nodes | Records):
-            hints = from_hints(body.contacts, own_id=self._me.node_id, loopback=on_loopback(sender))
+        else:
+            self.table.remove(sender.node_id)
         if isinstance(pending.query, Store) and isinstance(body, Stored):
             self.publisher.stored(pending.query.record.key, sender.node_id)
-        operation = self._operation_of(pending)
+        if isinstance(pending.query, FindRecords) and isinstance(body, Records):
+            self._take_token(pending, operation, body.token)
         if operation is None:
             return
         if isinstance(pending.query, Store):
             operation.holders += isinstance(body, Stored)
             operation.stores -= 1
-        elif refused:
-            operation.lookup.failed(sender.node_id, now)
-        else:
-            _keep_newest(operation.records, records)
+        elif isinstance(body, Nodes | Records):
+            hints = from_hints(body.contacts, own_id=self._me.node_id, loopback=on_loopback(sender))
             operation.lookup.answered(sender, hints, now)
+        else:
+            operation.lookup.failed(sender.node_id, now)
         self._advance(operation, now, wall)
 
     def fail(self, number: int, now: float, wall: float) -> None:
@@ -321,6 +309,7 @@ class DhtNode:
         return {
             "contacts": len(self.table),
             "contacts_failing": self.table.failing(),
+            "nodes_estimated": self._density.nodes(self._k, self.table.radius()),
             "records_held": len(self.store),
             "records_own": len(self.publisher),
             "operations": len(self._operations),
@@ -331,16 +320,7 @@ class DhtNode:
     # Inside
 
     def _say(self, body: AnswerBody) -> Answer:
-        return Answer(server=self._settings.server, body=body)
-
-    def _closest(self, target: bytes, sender: Contact) -> list[Contact]:
-        near = self.table.closest(target, self._k + 1)
-        return [contact for contact in near if contact.node_id != sender.node_id][: self._k]
-
-    def _local(self, key: bytes, wall: float) -> list[SignedRecord]:
-        own = self.publisher.get(key)
-        mine = [] if own is None or own.expired(wall) else [own]
-        return (mine + self.store.get(key, wall))[:MAX_RECORDS]
+        return Answer(server=self.serving, body=body)
 
     def _admit(self, contact: Contact, now: float, *, challenge: bool = True) -> None:
         """Let an authenticated server into the table, or have it wait.
@@ -354,10 +334,11 @@ class DhtNode:
         seen, oldest = self.table.seen(contact, now)
         if seen is Seen.ADDED:
             for record in self.publisher.wanted_by(contact):
-                self._call(contact, Store(record), None)
+                self._call(contact, FindRecords(record.key), None)  # its answer brings the token
             if first:
-                self._refresh_pause_s = _REFRESH_FIRST_S
-                self._refresh_at = min(self._refresh_at, now)
+                self._upkeep.hurry(now)
+        elif seen is Seen.REFUSED:
+            self.counters["contacts_refused"] += 1
         elif oldest is not None and challenge:
             self.greet(oldest, now)
 
@@ -373,7 +354,7 @@ class DhtNode:
             self.counters["calls_dropped"] += 1
             return False
         self._numbers += 1
-        query = Query(server=self._settings.server, body=body)
+        query = Query(server=self.serving, body=body)
         self._pending[self._numbers] = Pending(contact, body, operation)
         self._queue.append(Call(self._numbers, contact, query))
         self.counters["queries_out"] += 1
@@ -389,20 +370,29 @@ class DhtNode:
         self._check_busy()
         self._numbers += 1
         self.table.touch(target, now)
+        paths = 1 if purpose in UPKEEP else self._settings.lookup.paths
+        count = max(self._k, _SEEDS_PER_PATH * paths)
         # Those that just fell silent are asked only when there is nobody better.
-        seeds = self.table.closest(target, self._k, retry_at=now) or self.table.closest(
-            target, self._k, retry_at=math.inf
+        seeds = self.table.closest(target, count, retry_at=now) or self.table.closest(
+            target, count, retry_at=math.inf
         )
+        findings = None
+        if isinstance(query, FindRecords):
+            me = self._me
+            findings = Findings(
+                query.key, swarm_id=me.swarm_id, verify=me.verify, memory=self._memory
+            )
+            findings.trust(self._responder.local(query.key, wall))
         lookup = Lookup(
             target,
             seeds,
             own_id=self._me.node_id,
             now=now,
             settings=self._settings.lookup,
+            paths=paths,
+            region=0 if findings is None else self._density.region(self.table.radius()),
         )
-        operation = Operation(self._numbers, purpose, lookup, query)
-        if isinstance(query, FindRecords):
-            _keep_newest(operation.records, self._local(query.key, wall))
+        operation = Operation(self._numbers, purpose, lookup, query, findings)
         self._operations[operation.number] = operation
         if purpose in BACKGROUND:
             self._background = operation.number
@@ -427,34 +417,14 @@ class DhtNode:
             operation.lookup.failed(node_id, now)
         self._advance(operation, now, wall)
 
-    def _verified(
-        self, pending: Pending, records: list[SignedRecord], wall: float
-    ) -> list[SignedRecord] | None:
-        """Return the records worth keeping, or None if one is forged: then nothing of it is believed."""
-        assert isinstance(pending.query, FindRecords)
-        operation = self._operation_of(pending)
-        held = {} if operation is None else operation.records
-        worth: list[SignedRecord] = []
-        for record in records:
-            known = held.get(record.public_key)
-            if known is not None and record.sequence <= known.sequence:
-                continue  # nothing new, so its signature does not matter
-            if known is None and len(held) + len(worth) >= MAX_SIGNERS:
-                continue
-            try:
-                check(
-                    record,
-                    swarm_id=self._me.swarm_id,
-                    key=pending.query.key,
-                    wall=wall,
-                    verify=self._me.verify,
-                )
-            except InvalidRecord as error:
-                if error.reason == "expired":
-                    continue
-                return None
-            worth.append(record)
-        return worth
+    def _take_token(self, pending: Pending, operation: Operation | None, token: bytes) -> None:
+        """Keep a write token for the end of a put, or use it at once at a newcomer that should hold our record."""
+        if operation is not None:
+            operation.tokens[pending.contact.node_id] = token
+        elif pending.operation is None:
+            record = self.publisher.get(pending.query.key)  # type: ignore[union-attr]
+            if record is not None:
+                self._call(pending.contact, Store(record, token), None)
 
     def _advance(self, operation: Operation, now: float, wall: float) -> None:
         if operation.number not in self._operations:
@@ -475,32 +445,34 @@ class DhtNode:
         record = self.publisher.get(key)
         if record is None:
             return  # withdrawn meanwhile
-        seen = operation.records.get(self._me.public_key)
+        assert operation.findings is not None
+        seen = operation.findings.of(self._me.public_key)
         if seen is not None and seen.sequence >= record.sequence and seen != record:
             record = self.publisher.renew(key, wall, above=seen.sequence) or record
-        for contact in operation.lookup.closest():
-            operation.stores += self._call(contact, Store(record), operation.number)
+        for contact in operation.lookup.responsible():
+            token = operation.tokens.get(contact.node_id, b"")
+            operation.stores += self._call(contact, Store(record, token), operation.number)
 
     def _end(self, operation: Operation, now: float) -> None:
         del self._operations[operation.number]
-        contacts = tuple(operation.lookup.closest())
+        lookup = operation.lookup
+        contacts = tuple(lookup.closest())
         if self._background == operation.number:
             self._background = None
         if operation.purpose in PUBLISHING:
-            self.publisher.ended(operation.lookup.target, now)
-        own_range = operation.lookup.target == self._me.node_id
-        if operation.purpose is Purpose.JOIN or (
-            operation.purpose is Purpose.REFRESH and own_range
-        ):
-            before = now - self._settings.refresh_s / 2
-            joining = operation.purpose is Purpose.JOIN
-            stale = self.table.stale_targets(now if joining else before, self._rng)
-            self._refresh_targets = deque(stale)
+            self.publisher.ended(lookup.target, now)
+        if operation.purpose in UPKEEP:
+            if len(contacts) == self._k:  # a target that nobody chose
+                self._density.saw(distance(contacts[-1].node_id, lookup.target))
+            if lookup.target == self._me.node_id:
+                self._upkeep.ended(now, everything=operation.purpose is Purpose.JOIN)
+        hops, queries = lookup.hops, lookup.queries
         if operation.purpose is Purpose.PUT:
-            self._events.append(Published(operation.number, operation.holders))
+            event: Event = Published(operation.number, operation.holders, hops, queries)
+            self._events.append(event)
         elif operation.purpose not in BACKGROUND:
-            records = tuple(operation.records[signer] for signer in sorted(operation.records))
-            self._events.append(Found(operation.number, contacts, records))
+            records = () if operation.findings is None else operation.findings.newest()
+            self._events.append(Found(operation.number, contacts, records, hops, queries))
 
     def _work_in_background(self, now: float, wall: float) -> None:
         """Start the next search that nobody waits for; one at a time is enough and bounds the load."""
@@ -511,22 +483,10 @@ class DhtNode:
             self.publisher.renew(key, wall)
             self.publisher.started(key, now)
             self._start(Purpose.REPUBLISH, FindRecords(key), key, now, wall)
-        elif self._refresh_targets:
-            target = self._refresh_targets.popleft()
+            return
+        target = self._upkeep.next_target()
+        if target is None and now >= self._upkeep.refresh_at:
+            self._upkeep.begun(now)
+            target = self._me.node_id
+        if target is not None:
             self._start(Purpose.REFRESH, FindNode(target), target, now, wall)
-        elif now >= self._refresh_at:
-            self._refresh_at = now + self._next_refresh()
-            me = self._me.node_id
-            self._start(Purpose.REFRESH, FindNode(me), me, now, wall)
-
-    def _next_refresh(self) -> float:
-        pause_s = min(self._settings.refresh_s, self._refresh_pause_s)
-        self._refresh_pause_s = min(self._settings.refresh_s, 3.0 * pause_s)
-        return pause_s * self._rng.uniform(0.8, 1.2)
-
-
-def _keep_newest(held: dict[bytes, SignedRecord], records: list[SignedRecord]) -> None:
-    for record in records:
-        known = held.get(record.public_key)
-        if known is None or record.sequence > known.sequence:
-            held[record.public_key] = record

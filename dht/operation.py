@@ -12,6 +12,7 @@ import attrs
 from dht.contact import Contact
 from dht.lookup import Lookup
 from dht.messages import Query, QueryBody
+from dht.reading import Findings
 from dht.record import Sign, SignedRecord, Verify
 
 
@@ -42,6 +43,9 @@ class Found:
     operation: int
     contacts: tuple[Contact, ...]
     records: tuple[SignedRecord, ...]
+    hops: int = attrs.field(default=0, eq=False)
+    """Answers in a row, each of which named the next node asked."""
+    queries: int = attrs.field(default=0, eq=False)
 
 
 @attrs.frozen
@@ -50,6 +54,8 @@ class Published:
 
     operation: int
     holders: int
+    hops: int = attrs.field(default=0, eq=False)
+    queries: int = attrs.field(default=0, eq=False)
 
 
 Event = Found | Published
@@ -68,6 +74,7 @@ class Purpose(enum.Enum):
 
 PUBLISHING = (Purpose.PUT, Purpose.REPUBLISH)
 BACKGROUND = (Purpose.REFRESH, Purpose.REPUBLISH)
+UPKEEP = (Purpose.JOIN, Purpose.REFRESH)
 
 
 @attrs.define
@@ -78,7 +85,8 @@ class Operation:
     purpose: Purpose
     lookup: Lookup
     query: QueryBody
-    records: dict[bytes, SignedRecord] = attrs.field(factory=dict)  # signer -> newest
+    findings: Findings | None  # when it is records that are searched
+    tokens: dict[bytes, bytes] = attrs.field(factory=dict)  # node id -> its write token
     stores: int = 0  # store calls not yet ended
     holders: int = 0
     storing: bool = False
@@ -86,7 +94,7 @@ class Operation:
 
 @attrs.frozen
 class Pending:
-    """A call that has not ended; `operation` is None for pings and for records handed to newcomers."""
+    """A call that has not ended; `operation` is None for pings and for what hands our records to newcomers."""
 
     contact: Contact
     query: QueryBody

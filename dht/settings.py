@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from dht.errors import DhtError
-from dht.lookup import LookupSettings
+from dht.lookup import MAX_PATHS, LookupSettings
 from dht.messages import MAX_HINTS, MAX_RECORDS
 
 
@@ -46,5 +46,7 @@ class DhtSettings:
             raise DhtError(f"k is between 1 and {MAX_HINTS}, so that an answer fits its message")
         if not 1 <= self.records_per_key <= MAX_RECORDS:
             raise DhtError(f"records_per_key is between 1 and {MAX_RECORDS}")
+        if not 1 <= self.lookup.paths <= MAX_PATHS:
+            raise DhtError(f"paths are between 1 and {MAX_PATHS}")
         if self.concurrency < 1 or self.lookup.alpha < 1:
             raise DhtError("concurrency and alpha are at least 1")

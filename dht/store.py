@@ -6,12 +6,14 @@ Rules, in the order they are applied:
 3. a higher sequence of the same (key, signer) replaces the held one; an equal sequence is the same record
    again, or a lie that changes nothing;
 4. a signer has at most `per_signer` records here: one more is refused, its old ones stay;
-5. a key has at most `per_key` signers: one more replaces the signer that has been silent longest. Writers
-   refresh their records, so live ones are recent; a run's dead members make room for its live ones;
-6. in total there are at most `total` records: one more replaces the record whose key is farthest from our own
+5. a key has at most `per_key` signers: one more replaces the signer that has been silent longest, out of the address group that has
+   most of them (see `diversity`). Writers refresh their records, so live ones are recent; a run's dead members make room for its
+   live ones; and a flood of identities from one network replaces itself;
+6. once the store is half full, one address group has at most an eighth of it;
+7. in total there are at most `total` records: one more replaces the record whose key is farthest from our own
    id, if the newcomer is nearer. Nearness is what makes a node responsible for a key.
 
-Invariants: all three caps hold after every call; every record held has been verified; expired ones are never
+Invariants: the caps hold after every call; every record held has been verified; expired ones are never
 returned and leave at the next `expire`.
 """
 
@@ -21,6 +23,7 @@ import bisect
 import enum
 import math
 
+from dht.diversity import Group
 from dht.errors import InvalidRecord
 from dht.key import distance
 from dht.record import SignedRecord, Verify, check
@@ -34,6 +37,7 @@ class Kept(enum.Enum):
     EXPIRED = "expired"
     INVALID = "invalid"
     SIGNER_FULL = "signer full"
+    GROUP_FULL = "network full"
     FULL = "full"
 
 
@@ -57,6 +61,8 @@ class RecordStore:
         self._per_key = per_key
         self._total = total
         self._keys: dict[bytes, dict[bytes, SignedRecord]] = {}  # key -> signer -> oldest first
+        self._groups: dict[tuple[bytes, bytes], tuple[Group, ...]] = {}  # (key, signer) in a group
+        self._of_group: dict[Group, int] = {}
         self._by_distance: list[tuple[int, bytes]] = []  # every key once, nearest first
         self._of_signer: dict[bytes, int] = {}
         self._count = 0
@@ -74,8 +80,8 @@ class RecordStore:
         held = self._keys.get(key, {})
         return [record for record in reversed(held.values()) if not record.expired(wall)]
 
-    def offer(self, record: SignedRecord, wall: float) -> Kept:
-        """Hold `record` if the rules allow."""
+    def offer(self, record: SignedRecord, wall: float, groups: tuple[Group, ...] = ()) -> Kept:
+        """Hold `record`, from a signer whose address is in `groups`, if the rules allow."""
         held = self._keys.get(record.key, {}).get(record.public_key)
         if held is not None and record.sequence <= held.sequence:
             return Kept.STORED if record == held else Kept.STALE
@@ -86,10 +92,10 @@ class RecordStore:
         if held is not None:
             self._remove(record.key, record.public_key)
         else:
-            refusal = self._make_room(record, wall)
+            refusal = self._make_room(record, wall, groups)
             if refusal is not None:
                 return refusal
-        self._add(record)
+        self._add(record, groups)
         return Kept.STORED
 
     def expire(self, wall: float) -> int:
@@ -110,14 +116,19 @@ class RecordStore:
         )
         return len(over)
 
-    def _make_room(self, record: SignedRecord, wall: float) -> Kept | None:
+    def _make_room(
+        self, record: SignedRecord, wall: float, groups: tuple[Group, ...]
+    ) -> Kept | None:
         """Make room for one record under the caps; return the reason when there is none."""
         self.expire(wall)
         if self._of_signer.get(record.public_key, 0) >= self._per_signer:
             return Kept.SIGNER_FULL
-        signers = self._keys.get(record.key, {})
-        if len(signers) >= self._per_key:
-            self._remove(record.key, next(iter(signers)))
+        if self._count >= self._total // 2 and any(
+            self._of_group.get(group, 0) >= max(1, self._total // 8) for group in groups
+        ):
+            return Kept.GROUP_FULL
+        if len(self._keys.get(record.key, {})) >= self._per_key:
+            self._remove(record.key, self._most_dispensable(record.key, groups))
         if self._count >= self._total:
             far, farthest = self._by_distance[-1]
             if far <= distance(record.key, self._own_id):
@@ -125,8 +136,25 @@ class RecordStore:
             self._remove(farthest, next(iter(self._keys[farthest])))
         return None
 
-    def _add(self, record: SignedRecord) -> None:
+    def _most_dispensable(self, key: bytes, newcomer: tuple[Group, ...]) -> bytes:
+        """Return the signer that gives way: the longest silent one of the most frequent group."""
+        signers = self._keys[key]
+        counts = dict.fromkeys(newcomer, 1)
+        for signer in signers:
+            for group in self._groups.get((key, signer), ()):
+                counts[group] = counts.get(group, 0) + 1
+        crowd = [
+            max((counts[group] for group in self._groups.get((key, signer), ())), default=1)
+            for signer in signers
+        ]
+        return list(signers)[crowd.index(max(crowd))]
+
+    def _add(self, record: SignedRecord, groups: tuple[Group, ...]) -> None:
         key, signer = record.key, record.public_key
+        if groups:
+            self._groups[key, signer] = groups
+            for group in groups:
+                self._of_group[group] = self._of_group.get(group, 0) + 1
         if key not in self._keys:
             self._keys[key] = {}
             bisect.insort(self._by_distance, (distance(key, self._own_id), key))
@@ -138,6 +166,10 @@ class RecordStore:
     def _remove(self, key: bytes, signer: bytes) -> None:
         signers = self._keys[key]
         del signers[signer]
+        for group in self._groups.pop((key, signer), ()):
+            self._of_group[group] -= 1
+            if not self._of_group[group]:
+                del self._of_group[group]
         if not signers:
             del self._keys[key]
             place = (distance(key, self._own_id), key)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from dht.bucket import Bucket, Entry, Seen
+from dht.bucket import Bucket, Census, Entry, Seen
 from dht.contact import Contact
 from dht.key import KEY_BITS, distance, random_id_in_bucket, shared_prefix_bits
 
@@ -29,21 +29,29 @@ class Table:
         self._own_id = own_id
         self._k = k
         self._buckets: dict[int, Bucket] = {}
+        self._census = Census(k)
+        self._own = int.from_bytes(own_id, "big")
         self._next_retry: float | None = None  # never later than the earliest retry due
 
     def __len__(self) -> int:
-        return sum(len(bucket) for bucket in self._buckets.values())
+        return self._census.entries
 
     def __contains__(self, node_id: bytes) -> bool:
         return self._entry(node_id) is not None
 
     def contacts(self) -> list[Contact]:
         """Return every contact, sorted by distance from our own id, failing ones included."""
-        entries = (entry for _, bucket in sorted(self._buckets.items()) for entry in _all(bucket))
-        return sorted(
-            (entry.contact for entry in entries),
-            key=lambda contact: distance(contact.node_id, self._own_id),
-        )
+        return [entry.contact for entry in self.entries()]
+
+    def entries(self) -> list[Entry]:
+        """Return every entry, sorted by distance from our own id, failing ones included."""
+        entries = (entry for bucket in self._buckets.values() for entry in _all(bucket))
+        return sorted(entries, key=lambda entry: entry.number ^ self._own)
+
+    def radius(self) -> int:
+        """Return the distance of the k-th nearest contact from our own id, 0 when fewer are known."""
+        nearest = self.closest(self._own_id, self._k)
+        return distance(nearest[-1].node_id, self._own_id) if len(nearest) == self._k else 0
 
     def get(self, node_id: bytes) -> Contact | None:
         """Return what is known of `node_id`."""
@@ -74,6 +82,9 @@ class Table:
             raise ValueError("a node is not in its own table")
         bucket = self._bucket(contact.node_id, now)
         result = bucket.seen(contact, now)
+        if self._census.surplus and self._census.binding:
+            for other in self._buckets.values():
+                other.drop_surplus()
         oldest = bucket.oldest() if result is Seen.WAITING else None
         return result, None if oldest is None else oldest.contact
 
@@ -89,6 +100,11 @@ class Table:
         if entry is not None and (self._next_retry is None or entry.retry_at < self._next_retry):
             self._next_retry = entry.retry_at
 
+    def remove(self, node_id: bytes) -> bool:
+        """Forget `node_id` at once, since it no longer serves; return whether it held a place."""
+        bucket = self._buckets.get(shared_prefix_bits(node_id, self._own_id))
+        return bucket is not None and bucket.remove(node_id)
+
     def closest(self, target: bytes, count: int, *, retry_at: float | None = None) -> list[Contact]:
         """Return up to `count` contacts closest to `target`, closest first.
 
@@ -98,19 +114,20 @@ class Table:
             retry_at: also return failing contacts whose pause is over at this time (monotonic seconds).
                 Leave it out for answers to others: what does not answer us is not recommended.
         """
-        found: list[Contact] = []
+        found: list[Entry] = []
+        goal = int.from_bytes(target, "big")
         for group in self._by_nearness(target):
             usable = [
-                entry.contact
+                entry
                 for bucket in group
-                for entry in _all(bucket)
+                for entry in bucket.entries.values()
                 if not entry.failures or (retry_at is not None and entry.retry_at <= retry_at)
             ]
-            usable.sort(key=lambda contact: distance(contact.node_id, target))
+            usable.sort(key=lambda entry: entry.number ^ goal)
             found += usable[: count - len(found)]
             if len(found) >= count:
                 break
-        return found
+        return [entry.contact for entry in found]
 
     def due_retries(self, now: float, limit: int) -> list[Contact]:
         """Return up to `limit` failing contacts whose pause is over, each once until it fails again."""
@@ -170,7 +187,7 @@ class Table:
         index = shared_prefix_bits(node_id, self._own_id)
         bucket = self._buckets.get(index)
         if bucket is None:
-            bucket = self._buckets[index] = Bucket(self._k, now)
+            bucket = self._buckets[index] = Bucket(self._k, now, self._census)
         return bucket
 
     def _entry(self, node_id: bytes) -> Entry | None:

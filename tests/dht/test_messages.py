@@ -39,9 +39,9 @@ QUERIES = [
     Query(server=True, body=Ping()),
     Query(server=False, body=FindNode(b"t" * 32)),
     Query(server=True, body=FindRecords(b"k" * 32)),
-    Query(server=True, body=Store(RECORD)),
+    Query(server=True, body=Store(RECORD, b"t" * 16)),
 ]
-HINT = Hint(b"n" * 32, ["10.0.0.1:7447"])
+HINT = Hint(b"n" * 32, ("10.0.0.1:7447",))
 ANSWERS = [
     Answer(server=True, body=Pong()),
     Answer(server=True, body=Nodes([HINT])),
@@ -60,12 +60,13 @@ GOLDEN = {
         "6579c4206b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b"
     ),
     "Store": (
-        "83a776657273696f6e01a6736572766572c3a4626f647982a474797065a573746f7265a67265636f726486a3"
+        "83a776657273696f6e01a6736572766572c3a4626f647983a474797065a573746f7265a67265636f726486a3"
         "6b6579c4206b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6ba576616c7565c4"
         "0176aa7075626c69635f6b6579c4207070707070707070707070707070707070707070707070707070707070"
         "707070a873657175656e6365cf4000000000000000aa657870697265735f6174ce6b49d200a97369676e6174"
         "757265c440737373737373737373737373737373737373737373737373737373737373737373737373737373"
-        "73737373737373737373737373737373737373737373737373"
+        "73737373737373737373737373737373737373737373737373a5746f6b656ec4107474747474747474747474"
+        "7474747474"
     ),
     "Pong": ("83a776657273696f6e01a6736572766572c3a4626f647981a474797065a4706f6e67"),
     "Nodes": (
@@ -74,14 +75,14 @@ GOLDEN = {
         "a961646472657373657391ad31302e302e302e313a37343437"
     ),
     "Records": (
-        "83a776657273696f6e01a6736572766572c3a4626f647983a474797065a77265636f726473a8636f6e746163"
+        "83a776657273696f6e01a6736572766572c3a4626f647984a474797065a77265636f726473a8636f6e746163"
         "74739182a76e6f64655f6964c4206e6e6e6e6e6e6e6e6e6e6e6e6e6e6e6e6e6e6e6e6e6e6e6e6e6e6e6e6e6e"
         "6e6ea961646472657373657391ad31302e302e302e313a37343437a77265636f7264739186a36b6579c4206b"
         "6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6ba576616c7565c40176aa707562"
         "6c69635f6b6579c4207070707070707070707070707070707070707070707070707070707070707070a87365"
         "7175656e6365cf4000000000000000aa657870697265735f6174ce6b49d200a97369676e6174757265c44073"
         "7373737373737373737373737373737373737373737373737373737373737373737373737373737373737373"
-        "73737373737373737373737373737373737373"
+        "73737373737373737373737373737373737373a5746f6b656ec400"
     ),
     "Stored": ("83a776657273696f6e01a6736572766572c3a4626f647981a474797065a673746f726564"),
     "Refused": (
@@ -149,8 +150,8 @@ def test_malformed_records(field: str, value: object) -> None:
 def test_too_many_or_too_long() -> None:
     for body in (
         Nodes([HINT] * 21),
-        Nodes([Hint(b"n" * 32, ["10.0.0.1:1"] * 5)]),
-        Nodes([Hint(b"n" * 32, ["1" * 122])]),
+        Nodes([Hint(b"n" * 32, ("10.0.0.1:1",) * 5)]),
+        Nodes([Hint(b"n" * 32, ("1" * 122,))]),
         Records([], [RECORD] * 33),
         Refused("x" * 65),
     ):
@@ -162,7 +163,7 @@ LONGEST = f"[2001:0db8:0000:0000:0000:0000:0000:0001]:65535/via/{NodeId(bytes(32
 
 
 def test_largest_answer_fits_one_message() -> None:
-    hint = Hint(b"n" * 32, [LONGEST] * 4)
+    hint = Hint(b"n" * 32, (LONGEST,) * 4)
     record = msgspec.structs.replace(RECORD, value=bytes(1000))
     assert len(LONGEST) == MAX_ADDRESS_CHARS
     assert len(pack(Answer(server=True, body=Nodes([hint] * 20)))) < 12 * 1024
@@ -203,11 +204,19 @@ def test_which_answer_fits_which_query() -> None:
 def test_hints_are_cleaned() -> None:
     own = b"o" * 32
     hints = [
-        Hint(b"a" * 32, ["10.0.0.1:1", "10.0.0.1:1", "0.0.0.0:1", "name.example:1"]),
-        Hint(own, ["10.0.0.1:1"]),
-        Hint(b"b" * 32, ["127.0.0.1:1"]),
-        Hint(b"a" * 32, ["10.6.6.6:1"]),
-        Hint(b"c" * 32, []),
+        Hint(
+            b"a" * 32,
+            (
+                "10.0.0.1:1",
+                "10.0.0.1:1",
+                "0.0.0.0:1",
+                "name.example:1",
+            ),
+        ),
+        Hint(own, ("10.0.0.1:1",)),
+        Hint(b"b" * 32, ("127.0.0.1:1",)),
+        Hint(b"a" * 32, ("10.6.6.6:1",)),
+        Hint(b"c" * 32, ()),
     ]
     (only,) = from_hints(hints, own_id=own, loopback=False)
     assert (only.node_id, only.addresses) == (b"a" * 32, ("10.0.0.1:1",))

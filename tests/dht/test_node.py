@@ -45,6 +45,13 @@ def ask(me: SimNode, sender: SimNode, body: QueryBody, *, server: bool = True) -
     return me.node.answer(query, sender.contact, key, 0.0, WALL).body
 
 
+def store(me: SimNode, sender: SimNode, record: SignedRecord) -> AnswerBody:
+    """Ask for a token, then store."""
+    answer = ask(me, sender, FindRecords(record.key))
+    assert isinstance(answer, Records)
+    return ask(me, sender, Store(record, answer.token))
+
+
 def reply(
     me: SimNode, call: Call, sender: SimNode, body: AnswerBody, *, server: bool = True
 ) -> None:
@@ -71,12 +78,13 @@ def test_answers_each_query_and_learns_who_serves() -> None:
     third = world.add()
     assert ask(me, other, Ping()) == Pong()
     assert ask(me, third, FindNode(KEY), server=False) == Nodes(
-        [Hint(other.contact.node_id, list(other.contact.addresses))]
+        [Hint(other.contact.node_id, other.contact.addresses)]
     )
     assert third.contact.node_id not in me.node.table
-    assert ask(me, third, FindRecords(KEY)) == Records(
-        [Hint(other.contact.node_id, list(other.contact.addresses))], []
-    )
+    answer = ask(me, third, FindRecords(KEY))
+    assert isinstance(answer, Records)
+    assert answer.contacts == [Hint(other.contact.node_id, other.contact.addresses)]
+    assert (answer.records, len(answer.token)) == ([], 16)
     assert third.contact.node_id in me.node.table
 
 
@@ -98,11 +106,11 @@ def test_only_the_signer_may_store() -> None:
     world, me, other = two()
     third = world.add()
     record = record_of(other)
-    assert ask(me, third, Store(record)) == Refused("not the signer")
-    assert ask(me, other, Store(record)) == Stored()
-    assert ask(me, other, Store(record_of(other, sequence=0))) == Refused("stale")
+    assert store(me, third, record) == Refused("not the signer")
+    assert store(me, other, record) == Stored()
+    assert store(me, other, record_of(other, sequence=0)) == Refused("stale")
     forged = msgspec.structs.replace(record, value=b"w", sequence=2)
-    assert ask(me, other, Store(forged)) == Refused("invalid")
+    assert store(me, other, forged) == Refused("invalid")
     answer = ask(me, third, FindRecords(KEY))
     assert isinstance(answer, Records)
     assert answer.records == [record]
@@ -115,7 +123,7 @@ def test_own_record_is_served_and_not_after_its_time() -> None:
     answer = ask(me, other, FindRecords(KEY))
     assert isinstance(answer, Records)
     assert [r.value for r in answer.records] == [b"mine"]
-    assert me.node._local(KEY, WALL + 200) == []
+    assert me.node._responder.local(KEY, WALL + 200) == []
 
 
 def test_client_answers_pings_only() -> None:
@@ -185,7 +193,7 @@ def test_one_forged_record_and_nothing_of_the_answer_is_believed(how: str) -> No
     me.node.get(KEY, 0.0, WALL)
     (call,) = me.node.outgoing(9)
     forged = forged_answers(me, other)[how]
-    hint = Hint(third.contact.node_id, list(third.contact.addresses))
+    hint = Hint(third.contact.node_id, third.contact.addresses)
     reply(me, call, other, Records([hint], [record_of(other), forged]))
     event = me.node.next_event()
     assert isinstance(event, Found)
@@ -216,7 +224,7 @@ def test_hints_are_asked_but_not_believed() -> None:
     third = world.add()
     me.node.find(KEY, 0.0)
     (call,) = me.node.outgoing(9)
-    reply(me, call, other, Nodes([Hint(third.contact.node_id, list(third.contact.addresses))]))
+    reply(me, call, other, Nodes([Hint(third.contact.node_id, third.contact.addresses)]))
     assert third.contact.node_id not in me.node.table
     (call,) = me.node.outgoing(9)
     assert call.contact == third.contact
@@ -255,7 +263,7 @@ def test_client_that_answers_is_used_but_not_kept() -> None:
     third = world.add()
     me.node.find(KEY, 0.0)
     (call,) = me.node.outgoing(9)
-    reply(me, call, other, Nodes([Hint(third.contact.node_id, list(third.contact.addresses))]))
+    reply(me, call, other, Nodes([Hint(third.contact.node_id, third.contact.addresses)]))
     (call,) = me.node.outgoing(9)
     reply(me, call, third, Nodes([]), server=False)
     event = me.node.next_event()
@@ -269,9 +277,16 @@ def test_senseless_hints_cause_no_calls() -> None:
     me.node.find(KEY, 0.0)
     (call,) = me.node.outgoing(9)
     hints = [
-        Hint(b"a" * 32, ["0.0.0.0:7447", "name.example:7447", "127.0.0.1:7447"]),
-        Hint(me.contact.node_id, ["10.0.0.9:7447"]),
-        Hint(b"b" * 32, []),
+        Hint(
+            b"a" * 32,
+            (
+                "0.0.0.0:7447",
+                "name.example:7447",
+                "127.0.0.1:7447",
+            ),
+        ),
+        Hint(me.contact.node_id, ("10.0.0.9:7447",)),
+        Hint(b"b" * 32, ()),
     ]
     reply(me, call, other, Nodes(hints))
     assert me.node.outgoing(9) == []
@@ -338,8 +353,12 @@ def test_newcomer_gets_our_records() -> None:
     me.node.outgoing(9)
     ask(me, third, Ping())
     (call,) = me.node.outgoing(9)
+    assert (call.contact, call.query.body) == (third.contact, FindRecords(KEY))
+    reply(me, call, third, Records([], [], b"token"))
+    (call,) = me.node.outgoing(9)
     assert call.contact == third.contact
     assert isinstance(call.query.body, Store)
+    assert call.query.body.token == b"token"
     reply(me, call, third, Stored())
     assert me.node.publisher.holders(KEY) == 1
 
@@ -454,7 +473,7 @@ def test_silent_contact_is_asked_again_later() -> None:
 
 def test_expired_records_leave() -> None:
     _, me, other = two()
-    ask(me, other, Store(record_of(other, ttl=30)))
+    store(me, other, record_of(other, ttl=30))
     assert me.node.stats()["records_held"] == 1
     me.node.tick(120.0, WALL + 120)
     assert me.node.stats()["records_held"] == 0
@@ -466,5 +485,5 @@ def test_no_deadline_is_in_the_past_after_a_tick_at_rest() -> None:
     world.flush(me)
     for _ in range(300):
         world.step()
-        assert me.node.next_deadline() > world.now - 1e-9 or me.node._refresh_targets
+        assert me.node.next_deadline() > world.now - 1e-9 or me.node._upkeep.waiting
     assert distance(KEY, KEY) == 0

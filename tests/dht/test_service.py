@@ -179,7 +179,7 @@ async def test_false_address_does_not_stand_in_for_a_node(autojump_clock: MockCl
 
     async def lie(_: object, request: bytes) -> bytes:
         query = decode_untrusted(request, Query)
-        hints = Nodes([Hint(bytes(victim.node_id), [str(liar.addresses[0])])])
+        hints = Nodes([Hint(bytes(victim.node_id), (str(liar.addresses[0]),))])
         body = hints if not isinstance(query.body, Ping) else None
         return pack(
             Answer(server=True, body=body)

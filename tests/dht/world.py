@@ -18,7 +18,19 @@ import msgspec
 
 from dht.contact import Contact
 from dht.key import distance
-from dht.messages import Answer, FindRecords, Hint, Nodes, Query, Records
+from dht.messages import (
+    Answer,
+    FindNode,
+    FindRecords,
+    Hint,
+    Nodes,
+    Query,
+    Records,
+    Refused,
+    Store,
+    Stored,
+    to_hint,
+)
 from dht.node import DhtNode
 from dht.operation import Call, Credentials, Event, Found, Published
 from dht.record import SignedRecord
@@ -122,13 +134,13 @@ class World:
     def alive(self) -> list[SimNode]:
         return [sim for sim in self.nodes.values() if sim.alive]
 
-    def prefill(self) -> None:
+    def prefill(self, size: int | None = None) -> None:
         """Give every table what a long, quiet life would have: contacts at every distance, in random order."""
         everybody = sorted(self.nodes.values(), key=lambda sim: sim.contact.node_id)
         for place, sim in enumerate(everybody):
             # nodes that follow each other in order share long prefixes: they are (nearly) the nearest
             near = everybody[max(0, place - 16) : place + 17]
-            far = self.rng.sample(everybody, min(len(everybody), 150))
+            far = self.rng.sample(everybody, min(len(everybody), size or 150))
             for other in near + far:
                 if other is not sim:
                     sim.node.table.seen(other.contact, self.now)
@@ -251,7 +263,28 @@ class World:
         self._trace.update(
             b"%s %d %d %.9f " % (kind.encode(), sender.name, receiver.name, self.now)
         )
-        self._trace.update(msgspec.msgpack.encode(message))
+        self._trace.update(_brief(message))
+
+
+def _brief(message: Query | Answer) -> bytes:
+    """What a message says, for the trace; encoding each whole would take most of a simulation's time."""
+    body = message.body
+    parts = [type(body).__name__.encode(), b"s" if message.server else b"c"]
+    match body:
+        case FindNode():
+            parts.append(body.target)
+        case FindRecords():
+            parts.append(body.key)
+        case Store():
+            parts += [body.record.signature, body.token]
+        case Nodes():
+            parts += [hint.node_id for hint in body.contacts]
+        case Records():
+            parts += [hint.node_id for hint in body.contacts]
+            parts += [record.signature for record in body.records]
+        case Refused():
+            parts.append(body.reason.encode())
+    return b"".join(parts)
 
 
 def _signature(secret: bytes, data: bytes) -> bytes:
@@ -324,13 +357,13 @@ def poison_contacts(world: World, me: SimNode, query: Query, answer: Answer) -> 
         return answer
     target = query.body.key if isinstance(query.body, FindRecords) else query.body.target  # type: ignore[union-attr]
     invented = [
-        Hint(target[:-2] + world.rng.randbytes(2), [f"10.99.{world.rng.randrange(256)}.1:7447"])
+        Hint(target[:-2] + world.rng.randbytes(2), (f"10.99.{world.rng.randrange(256)}.1:7447",))
         for _ in range(6)
     ]
-    misplaced = [Hint(hint.node_id, ["10.99.0.1:1"]) for hint in answer.body.contacts[:6]]
+    misplaced = [Hint(hint.node_id, ("10.99.0.1:1",)) for hint in answer.body.contacts[:6]]
     nonsense = [
-        Hint(world.rng.randbytes(32), ["0.0.0.0:1", "224.0.0.1:5", "host.example:80", "x"]),
-        Hint(me.contact.node_id, ["127.0.0.1:7447"]),
+        Hint(world.rng.randbytes(32), ("0.0.0.0:1", "224.0.0.1:5", "host.example:80", "x")),
+        Hint(me.contact.node_id, ("127.0.0.1:7447",)),
     ]
     contacts = invented + misplaced + nonsense
     records = answer.body.records if isinstance(answer.body, Records) else []
@@ -343,3 +376,33 @@ def stay_silent(world: World, me: SimNode, query: Query, answer: Answer) -> Answ
     if isinstance(answer.body, Records):
         return Answer(server=True, body=Records(answer.body.contacts, []))
     return answer
+
+
+class Collusion:
+    """Liars who know each other: each names only the others nearest to what is sought, holds nothing and says it does."""
+
+    def __init__(self, world: World, liars: list[SimNode]) -> None:
+        self._numbers = [(int.from_bytes(sim.contact.node_id, "big"), sim) for sim in liars]
+        self._known: dict[bytes, list[Hint]] = {}
+        for sim in liars:
+            world.liars[sim.contact.node_id] = self
+
+    def __call__(self, world: World, me: SimNode, query: Query, answer: Answer) -> Answer:
+        body = query.body
+        if isinstance(body, FindNode):
+            return Answer(server=True, body=Nodes(self._nearest(body.target)))
+        if isinstance(body, FindRecords):
+            forged = _signed(me, world.swarm_id, bytes(32), world.wall + 7000)
+            records = [forged] if world.rng.random() < 0.1 else []
+            world.counters["forged"] += len(records)
+            return Answer(server=True, body=Records(self._nearest(body.key), records, bytes(16)))
+        if isinstance(body, Store):
+            return Answer(server=True, body=Stored())
+        return answer
+
+    def _nearest(self, target: bytes) -> list[Hint]:
+        if target not in self._known:
+            goal = int.from_bytes(target, "big")
+            near = heapq.nsmallest(20, self._numbers, key=lambda item: item[0] ^ goal)
+            self._known[target] = [to_hint(sim.contact) for _, sim in near]
+        return self._known[target]

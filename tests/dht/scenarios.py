@@ -1,0 +1,118 @@
+"""What is measured in simulated swarms: one function per situation, for the test suite (1,000 nodes) and `benchmarks/dht.py` (10,000).
+
+"Success" is a search for a record that comes back with its true value. The same seed gives the same figures.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+import attrs
+
+from dht.key import record_key
+from dht.lookup import LookupSettings
+from dht.operation import Found
+from dht.settings import DhtSettings
+from tests.dht.world import Collusion, SimNode, World
+
+
+@attrs.frozen
+class Figures:
+    """One row of the table."""
+
+    searches: int
+    successes: int
+    hops: float
+    """Median; nodes asked in a row, each named by the one before."""
+    queries: float
+    """Median, of the search itself."""
+    seconds: float
+    """Median, of virtual time."""
+    seconds_99: float
+    """99th percentile."""
+    forged_offered: int
+    forged_accepted: int
+
+    @property
+    def success(self) -> float:
+        return self.successes / self.searches
+
+
+class Tally:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._hops: list[int] = []
+        self._queries: list[int] = []
+        self._seconds: list[float] = []
+        self._successes = 0
+        self._forged = 0
+
+    def get(self, me: SimNode, key: bytes, value: bytes) -> None:
+        world = self._world
+        started = world.now
+        event = world.wait(me, me.node.get(key, world.now, world.wall))
+        assert isinstance(event, Found)
+        values = [record.value for record in event.records]
+        self._successes += value in values
+        self._forged += len([each for each in values if each != value])
+        self._hops.append(event.hops)
+        self._queries.append(event.queries)
+        self._seconds.append(world.now - started)
+
+    def figures(self) -> Figures:
+        return Figures(
+            len(self._hops),
+            self._successes,
+            statistics.median(self._hops),
+            statistics.median(self._queries),
+            statistics.median(self._seconds),
+            sorted(self._seconds)[int(len(self._seconds) * 0.99)],
+            self._world.counters["forged"],
+            self._forged,
+        )
+
+
+def settings(paths: int, **more: float) -> DhtSettings:
+    return DhtSettings(lookup=LookupSettings(paths=paths), **more)  # type: ignore[arg-type]
+
+
+def filled(seed: int, count: int, paths: int, **more: float) -> tuple[World, list[SimNode]]:
+    """A swarm whose tables are as a long, quiet life leaves them."""
+    world = World(seed, settings=settings(paths, **more))
+    nodes = [world.add() for _ in range(count)]
+    world.prefill()
+    return world, nodes
+
+
+def publish(world: World, writers: list[SimNode], count: int) -> list[tuple[bytes, bytes]]:
+    records = []
+    for number in range(count):
+        key, value = record_key(world.swarm_id, "run", str(number)), b"value %d" % number
+        world.put(world.rng.choice(writers), key, value)
+        records.append((key, value))
+    return records
+
+
+def at_rest(seed: int, count: int, searches: int, *, paths: int = 4) -> Figures:
+    """Nothing fails."""
+    world, nodes = filled(seed, count, paths)
+    records = publish(world, nodes, max(10, searches // 20))
+    tally = Tally(world)
+    for _ in range(searches):
+        tally.get(world.rng.choice(nodes), *world.rng.choice(records))
+    return tally.figures()
+
+
+def with_liars(
+    seed: int, count: int, searches: int, *, share: float, paths: int, records: int = 0
+) -> Figures:
+    """A share of all nodes collude from the start, when the records are written as well."""
+    world, nodes = filled(seed, count, paths)
+    liars = world.rng.sample(nodes, round(count * share))
+    Collusion(world, liars)
+    honest = [sim for sim in nodes if sim.contact.node_id not in world.liars]
+    written = publish(world, honest, records or max(10, searches // 10))
+    tally = Tally(world)
+    for _ in range(searches):
+        tally.get(world.rng.choice(honest), *world.rng.choice(written))
+    return tally.figures()
