@@ -365,12 +365,12 @@ class Peer:
         self._endpoint.on_peer_lost(self)
 
 
-def handler_of_calls(handler: CallHandler) -> Handler:
-    """Turn a request handler into a stream handler, see the module for the bytes."""
-
 def _count_nothing(_sent: int, _received: int) -> None:
     """For a link whose bytes the connection around it counts."""
 
+
+def handler_of_calls(handler: CallHandler) -> Handler:
+    """Turn a request handler into a stream handler, see the module for the bytes."""
 
     async def serve_call(stream: Stream) -> None:
         with trio.CancelScope() as scope:
