@@ -105,7 +105,14 @@ def diagnose(facts: Facts) -> Diagnosis:
             "behind a NAT that maps each destination differently: most peers are reached over a relay",
             without_relay or _FORWARD,
         )
-    if any(verdict is False and is_public(at.host) for at, verdict in facts.reached.items()):
+    closed = [at for at, no in facts.reached.items() if no is False and is_public(at.host)]
+    if closed and facts.interfaces and not any(at.host in facts.interfaces for at in closed):
+        return Diagnosis(
+            Standing.UNKNOWN,
+            "behind a NAT; too few peers in other networks to tell whether it can be punched",
+            without_relay or _FORWARD,
+        )
+    if closed:
         return Diagnosis(
             Standing.PUNCHABLE,
             "a firewall keeps incoming connections out; it can be punched",

@@ -45,6 +45,7 @@ from transport.observed import ObservedAddresses
 from transport.peer import Peer
 from transport.punch import IPInterface
 from transport.puncher import Puncher, machine_interfaces, serve_punch
+from transport.reach_log import ReachLog
 from transport.reach_report import punch_row, reach_report
 from transport.reachability import Reachability, ReachabilitySettings
 from transport.relay.client import RelayClient
@@ -124,6 +125,7 @@ class Reach:
         self._seen: dict[NodeId, Address] = {}  # peers only, so bounded by limits.max_peers
         self._dialed: OrderedDict[str, None] = OrderedDict()  # hosts; bounded by MAX_DIALED
         self._open: dict[Address, float] = {}  # dialed by strangers, until when it counts
+        self._lines = ReachLog(_log, trio.current_time())
         self._news = trio.Event()
         self._settled = trio.Event()
         self._diagnosis = diagnose(Facts())
@@ -231,8 +233,9 @@ class Reach:
             ),
             lambda address: self.reachability.reached(address, now),
         )
+        self._lines.diagnosis(self._diagnosis, now)
+        self._lines.addresses(addresses, now)
         if addresses != endpoint.advertised:
-            _log.info("advertised: %s", ", ".join(map(str, addresses)) or "nothing")
             endpoint.set_advertised(addresses)
         self._settled.set()
         self._settled = trio.Event()
@@ -336,7 +339,7 @@ class Reach:
                 await self._settled.wait()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.service.run)
-                _log.info("serving as a relay: others can reach this node directly")
+                self._lines.say("serving as a relay for others", trio.current_time())
                 while self._direct():
                     await self._settled.wait()
                 nursery.cancel_scope.cancel()
@@ -361,8 +364,8 @@ class Reach:
 
     def _moved(self, gone: set[str]) -> None:
         """Our addresses are others now: what was learnt at the old ones means nothing."""
-        _log.info("this machine's addresses: %s", ", ".join(self._hosts) or "none")
         now = trio.current_time()
+        self._lines.say(f"this machine's addresses: {', '.join(self._hosts) or 'none'}", now)
         self.observed.clear()
         self.reachability.restart(now)
         for peer in list(self.endpoint.peers.values()):

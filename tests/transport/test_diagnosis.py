@@ -19,6 +19,17 @@ RELAY = [Relay(node="nd-x", rtt_s=0.03)]
         (Facts(**SOME, reached={PUBLIC: True}, open=[PUBLIC]), Standing.DIRECT, ""),
         (Facts(reached={PUBLIC: True}, open=[PUBLIC]), Standing.DIRECT, ""),
         (Facts(**SOME, reached={LAN: True, PUBLIC: False}), Standing.PUNCHABLE, "will serve"),
+        (
+            Facts(**SOME, reached={PUBLIC: False}, interfaces=[PUBLIC.host], relays=RELAY),
+            Standing.PUNCHABLE,
+            "allow incoming",
+        ),
+        (
+            Facts(**SOME, reached={PUBLIC: False}, interfaces=[LAN.host], relays=RELAY),
+            Standing.UNKNOWN,
+            "forward",
+        ),
+        (Facts(**SOME, reached={PUBLIC: False}, interfaces=[LAN.host]), Standing.UNKNOWN, "relay"),
         (Facts(**SOME, reached={PUBLIC: True}, mapping="independent"), Standing.PUNCHABLE, "relay"),
         (Facts(**SOME, mapping="independent", relays=RELAY), Standing.PUNCHABLE, ""),
         (Facts(**SOME, mapping="independent"), Standing.PUNCHABLE, "will serve as a relay"),
