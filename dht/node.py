@@ -220,6 +220,12 @@ class DhtNode:
         if self._background == operation:
             self._background = None
 
+    def serve(self, serving: bool, now: float) -> None:
+        """Take note that others can dial us, or no longer can; a search of our neighbourhood tells them."""
+        if serving != self.serving:
+            self.serving = serving
+            self._upkeep.hurry(now)
+
     # The driver's side
 
     def outgoing(self, limit: int) -> list[Call]:

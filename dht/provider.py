@@ -1,10 +1,10 @@
-"""Provider records: who is in run R, who holds block B.
+"""Provider records: who is in run R, who holds block B, where node N is.
 
 A provider record is an ordinary signed record whose key is derived from what is provided and whose value lists the
 addresses of its signer, so "who provides it" is the list of signers under one key. The addresses are a hint: the
 handshake with whoever answers there proves that it is the signer.
 
-    key    record_key(swarm id, "provider", kind, name)         kind: "run" or "block", name: 1 to 64 bytes, usually a hash
+    key    record_key(swarm id, "provider", kind, name)         kind: "run", "block" or "node", name: 1 to 64 bytes, usually a hash
     value  msgpack {"addresses": ["host:port", ...]}            at most 6; relayed IPv6 ones fit into 1000 bytes
 
 A value that is none, or an address that leads nowhere (see `contact`), is left out on reading; the signer still counts as a provider
@@ -38,6 +38,8 @@ class Kind(enum.StrEnum):
     """Membership of a run; the name is the run's id."""
     BLOCK = "block"
     """A piece of data; the name is its hash."""
+    NODE = "node"
+    """A node that is in nobody's table since it cannot be dialled; the name is its id, and it alone is believed."""
 
 
 @attrs.frozen

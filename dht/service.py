@@ -1,8 +1,8 @@
 """The DHT on a live endpoint: carries the node's calls over connections, wakes it on time, serves others.
 
-This is the only file of the room that knows the transport and the event loop; everything that decides
-something is in `node`. One pump task owns the clock; each query is a short task with one deadline over
-connecting and calling; each bootstrap address has a task that tries again for as long as the service lives.
+Everything that decides something is in `node`. One pump task owns the clock; each query is a short task with one
+deadline over connecting and calling. `bootstrap` keeps trying addresses, `warm` keeps the table on disk, `seam` says what all
+three need of the transport.
 
 Connections: a query uses the live connection to its contact or opens one (with the contact's id expected by the
 handshake, so a false address cannot stand in for a node). Connections stay open afterwards: up to
@@ -15,93 +15,42 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
-from typing import Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path as FilePath
 
 import attrs
 import trio
 
-from dht.contact import Contact, peer_addresses
+from dht.bootstrap import Bootstrapper
+from dht.contact import Contact, is_loopback
 from dht.errors import DhtClosed, DhtError
-from dht.messages import PROTOCOL, Answer, Ping, Pong, Query, Refused
+from dht.messages import PROTOCOL, Answer, Query, Refused
 from dht.node import DhtNode
 from dht.operation import Call, Credentials, Event, Found, Published
+from dht.provider import Kind, Provider, provider_key, provider_value, read_providers
 from dht.record import SignedRecord
+from dht.seam import DhtEndpoint, DhtPeer, contact_of
 from dht.settings import DhtSettings
+from dht.warm import Warm
 from transport.address import Address
 from transport.codec import decode_untrusted, pack
 from transport.errors import InvalidAddress, MalformedMessage, TransportError
-from transport.identity import Identity, NodeId, verify
-from transport.network import Path
-from transport.swarm import Swarm
+from transport.identity import NodeId, verify
 
 _log = logging.getLogger(__name__)
 
 # Operations of callers at once; further callers wait. Below the node's own bound, which background shares.
 _CALLER_OPERATIONS = 32
-# Addresses given to `bootstrap`, over the service's life.
-_MAX_BOOTSTRAP = 64
 _IDLE_S = 60.0
-_MAX_REASON_CHARS = 300
-
-
-class DhtPeer(Protocol):
-    """What this service needs of a connected peer (`transport.endpoint.Peer`)."""
-
-    @property
-    def node_id(self) -> NodeId: ...  # noqa: D102
-    @property
-    def public_key(self) -> bytes: ...  # noqa: D102
-    @property
-    def address(self) -> Address: ...  # noqa: D102
-    @property
-    def listen(self) -> Sequence[Address]: ...  # noqa: D102
-    @property
-    def initiated(self) -> bool: ...  # noqa: D102
-    @property
-    def path(self) -> Path: ...  # noqa: D102
-    async def call(self, protocol: str, request: bytes) -> bytes: ...  # noqa: D102
-    def close(self, reason: str) -> None: ...  # noqa: D102
-
-
-Peer_co = TypeVar("Peer_co", bound=DhtPeer, covariant=True)
-Handler = Callable[[DhtPeer, bytes], Awaitable[bytes]]
-
-
-class DhtEndpoint(Protocol[Peer_co]):
-    """What this service needs of the endpoint (`transport.endpoint.Endpoint`)."""
-
-    @property
-    def node_id(self) -> NodeId: ...  # noqa: D102
-    @property
-    def identity(self) -> Identity: ...  # noqa: D102
-    @property
-    def swarm(self) -> Swarm: ...  # noqa: D102
-    @property
-    def peers(self) -> Mapping[NodeId, Peer_co]: ...  # noqa: D102
-    async def connect(  # noqa: D102
-        self, addresses: Sequence[Address], *, expected: NodeId | None = None
-    ) -> Peer_co: ...
-    def serve_calls(self, protocol: str, handler: Handler) -> None: ...  # noqa: D102
-    def unserve(self, protocol: str) -> None: ...  # noqa: D102
-    def watch(  # noqa: D102
-        self,
-    ) -> AbstractContextManager[trio.abc.ReceiveChannel[object]]: ...
+# How long others remember where a client was.
+_WHERE_TTL_S = 1800.0
 
 
 @attrs.define
 class _Waiter:
     done: trio.Event = attrs.field(factory=trio.Event)
     event: Event | None = None
-
-
-@attrs.define
-class _Bootstrap:
-    address: Address
-    attempts: int = 0
-    node_id: NodeId | None = None
-    reason: str = "not tried yet"  # "" once reached
 
 
 class Dht:
@@ -116,6 +65,8 @@ class Dht:
         wall_clock: Callable[[], float],
         settings: DhtSettings,
         in_use: Callable[[NodeId], bool] | None,
+        table_path: FilePath | None,
+        reachable: Callable[[], bool] | None,
     ) -> None:
         self._endpoint = endpoint
         self._nursery = nursery
@@ -139,8 +90,21 @@ class Dht:
         self._open_calls = 0
         self._callers = trio.Semaphore(_CALLER_OPERATIONS)
         self._waiters: dict[int, _Waiter] = {}
-        self._bootstraps: dict[Address, _Bootstrap] = {}
-        self._bootstrap_changed = trio.Event()
+        self._bootstrapper = Bootstrapper(
+            endpoint, self._node, nursery, rng=rng, settings=settings, met=self._met
+        )
+        self._warm = None
+        if table_path is not None:
+            self._warm = Warm(
+                self._node,
+                table_path,
+                swarm_id=endpoint.swarm.id,
+                node_id=bytes(endpoint.node_id),
+                wall_clock=wall_clock,
+                wake=self._rouse,
+            )
+        self._reachable = reachable
+        self._told: tuple[str, ...] = ()  # where we are, as published
         self._opened: dict[NodeId, float] = {}  # connections made here -> last used
         self._closed = False
 
@@ -163,30 +127,15 @@ class Dht:
             DhtClosed, DhtError: closed, or too many addresses. Cancelling leaves the background at work.
         """
         self._check_open()
-        mine: list[_Bootstrap] = []
-        for address in dict.fromkeys(addresses):
-            entry = self._bootstraps.get(address)
-            if entry is None:
-                if len(self._bootstraps) >= _MAX_BOOTSTRAP:
-                    raise DhtError(f"more than {_MAX_BOOTSTRAP} bootstrap addresses")
-                entry = self._bootstraps[address] = _Bootstrap(address)
-                self._nursery.start_soon(self._keep_bootstrapped, entry)
-            mine.append(entry)
-        patience = trio.CancelScope()
-        with patience:
-            while any(entry.attempts == 0 for entry in mine):
-                if any(entry.node_id is not None for entry in mine):
-                    soon = trio.current_time() + self._settings.lookup.patience_s
-                    patience.deadline = min(patience.deadline, soon)
-                await self._bootstrap_changed.wait()
-                self._check_open()
+        mine = await self._bootstrapper.first_try(addresses)
+        self._check_open()
         if mine:
             await self._run(self._node.join)
         return sum(entry.reason == "" for entry in mine)
 
     def bootstrap_status(self) -> dict[str, str]:
         """Return for each bootstrap address "" if it was reached when last tried, else the reason."""
-        return {str(entry.address): entry.reason for entry in self._bootstraps.values()}
+        return self._bootstrapper.status()
 
     async def put(self, key: bytes, value: bytes, *, ttl_s: float = 7200.0) -> int:
         """Sign `value` and publish it under `key` until `withdraw` or the end of the service.
@@ -228,11 +177,57 @@ class Dht:
     async def find_node(self, target: bytes) -> list[Contact]:
         """Return the up to k nodes closest to `target` that answered, closest first.
 
+        A node that cannot be dialled is in no table; should `target` be its id, then where it says it is stands first.
+
         Raises:
             InvalidKey, DhtClosed. Cancelling forgets the search.
         """
         event = await self._run(lambda now: self._node.find(target, now))
-        return list(event.contacts) if isinstance(event, Found) else []
+        found = list(event.contacts) if isinstance(event, Found) else []
+        if not found or found[0].node_id != target:
+            for provider in await self.providers(Kind.NODE, target):
+                if provider.node_id == target:
+                    found.insert(0, Contact(target, provider.addresses))
+        return found
+
+    async def provide(
+        self, kind: Kind, name: bytes, addresses: Sequence[str], *, ttl_s: float = 7200.0
+    ) -> int:
+        """Say that this node provides `name` and may be reached at `addresses`, until `withdraw_provided`.
+
+        Returns:
+            How many other nodes say they hold the record; 0 is not an error.
+
+        Raises:
+            InvalidKey, TooManyRecords, DhtClosed, DhtError. Cancelling leaves it published.
+        """
+        key = provider_key(self._endpoint.swarm.id, kind, name)
+        return await self.put(key, provider_value(addresses), ttl_s=ttl_s)
+
+    def withdraw_provided(self, kind: Kind, name: bytes) -> bool:
+        """Stop saying so; holders drop the record when its time is over."""
+        return self.withdraw(provider_key(self._endpoint.swarm.id, kind, name))
+
+    async def providers(self, kind: Kind, name: bytes) -> list[Provider]:
+        """Return who says to provide `name`, sorted by public key; a hint, like every record.
+
+        Raises:
+            InvalidKey, DhtClosed. Cancelling forgets the search.
+        """
+        records = await self.get(provider_key(self._endpoint.swarm.id, kind, name))
+        loopback = any(is_loopback(address.host) for address in self._endpoint.advertised)
+        return read_providers(records, loopback=loopback)
+
+    async def locate(self, node_id: bytes) -> tuple[str, ...]:
+        """Return where `node_id` may be reached, () if nobody knows: from tables, or as it says itself.
+
+        Raises:
+            InvalidKey, DhtClosed. Cancelling forgets the search.
+        """
+        for contact in await self.find_node(node_id):
+            if contact.node_id == node_id:
+                return contact.addresses
+        return ()
 
     def contacts(self) -> list[Contact]:
         """Return all nodes known, nearest to our own id first, silent ones included."""
@@ -240,11 +235,12 @@ class Dht:
 
     def stats(self) -> dict[str, int]:
         """Return sizes and counters under a fixed set of names."""
-        reached = sum(entry.reason == "" for entry in self._bootstraps.values())
+        status = self._bootstrapper.status()
         return {
             **self._node.stats(),
-            "bootstrap_addresses": len(self._bootstraps),
-            "bootstrap_reached": reached,
+            "serving": int(self._node.serving),
+            "bootstrap_addresses": len(status),
+            "bootstrap_reached": sum(reason == "" for reason in status.values()),
         }
 
     # Tasks
@@ -252,6 +248,7 @@ class Dht:
     async def _pump(self) -> None:
         """Wake the node on time and carry out what it wants; the only task that ticks it."""
         while True:
+            self._look_at_reachability()
             self._flush()
             self._wake = trio.Event()
             deadline = self._node.next_deadline()
@@ -269,7 +266,7 @@ class Dht:
         try:
             with trio.move_on_after(self._settings.query_s):
                 peer = await self._reach(call.contact)
-                sender = self._contact_of(peer)
+                sender = contact_of(peer)
                 data = await peer.call(PROTOCOL, pack(call.query))
                 answer = decode_untrusted(data, Answer)
         except MalformedMessage:
@@ -286,44 +283,29 @@ class Dht:
             self._node.receive(call.number, sender, answer, now, self._wall())
         self._wake.set()
 
-    async def _keep_bootstrapped(self, entry: _Bootstrap) -> None:
-        """Reach one address, and again whenever its node is not connected, for ever."""
-        failures = 0
-        while True:
-            if entry.node_id is None or entry.node_id not in self._endpoint.peers:
-                await self._try_bootstrap(entry)
-                entry.attempts += 1
-                self._bootstrap_changed.set()
-                self._bootstrap_changed = trio.Event()
-                failures = 0 if entry.reason == "" else failures + 1
-            pause_s = self._settings.bootstrap_most_s
-            if failures:
-                first_s = self._settings.bootstrap_first_s
-                pause_s = min(pause_s, first_s * 2.0 ** min(failures - 1, 16))
-            await trio.sleep(pause_s * self._rng.uniform(0.8, 1.2))
-
-    async def _try_bootstrap(self, entry: _Bootstrap) -> None:
-        reason = f"no answer within {self._settings.bootstrap_dial_s:g} s"
+    def _look_at_reachability(self) -> None:
+        """Serve while others can dial us; publish where we are while they cannot."""
+        if self._reachable is None or not self._settings.server:
+            return
+        self._node.serve(self._reachable(), trio.current_time())
+        at = () if self._node.serving else tuple(str(each) for each in self._endpoint.advertised)
+        if at == self._told:
+            return
+        self._told = at
+        key = provider_key(self._endpoint.swarm.id, Kind.NODE, bytes(self._endpoint.node_id))
         try:
-            with trio.move_on_after(self._settings.bootstrap_dial_s):
-                peer = await self._endpoint.connect([entry.address])
-                self._opened[peer.node_id] = trio.current_time()
-                query = Query(server=self._settings.server, body=Ping())
-                answer = decode_untrusted(await peer.call(PROTOCOL, pack(query)), Answer)
-                if isinstance(answer.body, Pong):
-                    reason = ""
-                    entry.node_id = peer.node_id
-                    if answer.server:
-                        self._node.met(self._contact_of(peer), trio.current_time())
-                        self._wake.set()
-                else:
-                    reason = "the node there does not take part in the DHT"
-        except TransportError as error:
-            reason = (str(error) or type(error).__name__)[:_MAX_REASON_CHARS]
-        except Exception:  # noqa: BLE001 (nor must one address)
-            self._failed_within("bootstrapping")
-            reason = "internal error, see the log"
-        entry.reason = reason
+            if at:
+                self._nursery.start_soon(self._tell_where, key, provider_value(at))
+            else:
+                self.withdraw(key)
+        except DhtError:  # nothing that others could use
+            self.withdraw(key)
+
+    async def _tell_where(self, key: bytes, value: bytes) -> None:
+        try:
+            await self.put(key, value, ttl_s=_WHERE_TTL_S)
+        except DhtError as error:
+            _log.info("could not publish where this node is: %s", error)
 
     async def _greet_peers(self) -> None:
         """Ask every peer that connects, for whatever purpose, whether it takes part."""
@@ -340,11 +322,9 @@ class Dht:
             query = decode_untrusted(request, Query)
         except MalformedMessage:
             self._node.counters["malformed_in"] += 1
-            return pack(Answer(server=self._settings.server, body=Refused("malformed")))
+            return pack(Answer(server=self._node.serving, body=Refused("malformed")))
         now = trio.current_time()
-        answer = self._node.answer(
-            query, self._contact_of(peer), peer.public_key, now, self._wall()
-        )
+        answer = self._node.answer(query, contact_of(peer), peer.public_key, now, self._wall())
         self._wake.set()
         return pack(answer)
 
@@ -387,18 +367,11 @@ class Dht:
             self._opened[node_id] = trio.current_time()
         return peer
 
-    def _contact_of(self, peer: DhtPeer) -> Contact:
-        # Who was punched, or dialed us, is not proved to take connections where we see it.
-        dialed = peer.initiated and peer.path in (Path.DIRECT, Path.RELAYED)
-        return Contact(
-            bytes(peer.node_id), peer_addresses(peer.listen, peer.address, dialed=dialed)
-        )
-
     def _greet_all(self) -> None:
         now = trio.current_time()
         for node_id in sorted(self._endpoint.peers):
             if node_id not in self._node.table:
-                self._node.greet(self._contact_of(self._endpoint.peers[node_id]), now)
+                self._node.greet(contact_of(self._endpoint.peers[node_id]), now)
         self._wake.set()
 
     def _close_idle(self, now: float) -> None:
@@ -416,6 +389,14 @@ class Dht:
         for _, node_id in idle[:surplus]:
             peers[node_id].close("idle")
 
+    def _rouse(self) -> None:
+        self._wake.set()
+
+    def _met(self, node_id: NodeId) -> None:
+        """A bootstrap address was reached."""
+        self._opened[node_id] = trio.current_time()
+        self._wake.set()
+
     def _failed_within(self, what: str) -> None:
         self._node.counters["internal_errors"] += 1
         _log.exception("%s failed in a way that is a defect of this program", what)
@@ -426,7 +407,7 @@ class Dht:
 
     def _close(self) -> None:
         self._closed = True
-        self._bootstrap_changed.set()
+        self._bootstrapper.close()
         for waiter in list(self._waiters.values()):
             waiter.done.set()
 
@@ -450,6 +431,8 @@ async def open_dht(
     wall_clock: Callable[[], float],
     settings: DhtSettings | None = None,
     in_use: Callable[[NodeId], bool] | None = None,
+    table_path: FilePath | None = None,
+    reachable: Callable[[], bool] | None = None,
 ) -> AsyncIterator[Dht]:
     """Take part in the swarm's DHT for as long as the context is open.
 
@@ -459,6 +442,9 @@ async def open_dht(
         wall_clock: seconds since 1970, for the expiry of records only.
         settings: defaults are right for nearly everybody.
         in_use: whether somebody else needs the connection to a peer; see the module docstring.
+        table_path: where the routing table is kept between runs, in a folder of the owner's; None keeps none.
+        reachable: whether others can dial us, as far as is known; while not, this node is a client: it asks, and is in
+            nobody's table. None stands for yes. Looked at whenever there is something to do.
 
     Leaving the context ends every task; operations under way raise DhtClosed. Nothing is withdrawn from
     holders: records expire.
@@ -472,10 +458,14 @@ async def open_dht(
             wall_clock=wall_clock,
             settings=settings or DhtSettings(),
             in_use=in_use,
+            table_path=table_path,
+            reachable=reachable,
         )
         endpoint.serve_calls(PROTOCOL, dht._answer)  # noqa: SLF001 (its own handler)
         nursery.start_soon(dht._pump)  # noqa: SLF001
         nursery.start_soon(dht._greet_peers)  # noqa: SLF001
+        if dht._warm is not None:  # noqa: SLF001
+            nursery.start_soon(dht._warm.run)  # noqa: SLF001
         try:
             yield dht
         except Exception as error:  # noqa: BLE001 (raised again below, outside of the nursery's group)
@@ -483,6 +473,8 @@ async def open_dht(
         finally:
             endpoint.unserve(PROTOCOL)
             dht._close()  # noqa: SLF001
+            if dht._warm is not None:  # noqa: SLF001
+                await dht._warm.last_save()  # noqa: SLF001
             nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure

@@ -62,6 +62,7 @@ DRIVERS = {
     "transport/nat/portmap.py",
     "transport/nat/upnp.py",
     "transport/outbound.py",
+    "transport/outlet.py",
     "transport/outside.py",
     "transport/pacing.py",
     "transport/peer.py",
@@ -81,7 +82,11 @@ DRIVERS = {
     "transport/upgrader.py",
     "transport/wakeup.py",
     "transport/watch.py",
+    "dht/bootstrap.py",
+    "dht/seam.py",
     "dht/service.py",
+    "dht/table_file.py",
+    "dht/warm.py",
     "gossip/group.py",
     "gossip/handover.py",
     "gossip/replication.py",
@@ -261,7 +266,7 @@ def arrows(source: Source) -> Iterator[str]:
         if other not in ARROWS[source.room]:
             yield f"{source.room} may not import {other}"
         elif source.room == "dht" and source.path not in DRIVERS:
-            yield f"only the service of the dht sees {other}"
+            yield f"only the drivers of the dht see {other}"
 
 
 def third_party(source: Source) -> Iterator[str]:

@@ -47,6 +47,7 @@ class FakeEndpoint:
         self.swarm = SWARM
         self.addresses = (Address(f"10.0.0.{number}", 7447),)
         self.listen = self.addresses if listen else ()
+        self.advertised = self.listen
         self.peers: dict[NodeId, FakePeer] = {}
         self.handlers: dict[str, object] = {}
         self.frozen = False

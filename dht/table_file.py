@@ -1,0 +1,74 @@
+"""Reading and writing the saved routing table: whole or not at all, and for the owner's eyes only.
+
+The file tells whom this node talks to, so it is 0600. It is written beside its place, flushed to the disk and renamed: a crash leaves
+the old one or the new one. On reading, a file that others could have written, a link, or anything but a plain file is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import trio
+
+from dht.saved import MAX_SAVED_BYTES, InvalidSaved
+
+_limiter = trio.CapacityLimiter(1)  # one small file, now and then
+
+
+async def read_table(path: Path) -> bytes | None:
+    """Return the file's bytes, None when there is none. Cancelling leaves the thread to end by itself.
+
+    Raises:
+        InvalidSaved: it cannot be read, or not be trusted.
+    """
+    return await trio.to_thread.run_sync(_read, path, limiter=_limiter, abandon_on_cancel=True)
+
+
+async def write_table(path: Path, data: bytes) -> None:
+    """Put `data` in the file's place. Cancelling leaves the thread to end by itself: the old file is there, or the new one.
+
+    Raises:
+        OSError: the disk is full, or the like; the old file is still there.
+    """
+    await trio.to_thread.run_sync(_write, path, data, limiter=_limiter, abandon_on_cancel=True)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InvalidSaved(f"it cannot be opened ({error.strerror})") from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidSaved("it is not a plain file")
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise InvalidSaved("others can write to it")
+        try:
+            return file.read(MAX_SAVED_BYTES + 1)
+        except OSError as error:
+            raise InvalidSaved(f"it cannot be read ({error.strerror})") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
