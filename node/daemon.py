@@ -47,11 +47,12 @@ from node.status import Parts, find_peer, peer_rows, status_document
 from node.systemd import Notifier, run_watchdog
 from node.traffic import TrafficMeter
 from transport.address import Address
+from transport.diagnosis import Standing
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import AddressInUse, ListenFailed, TransportError
 from transport.identity import Identity, NodeId
 from transport.peer import WILDCARDS, Peer
-from transport.reach import PORT_MAPPING_METHODS, ReachSettings, open_reach
+from transport.reach import PORT_MAPPING_METHODS, Reach, ReachSettings, open_reach
 from transport.swarm import Swarm
 from transport.tcp import TcpNetwork
 
@@ -114,7 +115,13 @@ class _Daemon:
                 async with (
                     _open_network(config, identity, swarm, rng) as endpoint,
                     open_reach(endpoint, _reach_settings(config, identity), rng=rng) as reach,
-                    open_dht(endpoint, rng=rng, wall_clock=time.time) as dht,
+                    open_dht(
+                        endpoint,
+                        rng=rng,
+                        wall_clock=time.time,
+                        table_path=config.paths.data_dir / "dht-contacts",
+                        reachable=functools.partial(_can_be_dialed, reach),
+                    ) as dht,
                 ):
                     advertised = functools.partial(_advertised, endpoint)
                     traffic = TrafficMeter(endpoint)
@@ -373,6 +380,11 @@ def _reach_settings(config: Config, identity: Identity) -> ReachSettings:
 def _advertised(endpoint: Endpoint) -> tuple[str, ...]:
     """Addresses that others can do something with."""
     return tuple(str(at) for at in endpoint.advertised if at.host not in WILDCARDS)
+
+
+def _can_be_dialed(reach: Reach) -> bool:
+    """Whether to serve in the DHT: a node that is known to need relays or punches only asks there."""
+    return reach.diagnosis.standing not in (Standing.PUNCHABLE, Standing.RELAYED)
 
 
 async def _bootstrap(dht: Dht, config: Config) -> None:
