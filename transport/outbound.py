@@ -35,10 +35,9 @@ from transport.registry import Registry
 from transport.source import SourceBusy, source_for
 
 DialRaw = Callable[[Address, NodeId | None], Awaitable[RawStream]]
+RelayDialer = Callable[[Address, NodeId], Awaitable[RawStream]]
 SITE_KINDS: Final = frozenset({AddressKind.PRIVATE, AddressKind.CGNAT, AddressKind.ULA})
 """Addresses that mean something only within their site."""
-SOURCE_NOT_OURS: Final = "cannot assign requested address"
-RelayDialer = Callable[[Address, NodeId], Awaitable[RawStream]]
 
 
 class Outbound:
@@ -148,10 +147,8 @@ class Outbound:
         if source is not None:
             try:
                 return await network.connect(address, source=source)
-            except ConnectFailed as error:
-                # Usually an earlier connection between the same two ports: TIME-WAIT.
-                if not isinstance(error, SourceBusy) and str(error) != SOURCE_NOT_OURS:
-                    raise
+            except SourceBusy:
+                pass  # usually an earlier connection between the same two ports: TIME-WAIT
         return await network.connect(address)
 
     def _from_listening_port(self, raw: RawStream) -> bool:
