@@ -71,21 +71,16 @@ def ping(peer: str, count: int, interval: float, until_direct: bool) -> None:
         if until_direct and replies and replies[-1].get("path") != "relayed":
             break
         if until_direct and time.monotonic() >= deadline:
-            _finish_ping(settings, answer, replies)
             raise TimedOut(
                 f"{peer} is still reached over a relay", hint=_why_relayed(answer, settings)
             )
-    _finish_ping(settings, answer, replies)
     if not replies:
         from node.render import printable
 
         raise PeerNotReachable(
             f"no reply from {printable(peer, 80)}", hint="noded peers shows when it was last seen"
         )
-
-
-def _finish_ping(settings: Settings, answer: dict[str, Any], replies: list[dict[str, Any]]) -> None:
-    if settings.json:
+    if settings.json:  # one document: where it failed, that of the error
         click.echo(json.dumps({"schema": "noded.ping/1", **answer, "replies": replies}))
 
 

@@ -288,6 +288,8 @@ class _Daemon:
         if not isinstance(wanted, str) or not isinstance(count, int) or not 1 <= count <= 100:
             raise UsageError('ping wants {"peer": TEXT, "count": 1 to 100}')
         peer = find_peer(self._up.endpoint, wanted)
+        if peer is None and wanted in {self._config.node.name, str(self._up.endpoint.node_id)}:
+            raise UsageError(f"{wanted} is this node itself", hint="noded peers lists the others")
         if peer is None:
             peer = await self._connect(wanted)
         if peer is None:

@@ -119,7 +119,11 @@ def _punches(punches: Mapping[str, Any]) -> str:
 def _relays(report: Mapping[str, Any]) -> str:
     relays = _rows(report, "relays")
     if relays:
-        return ", ".join(f"{short_id(row.get('node'))} {rtt(row.get('rtt_s'))}" for row in relays)
+        return ", ".join(
+            (f"{_text(row['name'])} " if row.get("name") else "")
+            + f"{short_id(row.get('node'))} {rtt(row.get('rtt_s'))}"
+            for row in relays
+        )
     if report.get("verdict") in {"direct", "local"}:
         return "none needed"
     return "none found"

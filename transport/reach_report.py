@@ -46,6 +46,7 @@ def reach_report(reach: Reach) -> dict[str, Any]:
         "relays": [
             {
                 "node": str(relay.node_id),
+                "name": _name(reach, relay.node_id),
                 "rtt_s": relay.rtt_s,
                 "addresses": [str(address) for address in relay.addresses],
                 "expires_in_s": round(relay.expires_at - now, 1),
@@ -61,6 +62,11 @@ def reach_report(reach: Reach) -> dict[str, Any]:
             ],
         },
     }
+
+
+def _name(reach: Reach, node_id: NodeId) -> str | None:
+    peer = reach.endpoint.peers.get(node_id)
+    return peer.name if peer is not None and peer.name else None
 
 
 def _mapped_port(mapper: PortMapper, now: float) -> dict[str, Any]:

@@ -22,7 +22,7 @@ REPORT = {
     "port_mapping": [
         {"port": 7447, "method": None, "external": None, "failures": {"pcp": "port closed"}}
     ],
-    "relays": [{"node": RELAY, "rtt_s": 0.031}],
+    "relays": [{"node": RELAY, "name": "hub", "rtt_s": 0.031}, {"node": RELAY, "rtt_s": None}],
     "relay_service": False,
     "punches": {"succeeded": 1, "tried": 2, "last": []},
 }
@@ -68,7 +68,7 @@ def test_netcheck_asks_the_daemon(capsys, daemon):
         "nat          one outside port for all destinations (can be punched)",
         "port 7447    not mapped: pcp: port closed",
         "hole punch   1 of 2 succeeded",
-        "relays       nd-rela-yyyy 31 ms",
+        "relays       hub nd-rela-yyyy 31 ms, nd-rela-yyyy n/a",
     ]
     code, out, err = run(capsys, "netcheck", "--json")
     assert (code, json.loads(out), err) == (0, REPORT, "")
@@ -99,7 +99,7 @@ def test_a_path_that_stays_relayed_ends_the_waiting_with_the_reason(capsys, daem
         "relayed",
         last_punch={
             "reason": "no dial of either side got through",
-            "attempts": [{"address": "11.2.0.1:7447", "reason": "connection timed out"}],
+            "attempts": [{"address": "11.2.0.1:7447", "reason": "connection timed out"}] * 4,
         },
     )
     arguments = ("ping", "barn", "--until-direct", "--interval", "0.05", "--timeout", "0.2")
@@ -107,7 +107,9 @@ def test_a_path_that_stays_relayed_ends_the_waiting_with_the_reason(capsys, daem
     assert code == 5
     assert "still reached over a relay" in err
     assert "no dial of either side got through" in err
-    assert "11.2.0.1:7447: connection timed out" in err
+    assert "11.2.0.1:7447: connection timed out (4 times)" in err
+    code, out, _ = run(capsys, *arguments, "--json")
+    assert (code, json.loads(out)["schema"]) == (5, "noded.error/1")  # one document, not two
 
 
 def test_an_empty_report_shows_what_is_unknown():

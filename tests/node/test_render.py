@@ -213,3 +213,48 @@ def test_no_answer_however_odd_makes_it_raise(status, peers):
 
 def test_a_table_without_rows_is_its_header():
     assert table(["A", "B"], []) == "A  B"
+
+
+def test_relays_are_shown_by_name_and_short_and_what_is_given_as_one():
+    hub, lost = "nd-hubx-aaaa-bbbb", "nd-lost-cccc-dddd"
+    peers = [
+        {"id": hub, "name": "hub", "state": "active", "path": "direct", "address": "11.1.0.1:7447"},
+        {"id": "nd-x", "name": "far", "state": "active", "path": "relayed", "relay": hub},
+        {"id": "nd-y", "name": "out", "state": "active", "path": "relayed", "relay": lost},
+    ]
+    status = {
+        **STATUS,
+        "node": {
+            **STATUS["node"],
+            "addresses": ["192.168.1.2:7447", f"11.1.0.1:7447/via/{hub}", f"[::1]:7/via/{lost}"],
+        },
+        "peers": peers,
+        "relay": {
+            "serving": True,
+            "circuits": 3,
+            "reservations": 4,
+            "carried_bytes": 3 << 20,
+            "budget_bytes": 8 << 30,
+            "budget_left_bytes": 4 << 30,
+            "refused": {"full": 2, "rate": 1},
+        },
+    }
+    lines = status_text(status).splitlines()
+    assert lines[1] == (
+        "network  listening on 192.168.1.2:7447, relayed by hub, nd-lost-cccc"
+        "   peers 3 active (2 over a relay)"
+    )
+    assert (
+        "relay    3 circuits  for 4 nodes  carried 3.0 MiB  budget 4.0 GiB of 8.0 GiB left"
+        "  refused 3 (full, rate)"
+    ) in lines
+    table_lines = peers_text(peers).splitlines()
+    assert "relayed by hub " in table_lines[2]
+    assert "relayed by nd-lost-cccc " in table_lines[3]
+    status["relay"]["serving"] = False
+    assert "relay    not serving now  carried 3.0 MiB" in status_text(status)
+
+
+def test_a_round_of_more_members_than_the_epoch_has_now():
+    run = {**STATUS["run"], "members_last_round": 4}
+    assert "  4 joined last round (2.1 s)" in status_text({**STATUS, "run": run})
