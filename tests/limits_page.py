@@ -41,6 +41,7 @@ FIXED = {
     "transport.frames:MAX_FRAME_PAYLOAD_BYTES": "Payload of one frame.",
     "transport.frames:WINDOW_BYTES": "Bytes that a new stream may have under way and unread.",
     "transport.frames:WIDEST_BYTES": "The same for an urgent and for a normal stream whose reader keeps up; the budget of its class bounds all together.",
+    "transport.frames:WIDEST_CLASS_BYTES": "Bytes that all streams of a class may have under way and unread, once their readers have kept up.",
     "transport.mux:MAX_CONTROL_FRAMES": "Answers (resets, credits) that a peer may make us owe it; more end the connection.",
     "transport.mux:MAX_PINGS": "Unanswered pings in each direction; older ones are forgotten.",
     "transport.codec:MAX_MESSAGE_BYTES": "One control message; 64 KiB of the worst msgpack needs about 5 MiB while it is decoded.",

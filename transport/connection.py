@@ -4,7 +4,8 @@ Problem: many tasks use a connection, but a record half written by a cancelled t
 and a peer that dies silently would block them all. Idea: exactly one task reads, one writes, one
 watches the clock; everybody else only touches the queues of the mux and gives the writer a kick.
 
-* The writer takes frames from the mux, seals them, and writes, in that order and nowhere else.
+* The writer takes frames from the mux, seals them, and writes, in that order and nowhere else;
+  while it rests, others may do that for it in one step (`transport.outlet`).
 * The clock sends a ping each `limits.heartbeat_s` and ends the connection when nothing at all
   has come for `limits.silence_s`. Time in which our own loop stood still does not count: a late
   wake-up extends the peer's time by as much (the idea of Lifeguard, Dadgar et al. 2018).
@@ -47,17 +48,14 @@ from transport.mux import (
     Reset,
     Writable,
 )
+from transport.outlet import Outlet
 from transport.record import RecordKind
 from transport.reporter import Reporter
 from transport.scopes import Reservation
 from transport.stream import Stream
-from transport.wakeup import Waiter
 
 if TYPE_CHECKING:
     from transport.peer import Peer
-
-WRITE_BYTES: Final = 65536
-"""Most bytes per record: what an urgent frame may have to wait for."""
 
 RECORDS_PER_TURN: Final = 32
 """Records read before other tasks get a turn: about a millisecond of small ones."""
@@ -128,7 +126,7 @@ class Connection:
         self._ping_waiters: dict[int, tuple[trio.Event, list[float]]] = {}
         self._next_token = 1
         self._idle_since = self.opened_at
-        self._writer = Waiter()
+        self._outlet = Outlet(self.mux, self._dispatch)
         self._ending = trio.Event()
         self._scope = trio.CancelScope(shield=True)  # gets its deadline when the end begins
         self._handlers: trio.Nursery | None = None
@@ -167,7 +165,7 @@ class Connection:
     # For streams and calls
 
     def open(self, protocol: str, priority: Priority) -> Stream:
-        """Open a stream; the peer learns of it with the next record.
+        """Open a stream; the peer learns of it with the next record, for which the caller must see (`kick`, or send).
 
         Raises:
             PeerLost: the connection has ended.
@@ -178,12 +176,18 @@ class Connection:
             raise PeerLost(self.end_reason)
         stream_id = self.mux.open(protocol, priority)
         stream = self._streams[stream_id] = Stream(self, stream_id, protocol)
-        self.kick()
         return stream
 
     def kick(self) -> None:
         """Have the writer look at the mux."""
-        self._writer.wake()
+        self._outlet.wake()
+
+    def push(self, leave: int = 0) -> None:
+        """Send what is queued, at once if it is little and nothing is in the way; see `Outlet.push`. Never blocks."""
+        if self.mux.closed or self._switch.must_write:
+            self._outlet.wake()
+        else:
+            self._outlet.push(self._switch.writing, leave)
 
     def forget(self, stream_id: int) -> None:
         """Stop telling a stream what happens to it."""
@@ -305,7 +309,7 @@ class Connection:
                     mux.receive(plaintext, link.received_at)
                     self._dispatch()
                     if mux.wants_write:
-                        self.kick()
+                        self.push()
                 elif kind == RecordKind.SWITCH:
                     link = await self._read_switch(link, bytes(plaintext))
                 elif kind == RecordKind.CLOSE:
@@ -332,17 +336,14 @@ class Connection:
             while True:
                 if self._switch.must_write and not mux.closed:
                     link = await self._write_switch(link)
-                frames = mux.outgoing(WRITE_BYTES)
-                self._dispatch()  # Writable
-                if frames:
-                    await link.send(RecordKind.DATA, frames)
-                elif mux.closed:
+                if await self._outlet.write(link):
+                    continue
+                if mux.closed:
                     # The mux ignores what comes after its own goodbye, so two sides that close
                     # at once tell each other with this record that they are through.
                     await link.send(RecordKind.CLOSE, b"")
                     return  # the reader waits for the peer to hang up
-                else:
-                    await self._writer.wait()
+                await self._outlet.rest()
         except ConnectionBroken as error:
             self._fail(str(error), cut=True)
 

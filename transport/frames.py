@@ -27,7 +27,7 @@ responder's, priority 0 URGENT and 1 NORMAL, number from 1 up in each of the fou
 tells which budget a late frame of a forgotten stream belongs to.
 
 Credit at the start: WINDOW_BYTES per stream and direction, CLASS_WINDOW_BYTES per priority class and direction. A receiver may give
-a stream more than was used, and so widen its window (this side does, up to WIDEST_BYTES, for readers that keep up).
+more than was used, and so widen a window (this side does for readers that keep up, to WIDEST_BYTES and WIDEST_CLASS_BYTES).
 
 Invariants: encode and decode are inverse; `decode` raises ProtocolViolation only.
 """
@@ -51,9 +51,11 @@ MAX_FRAME_PAYLOAD_BYTES = 65535
 """Payload accepted; what the length field can say."""
 WINDOW_BYTES = 262144
 """Credit of a new stream in each direction (bytes)."""
-WIDEST_BYTES = (262144, 1048576)
+WIDEST_BYTES = (262144, 2097152)
 """How far the window of a stream may be widened (bytes), indexed by Priority: a quarter of its class, so that no stream that is not read
 holds up more than a quarter of the others' credit."""
+WIDEST_CLASS_BYTES = (1048576, 8388608)
+"""How far the window of a class may be widened (bytes), indexed by Priority: what a peer may make us hold."""
 CLASS_WINDOW_BYTES = (1048576, 4194304)
 """Credit of all streams of a class together, in each direction (bytes), indexed by Priority. Separate, so that bulk nobody reads
 cannot hold back what is urgent."""

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from transport.admission import Admission, Refusal, source_of
-from transport.frames import CLASS_WINDOW_BYTES
+from transport.frames import WIDEST_CLASS_BYTES
 
 __all__ = ["NO_CAP", "Admission", "Limits", "Refusal", "source_of"]
 
@@ -65,16 +65,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     bulk_links_per_peer: int = 8
     """Bulk connections with one peer (count); throughput over one WAN path stops growing at about that number."""
     send_buffer_bytes: int = 4194304
-    """Bytes accepted from the application and not yet sent, per peer and priority class; one stream holds at most 1 MiB of it,
-    and 256 KiB of what its receiver does not take."""
+    """Bytes accepted from the application and not yet sent, per peer and priority class; one stream holds at most 512 KiB of it."""
 
-    memory_bytes: int = 2147483648
-    """Promised to remote parties in all: buffers of handshakes, links, streams and bulk links (bytes). 256 peers are promised 5 MiB of
-    stream window each, which is 1.3 GiB; the rest is for bulk links. Promised is more than used: an idle peer costs under 100 KiB."""
+    memory_bytes: int = 4294967296
+    """Promised to remote parties in all: buffers of handshakes, links, streams and bulk links (bytes). 256 peers are promised 9 MiB of
+    stream window and 1 MiB of buffers each, which is 2.5 GiB; the rest is for bulk links. Promised is more than used: an idle peer costs under 100 KiB."""
     unauthenticated_memory_bytes: int = 4194304
     """Of that, for parties that have not proved who they are (bytes): 16 KiB for each pending handshake, four times over."""
     peer_memory_bytes: int = 67108864
-    """Of that, for one peer (bytes): 5 MiB of stream window, and 8 bulk links of up to 7 MiB; so one member cannot take what others need."""
+    """Of that, for one peer (bytes): 9 MiB of stream window, and 8 bulk links of up to 6 MiB; so one member cannot take what others need."""
     descriptors: int = 896
     """Sockets of connections and dials at once (count): the usual limit of 1,024 open files, less 128 for the program's own."""
     upload_bytes_per_s: int = 0
@@ -99,12 +98,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def connection_bytes(self) -> int:
         """Reserved for a control connection: its link, and the stream windows that the peer may fill (bytes)."""
-        return sum(CLASS_WINDOW_BYTES) + LINK_BYTES
+        return sum(WIDEST_CLASS_BYTES) + LINK_BYTES
 
     @property
     def memory_per_peer_bytes(self) -> int:
         """Upper bound of stream data held for one peer, both directions (bytes); bulk links come with their own buffers."""
-        return sum(CLASS_WINDOW_BYTES) + 2 * self.send_buffer_bytes
+        return sum(WIDEST_CLASS_BYTES) + 2 * self.send_buffer_bytes
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -124,7 +123,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(
                 "limits.unauthenticated_memory_bytes must hold limits.pending_handshakes handshakes of 16 KiB"
             )
-        if self.peer_memory_bytes < sum(CLASS_WINDOW_BYTES) + LINK_BYTES:
+        if self.peer_memory_bytes < sum(WIDEST_CLASS_BYTES) + LINK_BYTES:
             raise ValueError("limits.peer_memory_bytes must hold the stream windows of a peer")
         if self.memory_bytes < self.unauthenticated_memory_bytes + self.peer_memory_bytes:
             raise ValueError(

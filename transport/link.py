@@ -12,10 +12,12 @@ Invariants:
   side by side and the responder never sees a completed handshake that nobody wants.
 * A record is sealed immediately before it is written. After an error or a cancellation in
   `send` the link is dead: the counter has moved on and an unknown part of the record is out.
-* The receive buffer grows with bytes received, never with a length announced.
+* The receive buffer grows with bytes received, never with a length announced. Both buffers go back
+  to their size at rest when nothing large has passed for `REST_AFTER_S`; not earlier, since making
+  them anew for each record costs more than sealing it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -32,8 +34,21 @@ HANDSHAKE_READ_BYTES: Final = 4096
 RECEIVE_BYTES: Final = 32 << 10
 """Receive buffer at rest: several control records, and small beside what a connection costs."""
 
+SEND_BYTES: Final = 8 << 10
+"""Send buffer at rest: a small message and its overhead."""
+
+KEPT_BYTES: Final = 4 << 20
+"""Freeing a block of this size makes the C library keep twice as much free memory for the next blocks (mallopt(3): glibc's thresholds
+follow the largest block freed). Until then, each record of 256 KiB that the application has taken goes back to the kernel,
+and the page faults for the next one cost a receiver as much as everything else."""
+
+REST_AFTER_S: Final = 1.0
+"""After the last large record a buffer is made small again (seconds)."""
+
 GOODBYE_S: Final = 0.5
 """How long the last words of a failed handshake or of a closing link may take."""
+
+_NOTHING: Final = memoryview(b"")
 
 
 async def shake_hands(
@@ -127,6 +142,7 @@ class SecureLink:
         bytes_sent: on the wire since the handshake.
         bytes_received: likewise.
         received_at: trio time of the last byte from the peer.
+        unsent: sealed by `send_now` and not taken by the network yet; `flush` it before anything else.
     """
 
     def __init__(self, raw: RawStream, result: HandshakeResult) -> None:
@@ -138,28 +154,65 @@ class SecureLink:
         self._sealer = result.sealer
         self._opener = result.opener
         self._peeked: tuple[int, memoryview] | None = None
-        self._out = memoryview(bytearray(2 * OVERHEAD_BYTES))
+        self.unsent = _NOTHING
+        self._out = memoryview(bytearray(SEND_BYTES))
+        self._large_sent_at = self._large_received_at = self.received_at
         self._buffer = memoryview(bytearray(max(RECEIVE_BYTES, len(result.leftover))))
         self._start, self._end = 0, len(result.leftover)
         self._buffer[: self._end] = result.leftover
 
-    async def send(self, kind: RecordKind, payload: Buffer) -> None:
-        """Seal `payload` as one record and write it.
+    async def send(self, kind: RecordKind, *parts: Buffer) -> None:
+        """Seal `parts`, put together, as one record and write it.
 
         Cancelling kills the link: call it only from the connection's writer task.
 
         Raises:
             ConnectionBroken: the connection is broken, or was closed here.
         """
-        size = len(payload) + 2 * OVERHEAD_BYTES
-        if len(self._out) < size:
-            self._out = memoryview(bytearray(max(size, 2 * len(self._out))))
-        end = 0
-        if self._sealer.rekey_due(trio.current_time()):
-            end = self._sealer.seal_into(RecordKind.REKEY, b"", self._out)
-        end += self._sealer.seal_into(kind, payload, self._out[end:])
+        if self.unsent:
+            await self.flush()
+        await self._write(self._seal(kind, parts))
+
+    @property
+    def can_send_now(self) -> bool:
+        """Whether `send_now` is of use on this network."""
+        return self.raw.can_send_now
+
+    def send_now(self, kind: RecordKind, *parts: Buffer) -> None:
+        """Seal `parts` as one record and write what goes without waiting; the rest is `unsent`.
+
+        Only while nobody is in `send`, and nothing is unsent.
+        """
+        record = self._seal(kind, parts)
+        taken = self.raw.send_now(record)
+        self.bytes_sent += taken
+        self.unsent = record[taken:]
+
+    async def flush(self) -> None:
+        """Write what is unsent; as for `send`."""
+        record, self.unsent = self.unsent, _NOTHING
+        await self._write(record)
+
+    def _seal(self, kind: RecordKind, parts: Sequence[Buffer]) -> memoryview:
+        size = sum(map(len, parts)) + 2 * OVERHEAD_BYTES
+        now = trio.current_time()
+        if size > SEND_BYTES:
+            self._large_sent_at = now
+            if len(self._out) < size:
+                self._out = memoryview(bytearray(max(size, 2 * len(self._out))))
+        elif len(self._out) > SEND_BYTES and now - self._large_sent_at > REST_AFTER_S:
+            self._out = memoryview(bytearray(SEND_BYTES))
+        out, end = self._out, 0
+        if self._sealer.rekey_due(now):
+            end = self._sealer.seal_into(RecordKind.REKEY, b"", out)
+        start = stop = end + HEADER_BYTES
+        for part in parts:
+            out[stop : (stop := stop + len(part))] = part
+        return out[: end + self._sealer.seal_into(kind, out[start:stop], out[end:])]
+
+    async def _write(self, record: memoryview) -> None:
         try:
-            await self.raw.send_all(self._out[:end])
+            await self.raw.send_all(record)
         except trio.BrokenResourceError as error:
             raise ConnectionBroken(str(error)) from error
         except trio.ClosedResourceError as error:
@@ -167,7 +220,7 @@ class SecureLink:
         except BaseException:
             self.raw.abort()
             raise
-        self.bytes_sent += end
+        self.bytes_sent += len(record)
 
     async def receive(self) -> tuple[int, memoryview]:
         """Wait for one record; return its kind and plaintext.
@@ -225,19 +278,26 @@ class SecureLink:
 
     def _make_room(self) -> None:
         """Have free space behind the buffered bytes: move them, or double a full buffer."""
-        kept = self._end - self._start
+        kept, size = self._end - self._start, len(self._buffer)
+        if self._end > RECEIVE_BYTES:
+            self._large_received_at = self.received_at
         if kept == 0:
-            if len(self._buffer) > RECEIVE_BYTES:  # a burst is over: give the memory back
+            if size > RECEIVE_BYTES and self._rested():
                 self._buffer = memoryview(bytearray(RECEIVE_BYTES))
-        elif self._end < len(self._buffer):
-            return
-        elif self._start > 0:
-            self._buffer[:kept] = bytes(self._buffer[self._start : self._end])
-        else:
-            larger = memoryview(bytearray(2 * len(self._buffer)))
-            larger[:kept] = self._buffer[:kept]
+        elif self._start == 0 and self._end == size:
+            if size == RECEIVE_BYTES:
+                bytearray(KEPT_BYTES)  # freed at once; see there
+            larger = memoryview(bytearray(2 * size))
+            larger[:kept] = self._buffer
             self._buffer = larger
+        elif self._start and size - self._end < size // 4:
+            self._buffer[:kept] = self._buffer[self._start : self._end]  # a memmove: may overlap
+        else:
+            return
         self._start, self._end = 0, kept
+
+    def _rested(self) -> bool:
+        return self.received_at - self._large_received_at > REST_AFTER_S
 
     def abort(self) -> None:
         """Close hard and wake whoever uses the link."""

@@ -7,7 +7,7 @@ one frame per turn inside a class; RESET for one stream, GOAWAY for all. Layout:
 
     driver                                        core
       stream_id = open(name, priority)
-      accepted = send(stream_id, data)              queued, up to 256 KiB or the credit; Writable follows when accepted < len(data)
+      accepted = send(stream_id, data)              queued, up to 256 or 512 KiB each; Writable follows when accepted < len(data)
       while wants_write: seal(outgoing(n))          whole frames, URGENT first
       receive(plaintext of a DATA record, now)      raises ProtocolViolation at most once; then send outgoing() and close
       while (event := next_event()): ...            after every receive, and after outgoing (Writable)
@@ -21,11 +21,11 @@ Closing both directions is `finish` and then, if more comes in, `abandon`: what 
 away, and after our FIN a RESET tells the peer to stop. So an answer that refuses an upload arrives although the upload goes on. For
 the peer that RESET ends its own direction only: what came before the FIN is complete, and stays.
 
-A window that is used up in time is widened: at a grant, when the application holds less than a quarter of it, it doubles, up to
-WIDEST_BYTES. What one stream may queue here grows with the credit it has, so a stream nobody reads holds 256 KiB at most.
+A window whose readers keep up is widened: at a grant, when less than a quarter of it is unconsumed, it doubles, up to WIDEST_BYTES for a
+stream and WIDEST_CLASS_BYTES for a class. A sender that sees it may queue more.
 
 Invariants, for each direction of each class: peer's credit + bytes and credits under way + unconsumed + to be granted =
-CLASS_WINDOW_BYTES, and the same per stream with its window. Every container is bounded by `Limits` or by a window. No stream
+its window, and the same per stream. Every container is bounded by `Limits` or by a window. No stream
 event follows its Reset; nothing follows Closed. A call that raises has changed nothing (except `receive`, which closes).
 """
 
@@ -42,6 +42,8 @@ from transport.frames import (
     MAX_CREDIT_BYTES,
     MAX_FRAME_PAYLOAD_BYTES,
     WIDEST_BYTES,
+    WIDEST_CLASS_BYTES,
+    WINDOW_BYTES,
     CloseCode,
     Priority,
     ResetCode,
@@ -64,7 +66,7 @@ from transport.mux_events import (
     Reset,
     Writable,
 )
-from transport.mux_state import Arrival, ClassState, StreamState
+from transport.mux_state import Arrival, ClassState, StreamState, widen
 from transport.noise import Role
 from transport.record import RECORD_BYTES
 
@@ -105,10 +107,8 @@ class Mux:
         self._limits = limits
         self._classes = tuple(ClassState(priority) for priority in Priority)
         self._streams: dict[int, StreamState] = {}
-        self._live_local = 0  # not ended in both directions
-        self._live_remote = 0
-        self._held_local = 0  # in _streams
-        self._held_remote = 0
+        self._live = [0, 0]  # streams not ended in both directions: ours, the other side's
+        self._held = [0, 0]  # in _streams, likewise
         self._unseen = 0
         self._last_local = [0, 0]  # stream numbers by class
         self._last_remote = [0, 0]
@@ -137,7 +137,7 @@ class Mux:
         if not is_protocol_name(protocol):
             raise UsageError("a protocol name is 1 to 64 printable ASCII characters without spaces")
         limit = self._limits.streams_per_peer
-        if self._live_local >= limit or self._held_local >= 2 * limit:
+        if self._live[0] >= limit or self._held[0] >= 2 * limit:
             raise StreamLimitReached(f"{limit} streams to this peer are open")
         number = self._last_local[priority] + 1
         if number > MAX_NUMBER:
@@ -145,8 +145,8 @@ class Mux:
         self._last_local[priority] = number
         id_ = frames.stream_id(number, priority, opened_by_responder=self._responder)
         stream = self._streams[id_] = StreamState(id_, protocol, remote=False)
-        self._live_local += 1
-        self._held_local += 1
+        self._live[0] += 1
+        self._held[0] += 1
         self._enter_ring(stream)
         return id_
 
@@ -223,41 +223,38 @@ class Mux:
 
     def fix_window(self, stream_id: int) -> None:
         """Keep the window of a stream, and what it queues here, at 256 KiB. Nothing happens if the stream is gone."""
-        stream = self._streams.get(stream_id)
-        if stream is not None:
-            stream.widens = False
+        if stream_id in self._streams:
+            self._streams[stream_id].widens = False
 
-    def consume(self, stream_id: int, count: int) -> None:
+    def consume(self, stream_id: int, count: int) -> bool:
         """The application took `count` received bytes: grant that much again. Nothing happens if the stream is gone.
+
+        Returns whether a grant waits to be sent.
 
         Raises:
             UsageError: more than was received.
         """
         stream = self._streams.get(stream_id)
         if stream is None:
-            return
+            return bool(self._control)
         if not 0 <= count <= stream.unconsumed:
             raise UsageError(f"consumed {count} bytes where {stream.unconsumed} are held")
         stream.unconsumed -= count
-        self._return_to_class(self._classes[stream.priority], count)
+        class_ = self._classes[stream.priority]
+        self._return_to_class(class_, count)
         if stream.fin_received:
             if stream.over and stream.unconsumed == 0:
                 self._forget(stream)
-            return
+            return bool(self._control)
         stream.to_grant += count
         if stream.to_grant >= stream.limit // 2:
-            self._widen(stream)
+            if stream.widens:
+                widen(stream, WIDEST_BYTES[stream.priority])
             self._control.append(encode(frames.Credit(stream_id, stream.to_grant)))
             stream.window += stream.to_grant
             stream.to_grant = 0
-
-    def _widen(self, stream: StreamState) -> None:
-        """Let more be under way if the application keeps up with what comes."""
-        widest = WIDEST_BYTES[stream.priority]
-        if stream.widens and stream.limit < widest and stream.unconsumed <= stream.limit // 4:
-            more = min(stream.limit, widest - stream.limit)
-            stream.limit += more
-            stream.to_grant += more
+            self._grant_class(class_, 8)  # with the next one it would cost a record of its own
+        return bool(self._control)
 
     def ping(self, token: int) -> None:
         """Ask for a Pong(token), 0 <= token < 2^64. Beyond MAX_PINGS unanswered, the oldest is forgotten."""
@@ -279,6 +276,11 @@ class Mux:
     def closed(self) -> bool:
         """Whether the connection is over (a last GOAWAY may still have to be sent)."""
         return self._closed
+
+    @property
+    def queued_bytes(self) -> int:
+        """Accepted from the application, not sent yet."""
+        return self._classes[0].queued + self._classes[1].queued
 
     @property
     def wants_write(self) -> bool:
@@ -364,7 +366,7 @@ class Mux:
         """What is held now."""
         return MuxStatistics(
             streams=len(self._streams),
-            queued_bytes=sum(class_.queued for class_ in self._classes),
+            queued_bytes=self.queued_bytes,
             unconsumed_bytes=sum(class_.unconsumed for class_ in self._classes),
             control_frames=len(self._control) + len(self._pongs) + len(self._pings),
         )
@@ -434,6 +436,7 @@ class Mux:
                 stream = self._find(id_)
                 if stream is not None:
                     stream.credit += amount
+                    stream.widened = stream.widened or stream.credit > WINDOW_BYTES
                     if stream.credit > MAX_CREDIT_BYTES:
                         raise ProtocolViolation("a stream's credit overflows")
                     self._enter_ring(stream)
@@ -485,15 +488,15 @@ class Mux:
         self._last_remote[priority] = id_ >> 2
         limit = self._limits.streams_per_peer
         if (
-            self._live_remote >= limit
-            or self._held_remote >= 2 * limit
+            self._live[1] >= limit
+            or self._held[1] >= 2 * limit
             or self._unseen >= self._limits.accept_backlog
         ):
             self._control.append(encode(frames.Reset(id_, ResetCode.REFUSED)))
             return
         stream = self._streams[id_] = StreamState(id_, protocol, remote=True)
-        self._live_remote += 1
-        self._held_remote += 1
+        self._live[1] += 1
+        self._held[1] += 1
         self._unseen += 1
         self._events.append((stream, Opened(id_, protocol, priority)))
 
@@ -528,7 +531,12 @@ class Mux:
     def _return_to_class(self, class_: ClassState, count: int) -> None:
         class_.unconsumed -= count
         class_.to_grant += count
-        if class_.to_grant >= class_.grant_at:
+        self._grant_class(class_, 4)
+
+    def _grant_class(self, class_: ClassState, part: int) -> None:
+        """Give a class its credit back once that is the `part`th part of its window."""
+        if class_.to_grant >= class_.limit // part:
+            widen(class_, WIDEST_CLASS_BYTES[class_.priority])
             self._control.append(encode(frames.ClassCredit(class_.priority, class_.to_grant)))
             class_.window += class_.to_grant
             class_.to_grant = 0
@@ -538,15 +546,9 @@ class Mux:
     def _maybe_end(self, stream: StreamState) -> None:
         """Both directions may have ended; what is not consumed keeps the entry, but it no longer counts as open."""
         if stream.over:
-            self._count_out(stream)
+            self._live[stream.remote] -= 1
             if stream.unconsumed == 0:
                 self._drop(stream)
-
-    def _count_out(self, stream: StreamState) -> None:
-        if stream.remote:
-            self._live_remote -= 1
-        else:
-            self._live_local -= 1
 
     def _cut(self, stream: StreamState) -> None:
         """The peer has sent all it had, and takes nothing more: what it sent stays until it is consumed."""
@@ -561,7 +563,7 @@ class Mux:
         """Reset, or the end of an ended stream: void its events, drop its queue, return its credit."""
         class_ = self._classes[stream.priority]
         if not stream.over:
-            self._count_out(stream)
+            self._live[stream.remote] -= 1
         if stream.unseen:
             stream.unseen = False
             self._unseen -= 1
@@ -577,16 +579,13 @@ class Mux:
 
     def _drop(self, stream: StreamState) -> None:
         del self._streams[stream.id]
-        if stream.remote:
-            self._held_remote -= 1
-        else:
-            self._held_local -= 1
+        self._held[stream.remote] -= 1
 
     def _shut(self, code: int, text: str, *, by_remote: bool) -> None:
         """Everything of ours ends; events that came before stay in front of Closed (the caller clears them if not)."""
         self._closed = True
         self._streams.clear()
-        self._live_local = self._live_remote = self._held_local = self._held_remote = 0
+        self._live, self._held = [0, 0], [0, 0]
         self._control.clear()
         self._pings.clear()
         self._pongs.clear()

@@ -1,8 +1,8 @@
 """What the multiplexed connection remembers: per stream, per priority class, per record.
 
 Problem: the rules of `transport.mux` are easier to check when the numbers they move lie apart from them. Idea: plain mutable
-records with no rules except "could it send something". Invariants (kept by `Mux`): `window + unconsumed + to_grant` is constant in each
-class, and is `limit` in each stream whose other side has not finished; a class's `queued` is the sum of its streams' `queued`.
+records with no rules except "could it send something". Invariants (kept by `Mux`): `window + unconsumed + to_grant` is `limit` in each
+class, and in each stream whose other side has not finished; a class's `queued` is the sum of its streams' `queued`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections import deque
 from transport.frames import CLASS_WINDOW_BYTES, WINDOW_BYTES, Priority, priority_of
 
 SEND_QUEUE_BYTES = 262144
-"""What a stream may queue whatever its credit (bytes)."""
-WIDEST_QUEUE_BYTES = 1048576
-"""What a stream may queue whose credit is as large (bytes); this bound holds whatever a peer grants."""
+"""What a stream may queue (bytes)."""
+WIDEST_QUEUE_BYTES = 524288
+"""The same for a stream whose peer has widened the window."""
 
 
 class Arrival:
@@ -50,6 +50,7 @@ class StreamState:
         "to_grant",
         "unconsumed",
         "unseen",
+        "widened",
         "widens",
         "window",
     )
@@ -71,6 +72,7 @@ class StreamState:
         self.abandoned = False  # nobody here takes what comes in any more
         self.cut = False  # the peer takes nothing more; what it sent is still being consumed
         self.widens = True  # its window may grow
+        self.widened = False  # the peer has let its own grow
         self.limit = WINDOW_BYTES
         self.window = WINDOW_BYTES
         self.unconsumed = 0
@@ -79,10 +81,8 @@ class StreamState:
 
     @property
     def queue_bound(self) -> int:
-        """What it may hold unsent (bytes): never more than 256 KiB that its credit does not let go."""
-        if not self.widens:
-            return SEND_QUEUE_BYTES
-        return max(SEND_QUEUE_BYTES, min(self.credit, WIDEST_QUEUE_BYTES))
+        """What it may hold unsent (bytes)."""
+        return WIDEST_QUEUE_BYTES if self.widened and self.widens else SEND_QUEUE_BYTES
 
     @property
     def over(self) -> bool:
@@ -106,7 +106,7 @@ class ClassState:
     __slots__ = (
         "blocked",
         "credit",
-        "grant_at",
+        "limit",
         "priority",
         "queued",
         "ring",
@@ -126,7 +126,7 @@ class ClassState:
         self.window = CLASS_WINDOW_BYTES[priority]
         self.unconsumed = 0
         self.to_grant = 0
-        self.grant_at = CLASS_WINDOW_BYTES[priority] // 4
+        self.limit = CLASS_WINDOW_BYTES[priority]
 
     def wants_write(self) -> bool:
         """Whether a frame of the class could leave now."""
@@ -166,3 +166,11 @@ class ClassState:
         if stream.in_ring:
             self.ring.remove(stream)
             stream.in_ring = False
+
+
+def widen(window: StreamState | ClassState, widest: int) -> None:
+    """Let more be under way if what came was taken."""
+    if window.limit < widest and window.unconsumed <= window.limit // 4:
+        more = min(window.limit, widest - window.limit)
+        window.limit += more
+        window.to_grant += more

@@ -99,6 +99,17 @@ class RawStream(ABC):
             trio.BusyResourceError: another task is receiving.
         """
 
+    can_send_now: bool = False
+    """Whether `send_now` may take something."""
+
+    def send_now(self, data: memoryview) -> int:
+        """Hand over what the network takes of `data` without waiting; return how much that was.
+
+        For use while no `send_all` is under way. Errors show with the next `send_all`.
+        """
+        del data
+        return 0
+
     def expect_bulk(self) -> None:  # noqa: B027 - a hint that a network may ignore
         """Hint: large transfers follow, and throughput counts more than what lies unsent."""
 

@@ -163,7 +163,10 @@ class Peer:
             StreamLimitReached: `limits.streams_per_peer` of ours are open.
         """
         await trio.lowlevel.checkpoint()
-        return self._primary().open(protocol, priority)
+        connection = self._primary()
+        stream = connection.open(protocol, priority)
+        connection.kick()
+        return stream
 
     async def call(
         self, protocol: str, request: bytes, *, priority: Priority = Priority.NORMAL

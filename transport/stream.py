@@ -40,6 +40,7 @@ from transport.errors import (
     StreamReset,
 )
 from transport.frames import ResetCode
+from transport.outlet import PUSH_BYTES
 from transport.wakeup import Waiter
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class Stream(trio.abc.HalfCloseableStream):
             self._check_send()
             await self._flush_tail()
             await self._send(data)
+            self._connection.push()
         finally:
             self._sending = False
 
@@ -147,6 +149,7 @@ class Stream(trio.abc.HalfCloseableStream):
             await self._wait_room()
             self._tail = framed[self._offer(framed) :]
             await self._flush_tail()
+            self._connection.push()
         finally:
             self._sending = False
 
@@ -167,7 +170,10 @@ class Stream(trio.abc.HalfCloseableStream):
         """Give the mux what it takes now; return how much that was."""
         taken = self._mux.send(self._id, data)
         self._full = taken < len(data)
-        self._connection.kick()
+        if self._full:
+            self._connection.push(leave=PUSH_BYTES)  # which may have made room already
+            if self._full:
+                self._connection.kick()
         return taken
 
     async def _flush_tail(self) -> None:
@@ -220,7 +226,7 @@ class Stream(trio.abc.HalfCloseableStream):
             self._eof_sent = True
             if self._failure is None:
                 self._mux.finish(self._id)
-                self._connection.kick()
+                self._connection.push()
             if self._finished:
                 self._connection.forget(self._id)
 
@@ -344,8 +350,8 @@ class Stream(trio.abc.HalfCloseableStream):
                 parts.append(first[self._offset : self._offset + left])
                 self._offset += left
                 left = 0
-        self._mux.consume(self._id, count)
-        self._connection.kick()
+        if self._mux.consume(self._id, count):
+            self._connection.push()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     # Ending

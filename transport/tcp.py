@@ -145,6 +145,14 @@ def _round_trip_us(sock: socket.socket) -> int:
     return int.from_bytes(info[MIN_RTT_END - 4 : MIN_RTT_END], sys.byteorder)
 
 
+def _spare_pacing(sock: socket.socket) -> None:
+    congestion = getattr(socket, "TCP_CONGESTION", None)
+    if congestion is not None:
+        with suppress(OSError):
+            if _round_trip_us(sock) < UNPACED_BELOW_US:
+                sock.setsockopt(socket.IPPROTO_TCP, congestion, b"reno")
+
+
 class TcpStream(RawStream):
     """A connected socket; also used on Unix stream sockets (socketpair) by tests."""
 
@@ -153,6 +161,7 @@ class TcpStream(RawStream):
         self._sock: socket.socket | None = sock
         self.local = local
         self.remote = remote
+        _spare_pacing(sock)
         self._sending = self._receiving = False
         self._send_since = self._receive_since = trio.current_time()
         self._send_calls = self._receive_calls = 0
@@ -195,6 +204,17 @@ class TcpStream(RawStream):
             raise trio.BrokenResourceError(_reason(error)) from error
         finally:
             self._sending = False
+
+    can_send_now = True
+
+    def send_now(self, data: memoryview) -> int:
+        """See `RawStream.send_now`."""
+        if self._sock is None or self._sending:
+            return 0
+        try:
+            return self._sock.send(data)
+        except OSError:
+            return 0
 
     async def receive_into(self, buffer: memoryview) -> int:
         """See `RawStream.receive_into`."""

@@ -14,7 +14,7 @@ def test_the_defaults_are_the_documented_ones():
     assert limits.pending_handshakes == 64
     assert limits.handshake_timeout_s == 5.0
     assert limits.silence_s > 3 * limits.heartbeat_s
-    assert limits.memory_per_peer_bytes == (1 << 20) + (4 << 20) + 2 * (4 << 20)
+    assert limits.memory_per_peer_bytes == (1 << 20) + (8 << 20) + 2 * (4 << 20)
 
 
 def test_a_rate_cap_may_be_zero_and_nothing_else():

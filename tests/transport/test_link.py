@@ -17,7 +17,13 @@ from transport.errors import (
 )
 from transport.handshake import Handshake, HandshakeResult, Intro
 from transport.identity import NodeId
-from transport.link import RECEIVE_BYTES, SecureLink, shake_hands
+from transport.link import (
+    RECEIVE_BYTES,
+    REST_AFTER_S,
+    SEND_BYTES,
+    SecureLink,
+    shake_hands,
+)
 from transport.memory import LinkSettings, MemoryNetwork
 from transport.network import RawStream
 from transport.record import MAX_RECORD_BYTES, REKEY_AGE_S, RecordKind
@@ -78,8 +84,31 @@ async def test_records_of_all_sizes_arrive(split: float, autojump_clock: object)
             assert kind == RecordKind.DATA
             assert plaintext == bytes([number]) * size
     assert b.bytes_received == a.bytes_sent
-    b._make_room()
-    assert len(b._buffer) == RECEIVE_BYTES  # a burst leaves no large buffer behind
+    assert len(b._buffer) > RECEIVE_BYTES
+    for _ in range(2):  # a burst leaves no large buffers behind, a second later
+        await trio.sleep(REST_AFTER_S + 0.1)
+        await a.send(RecordKind.DATA, b"heartbeat")
+        assert (await b.receive())[1] == b"heartbeat"
+    assert len(b._buffer) == RECEIVE_BYTES
+    assert len(a._out) == SEND_BYTES
+
+
+async def test_what_a_network_does_not_take_at_once_leaves_before_the_next_record(
+    autojump_clock: object,
+) -> None:
+    a, b = await links(MemoryNetwork(1))
+    assert not a.can_send_now
+    a.send_now(RecordKind.DATA, b"one", b"-", b"two")
+    assert a.unsent
+    assert a.bytes_sent == 0
+    await a.send(RecordKind.DATA, b"next")
+    assert not a.unsent
+    assert (await b.receive())[1] == b"one-two"
+    assert (await b.receive())[1] == b"next"
+    a.send_now(RecordKind.DATA, b"last")
+    await a.flush()
+    assert (await b.receive())[1] == b"last"
+    assert b.bytes_received == a.bytes_sent
 
 
 async def test_a_cut_differs_from_a_goodbye_and_damage_from_both(autojump_clock: object) -> None:

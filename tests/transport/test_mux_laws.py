@@ -33,12 +33,15 @@ from transport.mux import (
 WINDOW = 64
 WIDEST = (64, 100)
 CLASS_WINDOWS = (150, 200)
+WIDEST_CLASSES = (150, 300)
 
 
 @contextmanager
 def small_windows():
     with (
+        patch.object(mux_module, "WINDOW_BYTES", WINDOW),
         patch.object(mux_module, "WIDEST_BYTES", WIDEST),
+        patch.object(mux_module, "WIDEST_CLASS_BYTES", WIDEST_CLASSES),
         patch.object(mux_module, "_SMALLEST_PART", 8),
         patch.object(mux_module, "FRAME_PAYLOAD_BYTES", 20),
         patch.object(mux_module, "MAX_FRAME_PAYLOAD_BYTES", 45),
@@ -209,7 +212,8 @@ def check_credit(sender, receiver):
                 flying_class_credit[frame.priority] += frame.amount
     for priority in Priority:
         ours, theirs = sender.mux._classes[priority], receiver.mux._classes[priority]
-        assert theirs.window + theirs.unconsumed + theirs.to_grant == CLASS_WINDOWS[priority]
+        assert theirs.window + theirs.unconsumed + theirs.to_grant == theirs.limit
+        assert CLASS_WINDOWS[priority] <= theirs.limit <= WIDEST_CLASSES[priority]
         assert (
             ours.credit + flying_class_data[priority] + flying_class_credit[priority]
             == theirs.window
@@ -236,8 +240,8 @@ def check_credit(sender, receiver):
     for remote in (False, True):
         held = [s for s in mux._streams.values() if s.remote is remote]
         live = [s for s in held if not s.over]
-        assert len(live) == (mux._live_remote if remote else mux._live_local) <= 6
-        assert len(held) == (mux._held_remote if remote else mux._held_local) <= 12
+        assert len(live) == mux._live[remote] <= 6
+        assert len(held) == mux._held[remote] <= 12
     assert mux._unseen == sum(s.unseen for s in mux._streams.values()) <= 4
 
 

@@ -188,9 +188,12 @@ async def test_an_answer_arrives_although_the_upload_goes_on(autojump_clock: obj
         got: list[bytes] = []
 
         async def upload() -> None:
+            while True:
+                await ours.send_all(bytes(100_000))
+
+        async def upload_until_stopped() -> None:
             with pytest.raises(StreamReset):
-                while True:
-                    await ours.send_all(bytes(100_000))
+                await upload()
 
         async def respond() -> None:
             await theirs.receive_some()
@@ -199,7 +202,7 @@ async def test_an_answer_arrives_although_the_upload_goes_on(autojump_clock: obj
 
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(upload)
+                nursery.start_soon(upload_until_stopped)
                 nursery.start_soon(respond)
                 while part := await ours.receive_some():
                     got.append(part)
