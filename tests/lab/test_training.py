@@ -158,6 +158,32 @@ def test_a_relay_that_does_not_train_carries_the_run_and_remembers_what_it_gave(
         assert spent > before["carried_bytes"] / 2  # it comes back slowly, over thirty days
 
 
+@slow
+def test_rounds_that_take_long_at_the_relays_rate_break_nothing(tmp_path):
+    """The rate of a circuit of a relay that is full twice over; each heartbeat waits behind tensors."""
+    rate, rounds = 131_072, 6
+    with swarm_in(tmp_path, HALF) as swarm:
+        budgets = {"relay__circuit_bytes_per_s": rate, "relay__circuit_burst_bytes": 262_144}
+        hub = swarm.cluster.on(swarm.lab.public(), "hub", **budgets).start().ready()
+        more = {"run__min_members": 3, "run__task_settings": MODEL, "run__steps": 4 * rounds}
+        swarm.add_homes([hub], swarm.cluster.creates(**more))
+        seen: list[tuple[int, float]] = []
+        for node in swarm.homes:
+            node.until(at_round(2), "two rounds", patience_s=PATIENCE_S)
+            run = node.status()["run"]
+            seen.append((run["epoch"]["number"], run["round_seconds"]))
+            rtts = [row["rtt_s"] for row in node.peers().values() if row["path"] == "relayed"]
+            assert len(rtts) == 2
+            assert max(rtts) < 4.0  # what a connection may be silent
+        for node in swarm.homes:
+            node.until(finished, "end of the run", patience_s=PATIENCE_S)
+        check_run(swarm.homes, rounds)
+        assert {number for number, _ in seen} == {swarm.homes[0].status()["run"]["epoch"]["number"]}
+        assert max(took for _, took in seen) > 2.0  # the relay's rate was what it took so long for
+        carried = hub.status()["relay"]
+        assert (carried["circuits_opened"], carried["ended"]) == (3, {})
+
+
 def check_a_death(
     swarm: Swarm, relays: list[LabNode], kill: Callable[[], None], rounds: int
 ) -> None:
