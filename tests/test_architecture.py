@@ -89,6 +89,7 @@ DRIVERS = {
     "dht/warm.py",
     "gossip/group.py",
     "gossip/handover.py",
+    "gossip/membership.py",
     "gossip/replication.py",
     "gossip/ring.py",
     "gossip/ring_links.py",
