@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from transport.address import Address
+from transport.dialed import RememberingNetwork
 from transport.errors import EndpointClosed
 from transport.handshake import Handshake, HandshakeRole, Intro
 from transport.identity import Identity, NodeId
@@ -57,7 +58,7 @@ class Context:
     ) -> None:
         self.identity = identity
         self.swarm = swarm
-        self.network = network
+        self.network = RememberingNetwork(network)
         self.name = name
         self.limits = limits
         self.random_bytes = random_bytes

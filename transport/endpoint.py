@@ -255,6 +255,10 @@ class Endpoint:
     def is_near(self, judge: Callable[[str], bool]) -> None:
         self._context.is_near = judge
 
+    def has_dialed(self, host: str) -> bool:
+        """Whether we have sent something to `host`, which a NAT before us may have noted."""
+        return self._context.network.has_dialed(host)
+
     # Bulk
 
     async def accept_bulk(self, peer_id: NodeId, label: bytes) -> BulkLink:

@@ -16,7 +16,6 @@ import ipaddress
 import logging
 import math
 import random
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, Final
@@ -42,6 +41,7 @@ from transport.nat.pcp import NONCE_BYTES
 from transport.nat.portmap import PortMapper
 from transport.network import Path
 from transport.observed import ObservedAddresses
+from transport.openness import Openness
 from transport.peer import Peer
 from transport.punch import IPInterface
 from transport.puncher import Puncher, machine_interfaces, serve_punch
@@ -57,10 +57,6 @@ PORT_MAPPING_METHODS: Final = ("pcp", "natpmp", "upnp")
 """Best first: one packet each for the first two, a web service for the last."""
 MAX_MAPPED_PORTS: Final = 2
 """Listening ports to ask the router for: one is usual."""
-MAX_DIALED: Final = 4096
-"""Hosts remembered that we have sent something to: a NAT may let them in where it keeps strangers out."""
-OPEN_S: Final = 3600.0
-"""How long a stranger's connection proves that an address is open."""
 _NO_RELAYS: Final = frozenset({Standing.DIRECT, Standing.LOCAL, Standing.ISOLATED})
 PATIENCE_S: Final = 8.0
 """How long a machine with a public address waits for a verdict before it takes relays, too."""
@@ -123,8 +119,7 @@ class Reach:
         self._hosts: tuple[str, ...] = ()
         self._networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
         self._seen: dict[NodeId, Address] = {}  # peers only, so bounded by limits.max_peers
-        self._dialed: OrderedDict[str, None] = OrderedDict()  # hosts; bounded by MAX_DIALED
-        self._open: dict[Address, float] = {}  # dialed by strangers, until when it counts
+        self._strangers = Openness()
         self._lines = ReachLog(_log, trio.current_time())
         self._news = trio.Event()
         self._settled = trio.Event()
@@ -182,11 +177,14 @@ class Reach:
         no such NAT can be: at an address of this machine, one that the router forwards or the operator vouches for;
         elsewhere only a stranger's connection is.
         """
-        if self._open.get(address, now) > now:
+        reached = self.reachability.reached(address, now)
+        if reached is False:
+            return False
+        if self._strangers.is_open(address, now):
             return True
         known = address.host in self._hosts or address in self.settings.configured
         forwarded = any(held.external == address for held in self._mappings())
-        return (known or forwarded) and self.reachability.reached(address, now) is True
+        return (known or forwarded) and reached is True
 
     def _mapping(self, now: float) -> str:
         """Mapping behaviour for IPv4; "none" when peers see an address of this machine itself."""
@@ -227,7 +225,8 @@ class Reach:
                 bound=endpoint.addresses,
                 interfaces=self._hosts,
                 mapped=[held.external for held in self._mappings()],
-                observed=self.observed.believed(now),
+                # One network alone could make both the address and its dial-back up.
+                observed=self.observed.believed(now) if len(networks) > 1 else (),
                 relayed=self.relays.addresses,
                 open=[address for address in self._tested() if self._is_open(address, now)],
             ),
@@ -241,7 +240,15 @@ class Reach:
         self._settled = trio.Event()
 
     def _mappings(self) -> list[Mapping]:
-        return [held for mapper in self.mappers if (held := mapper.mapping)]
+        """What routers forward; not what peers do not see us at, since anybody in the network may pose as the router."""
+        seen = self.observed.hosts(trio.current_time())
+        families = {":" in host for host in seen}
+        held = [mapping for mapper in self.mappers if (mapping := mapper.mapping)]
+        return [
+            mapping
+            for mapping in held
+            if mapping.external.host in seen or (":" in mapping.external.host) not in families
+        ]
 
     def _tested(self) -> list[Address]:
         """Public addresses that may lead here: what dial-backs are asked for."""
@@ -367,6 +374,7 @@ class Reach:
         now = trio.current_time()
         self._lines.say(f"this machine's addresses: {', '.join(self._hosts) or 'none'}", now)
         self.observed.clear()
+        self._strangers.clear()
         self.reachability.restart(now)
         for peer in list(self.endpoint.peers.values()):
             host = peer.primary.link.raw.local.host
@@ -392,16 +400,10 @@ class Reach:
         ports = {address.port for address in self.endpoint.addresses}
         host = peer.address.host
         if peer.initiated:
-            self._dialed[host] = None
-            while len(self._dialed) > MAX_DIALED:
-                self._dialed.popitem(last=False)
             if peer.primary.link.raw.local.port in ports:
                 self.observed.report(host, seen, trio.current_time())
-        elif peer.path is Path.DIRECT and host not in self._dialed and is_public(seen.host):
-            # No filter knew this host, so the address it dialed lets strangers in.
-            self._open[seen] = trio.current_time() + OPEN_S
-            while len(self._open) > MAX_MAPPED_PORTS:
-                del self._open[next(iter(self._open))]
+        elif peer.path is Path.DIRECT and not self.endpoint.has_dialed(host):
+            self._strangers.stranger(seen, host, trio.current_time())
         self._news.set()
 
     async def _test(self) -> None:

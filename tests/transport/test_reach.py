@@ -4,6 +4,7 @@ import ipaddress
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import ClassVar
 
 import pytest
 import trio
@@ -14,6 +15,7 @@ from transport.diagnosis import Standing
 from transport.endpoint import Endpoint, open_endpoint
 from transport.link_model import LinkSettings
 from transport.memory import MemoryNetwork
+from transport.nat.mapping_core import MapMethod, Mapping
 from transport.nat_model import Nat
 from transport.network import Path
 from transport.reach import Reach, ReachSettings, open_reach
@@ -233,3 +235,44 @@ async def test_relays_do_not_wait_for_private_addresses_of_other_sites(autojump_
         began = trio.current_time()
         await caller.connect(a.advertised, expected=a.node_id)
         assert trio.current_time() - began < 1.0
+
+
+class LyingRouter:
+    """A port mapper that was told an address of somebody else."""
+
+    listen_port = PORT
+    failures: ClassVar[dict[str, str]] = {}
+    settled = True
+
+    def __init__(self, external: Address) -> None:
+        self.mapping = Mapping(external, MapMethod.UPNP, 1e9, "192.168.1.1")
+
+
+async def test_an_address_that_only_a_router_names_is_not_told_against_all_peers(autojump_clock):
+    async with open_world() as world:
+        nat = world.network.nat("11.2.0.1", "port-restricted")
+        a = await world.join("a", "10.1.0.2", behind=nat)
+        reach = world.reaches["a"]
+        reach.mappers.append(LyingRouter(Address("11.66.6.6", 443)))
+        await world.until(lambda: reach.diagnosis.standing is Standing.PUNCHABLE)
+        await trio.sleep(30)
+        assert all(address.host != "11.66.6.6" for address in a.advertised)
+        reach.mappers[0] = LyingRouter(Address("11.2.0.1", 443))  # where peers see us: plausible
+        reach._news.set()
+        await world.until(lambda: any(address.port == 443 for address in a.advertised))
+
+
+async def test_the_word_of_one_network_is_not_told(autojump_clock):
+    """The only peer may name any address and dial it back through the hole that we made for it."""
+    async with AsyncExitStack() as stack:
+        world = World()
+        await stack.enter_async_context(world._stack)
+        await world.node("boot", "11.1.1.1")
+        nat = world.network.nat("11.2.0.1", "full-cone")
+        a = await world.node("a", "10.1.0.2", behind=nat)
+        await a.connect([Address("11.1.1.1", PORT)])
+        reach = world.reaches["a"]
+        seen = Address("11.2.0.1", PORT)
+        await world.until(lambda: reach.reachability.reached(seen, trio.current_time()) is True)
+        await trio.sleep(5)
+        assert seen not in a.advertised
