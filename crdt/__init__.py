@@ -3,10 +3,19 @@
 Pure values: no clock, randomness, socket or task in this room, and no import of another room.
 `gossip` ships what is made here.
 
+Values that replicas edit and join:
+
 * `delta`: dots, sets of dots as ranges (a version vector is the one-range case), the join.
-* `clock`: hybrid logical clock. `register`: last-writer-wins and max registers.
-* `counter`: increments and decrements. `orset`, `map`: add-wins set and map, no tombstones.
-* `record`: what one member says about itself. `state`: `RunState`, the document of a run.
+* `orset`, `map`, `mvregister`: add-wins set and map, multi-value register, no tombstones.
+* `owned`: owner-keyed last-writer-wins map. `counter`: increments and decrements.
+* `register`: last-writer-wins and max registers. `log`: the newest few entries of many writers.
+* `document`: several of them under one name each. `clock`: hybrid logical clock.
+
+The signed document of a run:
+
+* `entry`: one signed statement, linked to the writer's last. `evidence`: proof of two stories.
+* `part`: one writer's fields. `ledger`: all writers', bounded, leased. `verifier`: what it may cost.
+* `record`: what the fields say. `rules`: who may say it. `state`: `RunState`, the document.
 * `wire`: checks on what strangers send, and the one canonical encoding that digests use.
 * `errors`: `CrdtError` and its kinds; nothing else escapes from this room.
 
@@ -15,18 +24,32 @@ belong here: a value that converges is not a value that has been decided.
 """
 
 from crdt.clock import HybridClock, Timestamp
-from crdt.errors import ClockSkew, CrdtError, MalformedState, StateTooLarge
-from crdt.record import CheckpointInfo, MemberInfo, Progress
+from crdt.entry import Author
+from crdt.errors import (
+    ClockSkew,
+    CrdtError,
+    Forged,
+    MalformedState,
+    NotTheAuthor,
+    StateTooLarge,
+)
+from crdt.record import CheckpointInfo, MemberInfo, Metrics, Progress, Revocation, RunInfo
 from crdt.state import RunState
 
 __all__ = [
+    "Author",
     "CheckpointInfo",
     "ClockSkew",
     "CrdtError",
+    "Forged",
     "HybridClock",
     "MalformedState",
     "MemberInfo",
+    "Metrics",
+    "NotTheAuthor",
     "Progress",
+    "Revocation",
+    "RunInfo",
     "RunState",
     "StateTooLarge",
     "Timestamp",

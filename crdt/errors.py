@@ -34,3 +34,11 @@ class ClockSkew(CrdtError):
             hint="compare the clocks of both machines (is a time service running?)",
         )
         self.ahead_ms = ahead_ms
+
+
+class Forged(CrdtError):
+    """An entry was not signed by the writer it names: whoever passed it on did not check it."""
+
+
+class NotTheAuthor(CrdtError):
+    """A writer set a field that is not its to set."""

@@ -1,21 +1,13 @@
-"""What one member says about itself, and which of two of its statements holds.
+"""What the fields of a run's document say, as frozen values, and their form on the wire.
 
-Every member writes one record, its own. A record carries the member's whole statement (who it is,
-how far it has come) under one sequence, which only its owner raises: the record with the higher
-sequence holds, so comparing two replicas takes one number per member and nothing needs a
-tombstone. Sending a few hundred bytes again for each progress update is the price; in exchange a
-reader never combines a member's new half with its old half.
+Wire, strict (lists of plain builtins, the value of an entry; see `entry`):
 
-Order of two records of one writer: sequence, then timestamp, then canonical bytes. The latter two
-matter only if a sequence was used twice (a cloned machine, a clock set back): replicas
-still agree.
-
-Wire, strict (what cannot be reproduced byte for byte is refused, for digests are taken over it):
-
-    record      [writer, sequence, physical_ms, counter, member or None, progress or None]
-    member      [name, [address, ...], role, status, model, reason]
-    progress    [round, step, loss or None, tokens, tokens_per_s, state_sha256]
-    checkpoint  [step, [round, sha256, holder]]        (a max register, ranked by step)
+    member       [name, [address, ...], role, status, model, reason]
+    progress     [round, step, loss or None, tokens, tokens_per_s, state_sha256]
+    metrics      [[name, value], ...] ascending by name
+    checkpoints  [[step, round, sha256], ...] falling by step: what its writer holds itself
+    run          [name, manifest hash, task, protocol, [[setting, value], ...] ascending]
+    revoked      [[writer, since_ms, reason], ...] ascending by writer
 """
 
 import math
@@ -23,21 +15,21 @@ from typing import Literal, TypeAlias, cast
 
 import attrs
 
-from crdt.clock import Timestamp
 from crdt.errors import StateTooLarge
 from crdt.register import MaxRegister
 from crdt.wire import (
+    Scalar,
     Wire,
-    as_bytes,
     as_choice,
     as_float,
     as_hash,
     as_int,
     as_list,
     as_row,
+    as_scalar,
     as_text,
     as_writer,
-    canonical,
+    check_ascending,
 )
 
 MAX_NAME_CHARS = 64
@@ -45,8 +37,13 @@ MAX_ADDRESSES = 16
 MAX_ADDRESS_CHARS = 264
 """The longest host name (253), brackets, colon and port."""
 MAX_REASON_CHARS = 256
-MAX_RECORD_BYTES = 4096
-"""Per writer, canonical. 4,096 members then stay within 16 MiB."""
+MAX_METRICS = 16
+MAX_CHECKPOINTS = 4
+"""Of one holder: the newest ones, which is what anybody fetches."""
+MAX_SETTINGS = 48
+MAX_SETTING_CHARS = 64
+MAX_REVOKED = 48
+"""In one writer's list; what fits into an entry. The list in force is the union of all."""
 
 Role: TypeAlias = Literal["trainer", "observer", "relay"]
 Status: TypeAlias = Literal["active", "left"]
@@ -107,6 +104,35 @@ def _file_hash(value: Wire) -> bytes:
 
 def _holder(value: Wire) -> bytes:
     return as_writer(value, "checkpoint holder")
+
+
+def _manifest_hash(value: Wire) -> bytes:
+    return as_hash(value, "manifest hash", optional=False)
+
+
+def _setting_text(value: Wire) -> str:
+    return as_text(value, "setting", least=1, most=128)
+
+
+def _metrics(value: Wire) -> tuple[tuple[str, float], ...]:
+    pairs = {
+        as_text(name, "metric name", least=1, most=MAX_NAME_CHARS): float(number)
+        for name, number in value
+    }
+    finite = {name: number for name, number in pairs.items() if math.isfinite(number)}
+    if len(finite) > MAX_METRICS:
+        raise StateTooLarge(f"metrics: at most {MAX_METRICS} are allowed")
+    return tuple(sorted(finite.items()))
+
+
+def _settings(value: Wire) -> tuple[tuple[str, Scalar], ...]:
+    pairs = {
+        _setting_text(name): as_scalar(scalar, "setting", most=4 * MAX_SETTING_CHARS)
+        for name, scalar in value
+    }
+    if len(pairs) > MAX_SETTINGS:
+        raise StateTooLarge(f"settings: at most {MAX_SETTINGS} are allowed")
+    return tuple(sorted(pairs.items(), key=lambda pair: pair[0]))
 
 
 @attrs.frozen
@@ -171,6 +197,28 @@ class Progress:
 
 
 @attrs.frozen
+class Metrics:
+    """Named figures of a member's training, beyond its progress."""
+
+    values: tuple[tuple[str, float], ...] = attrs.field(converter=_metrics)
+
+    def to_wire(self) -> Wire:
+        """Plain builtins; `from_wire` takes them back."""
+        return [list(pair) for pair in self.values]
+
+    @classmethod
+    def from_wire(cls, untrusted: Wire) -> "Metrics":
+        """Raises: CrdtError."""
+        rows = [as_row(row, "metric", length=2) for row in as_list(untrusted, "metrics", most=16)]
+        for row in rows:
+            as_float(row[1], "metric")
+        check_ascending(
+            (as_text(row[0], "metric name", most=MAX_NAME_CHARS) for row in rows), "metrics"
+        )
+        return cls(tuple((row[0], row[1]) for row in rows))
+
+
+@attrs.frozen
 class CheckpointInfo:
     """A verified checkpoint that some member holds."""
 
@@ -178,66 +226,81 @@ class CheckpointInfo:
     round: int = attrs.field(converter=_count)
     sha256: bytes = attrs.field(converter=_file_hash)
     holder: bytes = attrs.field(converter=_holder)
-    """Node id of a member that has the file."""
+    """Node id of the member that has the file and says so."""
 
-    def to_register(self) -> MaxRegister:
-        """As an entry of the max register, ranked by step."""
+    def to_wire(self) -> Wire:
+        """Plain builtins, without the holder: that is who signed it."""
+        return [self.step, self.round, self.sha256]
+
+    @property
+    def register(self) -> MaxRegister:
+        """As an entry of a max register, ranked by step."""
         return MaxRegister(self.step, (self.round, self.sha256, self.holder))
 
     @classmethod
-    def from_register(cls, register: MaxRegister) -> "CheckpointInfo | None":
-        """Raises: CrdtError, where the fields of a received register are not a checkpoint's."""
+    def of_register(cls, register: MaxRegister) -> "CheckpointInfo | None":
+        """The checkpoint that a join of such entries stands for."""
         if register.rank < 0:
             return None
-        round_, sha256, holder = as_row(register.fields, "checkpoint", length=3)
+        round_, sha256, holder = register.fields
         return cls(register.rank, round_, sha256, holder)
 
 
+def checkpoints_from_wire(untrusted: Wire, holder: bytes) -> tuple[CheckpointInfo, ...]:
+    """Read the list of one holder. Raises: CrdtError."""
+    rows = as_list(untrusted, "checkpoints", most=MAX_CHECKPOINTS)
+    found = []
+    for row in rows:
+        step, round_, sha256 = as_row(row, "checkpoint", length=3)
+        found.append(CheckpointInfo(step, round_, sha256, holder))
+    check_ascending((-each.step for each in found), "checkpoints")
+    return tuple(found)
+
+
 @attrs.frozen
-class Record:
-    """One member's statement at one sequence."""
+class RunInfo:
+    """A run as its creator registered it, pinned by the hash of its manifest."""
 
-    writer: bytes
-    sequence: int
-    stamp: Timestamp
-    """When it was made, by its writer's clock: for display, and to break ties."""
-    member: MemberInfo | None
-    progress: Progress | None
-    body: bytes = attrs.field(init=False, repr=False)
-    """Canonical encoding: what digests cover."""
-
-    def __attrs_post_init__(self) -> None:
-        body = canonical(self.to_wire())
-        if len(body) > MAX_RECORD_BYTES:
-            raise StateTooLarge(
-                f"a member's record takes {len(body)} bytes, at most {MAX_RECORD_BYTES} fit",
-                hint="announce fewer or shorter addresses",
-            )
-        object.__setattr__(self, "body", body)
-
-    @property
-    def rank(self) -> tuple[int, int, int, bytes]:
-        """Which of two records of one writer holds: the one with the higher rank."""
-        return (self.sequence, self.stamp.physical_ms, self.stamp.counter, self.body)
+    name: str = attrs.field(converter=_name)
+    manifest: bytes = attrs.field(converter=_manifest_hash)
+    """SHA-256 of the manifest: the run's id."""
+    task: str = attrs.field(converter=_setting_text)
+    protocol: str = attrs.field(converter=_setting_text)
+    settings: tuple[tuple[str, Scalar], ...] = attrs.field(converter=_settings, default=())
+    """What a reader wants to see; the manifest itself has all of it."""
 
     def to_wire(self) -> Wire:
         """Plain builtins; `from_wire` takes them back."""
-        return [
-            self.writer,
-            self.sequence,
-            self.stamp.physical_ms,
-            self.stamp.counter,
-            None if self.member is None else self.member.to_wire(),
-            None if self.progress is None else self.progress.to_wire(),
-        ]
+        settings = [list(pair) for pair in self.settings]
+        return [self.name, self.manifest, self.task, self.protocol, settings]
 
     @classmethod
-    def from_wire(cls, untrusted: Wire) -> "Record":
+    def from_wire(cls, untrusted: Wire) -> "RunInfo":
         """Raises: CrdtError."""
-        row = as_row(untrusted, "record", length=6)
-        writer = as_bytes(row[0], "writer", least=1, most=32)
-        sequence = as_int(row[1], "sequence", low=1)
-        stamp = Timestamp.from_wire([row[2], row[3], writer])
-        member = None if row[4] is None else MemberInfo.from_wire(row[4])
-        progress = None if row[5] is None else Progress.from_wire(row[5])
-        return cls(writer, sequence, stamp, member, progress)
+        name, manifest, task, protocol, settings = as_row(untrusted, "run", length=5)
+        rows = as_list(settings, "run settings", most=MAX_SETTINGS)
+        pairs = tuple(tuple(as_row(row, "run setting", length=2)) for row in rows)
+        check_ascending((_setting_text(pair[0]) for pair in pairs), "run settings")
+        return cls(name, manifest, task, protocol, pairs)
+
+
+@attrs.frozen
+class Revocation:
+    """A member that shall not take part any more."""
+
+    writer: bytes = attrs.field(converter=_holder)
+    since_ms: int = attrs.field(converter=_count)
+    """Wall clock of the one who revoked, ms since the epoch."""
+    reason: str = attrs.field(converter=_reason, default="")
+
+    def to_wire(self) -> Wire:
+        """Plain builtins; `from_wire` takes them back."""
+        return [self.writer, self.since_ms, self.reason]
+
+
+def revocations_from_wire(untrusted: Wire) -> tuple[Revocation, ...]:
+    """Read one writer's list. Raises: CrdtError."""
+    rows = as_list(untrusted, "revocations", most=MAX_REVOKED)
+    found = tuple(Revocation(*as_row(row, "revocation", length=3)) for row in rows)
+    check_ascending((each.writer for each in found), "revocations")
+    return found

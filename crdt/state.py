@@ -1,97 +1,121 @@
-"""The shared document of one run: who is in it, how far each has come, the newest checkpoint.
+"""The shared document of one run: who is in it, how far each has come, who holds which checkpoint.
 
 Problem: every member wants the same picture of the run, with no server holding it, over links that
-lose, repeat and reorder, while members crash and return. Idea: each member writes one record (see
-`record`); the document is the newest record per writer and one max register. Joining two documents
-takes the newer record for each writer and the higher checkpoint, so joins commute, associate and
-may repeat, and any path that carries the records makes replicas equal.
+lose, repeat and reorder, through members that may crash, return or lie. Idea: each member signs
+fields about itself (`rules` says which); the document is the newest entry of each field (`ledger`),
+so any path that carries the entries makes replicas equal. What is shared is read as a join of what
+each member says: the newest checkpoint is the join of one max register per member, the revocation
+list the union of the creator's.
 
-Sequences. An owner's sequence is at least its wall clock in milliseconds and always greater than
-the one before. After a crash the next process starts from the clock, hence above all that the
-former one wrote. If the clock was set back meanwhile, the node meets its own former record at the
-first exchange, continues above that sequence and states itself again. A record whose sequence lies
-more than a minute ahead of the local clock is left out (`ahead` tells whose) and comes back
-with a later exchange: one bad clock neither blocks other members' records nor reserves a sequence
-that its owner could not exceed.
+Sequences. A process numbers its entries from its wall clock in milliseconds on, one by one, each
+linked to the one before. After a crash the next process starts from the clock, hence above all that
+the former one wrote; `reserve` lets the owner keep a mark that holds even where the clock was set
+back, for a number used twice convicts its writer. If the node meets its own former entry with a
+number above its own, it starts a chain well above that and states itself again. An entry whose number lies
+more than a minute ahead of the local clock is left out (`ahead` tells whose) and comes back with a
+later exchange: one bad clock neither blocks other members nor reserves numbers that its owner could
+not exceed.
 
-Bounds: `MAX_MEMBERS` records of at most `MAX_RECORD_BYTES`. Beyond that the records with the lowest
-sequences (those not renewed for longest) are dropped. Taking the greatest n of a union commutes
-with taking it on the parts, so replicas agree on who was dropped too.
+Not decided here: who takes part in a collective operation. This is a picture, not a vote.
 
-Not decided here: who takes part in a collective operation. This is a picture, not a vote. Records
-are not signed yet: whoever is let into the swarm is trusted to write under its own name.
+Wires, version 2 (maps, unknown fields ignored):
 
-Wires, version 1 (maps, unknown fields ignored; `mark` = first 8 bytes of a record's SHA-256):
-
-    delta    {"v", "records": [record, ...] ascending by writer, "checkpoint": [] or [step, [...]]}
-    context  {"v", "from": bytes, "to": bytes (empty: no end), "seen": [[writer, sequence, mark],
-              ...] ascending, "checkpoint": [] or [step, mark]}     all that is known in [from, to)
-    want     {"v", "writers": [writer, ...] ascending, "checkpoint": bool}
+    delta    {"v", "entries": [bytes, ...], "evidence": [[bytes, bytes], ...]}
+    context  {"v", "from": bytes, "to": bytes (empty: no end), "seen": [row, ...] ascending}
+                  all that is known in [from, to)
+    want     {"v", "seen": [row, ...] ascending}     what is known of writers of whom more is wanted
+    row      [writer, mark, key, sequence, key, sequence, ...]      keys ascending; none: convicted
 """
 
-import hashlib
-from bisect import bisect_left, insort
-from collections.abc import Mapping
-from contextlib import suppress
-from heapq import nsmallest
-from itertools import pairwise
-from types import MappingProxyType
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
 import attrs
 
-from crdt.clock import MAX_SKEW_MS, HybridClock
-from crdt.errors import ClockSkew, MalformedState, StateTooLarge
-from crdt.record import MAX_REASON_CHARS, CheckpointInfo, MemberInfo, Progress, Record
-from crdt.register import MaxRegister
-from crdt.wire import (
-    Wire,
-    as_bool,
-    as_bytes,
-    as_fields,
-    as_int,
-    as_list,
-    as_row,
-    canonical,
-    check_ascending,
+from crdt import rules as r
+from crdt.clock import HybridClock
+from crdt.entry import START, Author, Entry, Verify, write
+from crdt.errors import MalformedState
+from crdt.evidence import Evidence
+from crdt.ledger import MAX_BYTES, MAX_WRITERS, Ledger
+from crdt.part import MARK_BYTES, MAX_FIELDS, Part, convicted_mark
+from crdt.record import (
+    MAX_CHECKPOINTS,
+    MAX_REASON_CHARS,
+    CheckpointInfo,
+    MemberInfo,
+    Metrics,
+    Progress,
+    Revocation,
+    RunInfo,
+    checkpoints_from_wire,
+    revocations_from_wire,
 )
+from crdt.register import MaxRegister
+from crdt.rules import RunRules
+from crdt.verifier import Verifier
+from crdt.wire import Wire, as_bytes, as_fields, as_int, as_list, check_ascending
 
-VERSION = 1
-MAX_MEMBERS = 4096
-MAX_AHEAD = 64
-"""Writers with a clock ahead that are remembered for display."""
-_DOMAIN = b"noded run state 1"
-_MARK_BYTES = 8
-"""Enough to notice that one sequence was used for two contents; collisions only delay that."""
+VERSION: Final = 2
+RESERVED: Final = 1000
+"""Sequences that are reserved at once: about an hour of a busy trainer's entries."""
+
+MEETING_GAP: Final = 30_000
+"""Left free above an entry of a former process: more than it can have written meanwhile, and less
+than the minute that others let a sequence be ahead."""
+
+FRAMING_BYTES: Final = 8
+"""What the codec adds to an entry, at most."""
+
+Name = tuple[bytes, str]
+"""A field of a writer; an empty key stands for the evidence against it."""
 
 
 class RunState:
     """One node's replica of a run's document.
 
     Args:
-        node: this node's id; edits are written under it.
+        author: this node's identity; edits are signed with it.
         clock: the node's hybrid clock.
+        document: the run's id, 32 bytes.
+        verify: checks a signature, or a `Verifier` shared with other documents.
+        creator: the node that may write the shared fields; empty: nobody.
+        start: the least sequence this process may use; 0: whatever the wall clock says.
+        reserve: told a sequence before any number up to it is used; the next process is to `start`
+            above the last one told.
     """
 
-    def __init__(self, node: bytes, clock: HybridClock) -> None:
-        self.node = as_bytes(node, "node", least=1, most=32)
+    def __init__(
+        self,
+        author: Author,
+        clock: HybridClock,
+        document: bytes,
+        verify: Verify | Verifier,
+        *,
+        creator: bytes = b"",
+        start: int = 0,
+        reserve: Callable[[int], None] = lambda _sequence: None,
+    ) -> None:
+        self.node = author.writer
+        self._author = author
         self._clock = clock
-        self._records: dict[bytes, Record] = {}
-        self._writers: list[bytes] = []  # the keys of _records, ascending
-        self._checkpoint = MaxRegister()
-        self._own: Record | None = None  # kept even if dropped from the document
-        self._sequence = 0
-        self._version = 0
+        verifier = verify if isinstance(verify, Verifier) else Verifier(verify)
+        self._rules = RunRules(document, creator)
+        self.ledger = Ledger(document, clock, verifier, self._rules.check)
+        self._own: dict[str, tuple[Wire, int, int]] = {}  # key -> value, lease, sequence
+        self._least = start
+        self._reserve = reserve
+        self._reserved = 0
+        self._last: Entry | None = None
         self._edits = 0
-        self._taken_edits = 0
-        self._digest: bytes | None = None
-        self._ahead: dict[bytes, int] = {}
 
     # What it says
 
     @property
     def version(self) -> int:
         """Grows with every change of this replica; has no meaning on another one."""
-        return self._version
+        return self.ledger.version
 
     @property
     def edits(self) -> int:
@@ -99,145 +123,220 @@ class RunState:
         return self._edits
 
     @property
+    def sequence(self) -> int:
+        """Number of this node's latest entry; 0 before the first."""
+        return 0 if self._last is None else self._last.sequence
+
+    @property
     def ahead(self) -> Mapping[bytes, int]:
-        """Writers whose latest record is left out, with their lead in ms (at most 64 of them)."""
-        return MappingProxyType(self._ahead)
+        """Writers whose latest entry is left out, with its lead in ms (at most 64 of them)."""
+        return self.ledger.ahead
+
+    @property
+    def convictions(self) -> int:
+        """Grows with every writer convicted here."""
+        return self.ledger.counters["convicted"]
+
+    @property
+    def counters(self) -> Counter[str]:
+        """What the ledger and the verifier counted."""
+        return self.ledger.counters + self.ledger.verifier.counters
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.ledger)
 
     def members(self) -> dict[bytes, MemberInfo]:
         """All known members, those that left included, in the order of their ids."""
-        found = ((writer, self._records[writer].member) for writer in self._writers)
-        return {writer: member for writer, member in found if member is not None}
+        return {w: MemberInfo.from_wire(e.value) for w, e in self.ledger.entries(r.MEMBER).items()}
 
     def progress(self) -> dict[bytes, Progress]:
         """Each member's own report, in the order of their ids."""
-        found = ((writer, self._records[writer].progress) for writer in self._writers)
-        return {writer: progress for writer, progress in found if progress is not None}
+        return {w: Progress.from_wire(e.value) for w, e in self.ledger.entries(r.PROGRESS).items()}
+
+    def metrics(self) -> dict[bytes, Metrics]:
+        """Each member's further figures, in the order of their ids."""
+        return {w: Metrics.from_wire(e.value) for w, e in self.ledger.entries(r.METRICS).items()}
+
+    def checkpoints(self) -> dict[bytes, tuple[CheckpointInfo, ...]]:
+        """The checkpoint index: what each member holds, newest first, in the order of their ids."""
+        found = self.ledger.entries(r.CHECKPOINTS)
+        return {w: checkpoints_from_wire(entry.value, w) for w, entry in found.items()}
 
     def checkpoint(self) -> CheckpointInfo | None:
-        """The checkpoint with the highest step."""
-        return CheckpointInfo.from_register(self._checkpoint)
+        """The checkpoint with the highest step of all."""
+        highest = MaxRegister()
+        for held in self.checkpoints().values():
+            for each in held:
+                highest = highest.join(each.register)
+        return CheckpointInfo.of_register(highest)
+
+    def run(self) -> RunInfo | None:
+        """What the run's creator registered."""
+        entry = self.ledger.entry(self._rules.creator, r.RUN)
+        return None if entry is None else RunInfo.from_wire(entry.value)
+
+    def revoked(self) -> dict[bytes, Revocation]:
+        """Members that shall not take part any more."""
+        entry = self.ledger.entry(self._rules.creator, r.REVOKED)
+        found = () if entry is None else revocations_from_wire(entry.value)
+        return {each.writer: each for each in found}
+
+    def convicted(self) -> dict[bytes, Evidence]:
+        """Writers that contradicted themselves, with the proof."""
+        return {p.writer: p.evidence for p in self.ledger.parts() if p.evidence is not None}
 
     def digest(self) -> bytes:
         """SHA-256 of the content: equal on two replicas exactly if they say the same."""
-        if self._digest is None:
-            digest = hashlib.sha256(_DOMAIN)
-            digest.update(canonical(self._checkpoint.to_wire()))
-            for writer in self._writers:
-                digest.update(self._records[writer].body)
-            self._digest = digest.digest()
-        return self._digest
+        return self.ledger.digest()
 
     # Edits by this node
 
     def set_member(self, member: MemberInfo) -> None:
         """State who this node is. Raises: StateTooLarge, and nothing changes."""
-        if self._own is None or self._own.member != member:
-            self._write(member, None if self._own is None else self._own.progress)
+        self._set(r.MEMBER, member.to_wire(), r.LEASE_S)
 
     def leave(self, reason: str = "") -> None:
         """State that this node left (an unprintable or long reason is cut down, not refused)."""
-        if self._own is None or self._own.member is None:
+        if r.MEMBER not in self._own:
             return
         printable = "".join(character if character.isprintable() else " " for character in reason)
-        self.set_member(
-            attrs.evolve(self._own.member, status="left", reason=printable[:MAX_REASON_CHARS])
-        )
+        member = MemberInfo.from_wire(self._own[r.MEMBER][0])
+        left = attrs.evolve(member, status="left", reason=printable[:MAX_REASON_CHARS])
+        self._set(r.MEMBER, left.to_wire(), r.LEFT_LEASE_S)
 
     def set_progress(self, progress: Progress) -> None:
         """State how far this node has come."""
-        if self._own is None or self._own.progress != progress:
-            self._write(None if self._own is None else self._own.member, progress)
+        self._set(r.PROGRESS, progress.to_wire(), r.LEASE_S)
+
+    def set_metrics(self, metrics: Metrics) -> None:
+        """State further figures."""
+        self._set(r.METRICS, metrics.to_wire(), r.LEASE_S)
 
     def set_checkpoint(self, checkpoint: CheckpointInfo) -> None:
-        """Announce a checkpoint; without effect where one of a higher step is known."""
-        if self._raise_checkpoint(checkpoint.to_register()):
-            self._edits += 1
-            self._changed()
+        """Announce a checkpoint that this node holds; of those announced the newest few are kept."""
+        if checkpoint.holder != self.node:
+            raise MalformedState("a checkpoint is announced by the node that holds it")
+        held = self._own.get(r.CHECKPOINTS)
+        known = () if held is None else checkpoints_from_wire(held[0], self.node)
+        by_step = {each.step: each for each in known} | {checkpoint.step: checkpoint}
+        newest = [by_step[step].to_wire() for step in sorted(by_step, reverse=True)]
+        self._set(r.CHECKPOINTS, newest[:MAX_CHECKPOINTS], r.LEASE_S)
+
+    def register_run(self, run: RunInfo) -> None:
+        """Describe the run. Raises: NotTheAuthor, unless this node created it."""
+        self._set(r.RUN, run.to_wire(), 0)
+
+    def revoke(self, writer: bytes, reason: str = "") -> None:
+        """Add to the revocation list, for good. Raises: NotTheAuthor, StateTooLarge."""
+        listed = self.revoked()
+        if writer not in listed:
+            listed[writer] = Revocation(writer, self._clock.wall_ms(), reason)
+        self._set(r.REVOKED, [listed[each].to_wire() for each in sorted(listed)], 0)
+
+    def tend(self) -> None:
+        """Renew this node's leases that are half over, and collect what has expired."""
+        wall_ms = self._clock.wall_ms()
+        for key, (value, lease_s, _) in list(self._own.items()):
+            entry = self.ledger.entry(self.node, key)
+            over_ms = wall_ms if entry is None else entry.stamp.physical_ms + lease_s * 500
+            left = key == r.MEMBER and lease_s == r.LEFT_LEASE_S
+            if lease_s and over_ms <= wall_ms and not left:
+                self._write(key, value, lease_s)
+        self.ledger.collect()
 
     # Exchange
 
-    def take_delta(self) -> Wire | None:
-        """This node's own statements, if they changed since the last call."""
-        if self._taken_edits == self._edits:
-            return None
-        self._taken_edits = self._edits
-        return self.own_delta()
+    def own_names(self, above: int = 0) -> list[Name]:
+        """Fields that this node has set with a sequence above this one."""
+        return [(self.node, key) for key, (_, _, number) in self._own.items() if number > above]
 
-    def own_delta(self) -> Wire | None:
-        """This node's own record and the checkpoint; None while there is neither."""
-        records = [] if self._own is None else [self._own]
-        return self._delta(records, checkpoint=True)
+    def row(self, writer: bytes) -> Wire:
+        """What is known of a writer, for it to be compared."""
+        part = self.ledger.part(writer)
+        return [writer, bytes(MARK_BYTES)] if part is None else _row(part)
 
     def context(self, start: bytes = b"", end: bytes = b"") -> Wire:
         """What is known of the writers in [start, end); an empty `end` means no end."""
-        checkpoint = self._checkpoint
-        return {
-            "v": VERSION,
-            "from": start,
-            "to": end,
-            "seen": [
-                [writer, self._records[writer].sequence, _mark(self._records[writer])]
-                for writer in self._between(start, end)
-            ],
-            "checkpoint": [] if checkpoint.rank < 0 else [checkpoint.rank, _seal(checkpoint)],
-        }
+        rows = [_row(part) for part in self.ledger.parts(start, end)]
+        return {"v": VERSION, "from": start, "to": end, "seen": rows}
 
-    def delta_since(self, untrusted_context: Wire) -> Wire | None:
-        """What the sender of a context lacks; None if nothing. Raises: CrdtError."""
-        theirs = _Context.from_wire(untrusted_context)
-        records = []
-        for writer in self._between(theirs.start, theirs.end):
-            record = self._records[writer]
-            sequence, mark = theirs.seen.get(writer, (0, b""))
-            if record.sequence > sequence or (
-                record.sequence == sequence and _mark(record) != mark
-            ):
-                records.append(record)
-        mine = (self._checkpoint.rank, _seal(self._checkpoint))
-        return self._delta(
-            records,
-            checkpoint=self._checkpoint.rank >= theirs.checkpoint[0] and mine != theirs.checkpoint,
-        )
+    def want(self, writers: Iterable[bytes]) -> Wire:
+        """Ask for what others know of these writers and we do not."""
+        return {"v": VERSION, "seen": [self.row(writer) for writer in sorted(writers)]}
 
-    def want_since(self, untrusted_context: Wire) -> Wire | None:
-        """What the sender of a context has and we lack; None if nothing. Raises: CrdtError."""
-        theirs = _Context.from_wire(untrusted_context)
-        latest = self._clock.wall_ms() + MAX_SKEW_MS
+    def delta(
+        self, names: Sequence[Name], *, max_bytes: int = 2 * MAX_BYTES
+    ) -> tuple[Wire | None, int]:
+        """Tell these fields as they are now.
+
+        Args:
+            names: in the order of telling.
+            max_bytes: of the entries told; not below that of one piece of evidence.
+
+        Returns:
+            The delta, None if there is nothing to give; and how many names are dealt with.
+        """
+        entries: list[Wire] = []
+        evidence: list[Wire] = []
+        done = 0
+        for writer, key in names:
+            part = self.ledger.part(writer)
+            if part is not None and part.evidence is not None and not key:
+                pair = part.evidence.to_wire()
+                max_bytes -= sum(map(len, pair)) + FRAMING_BYTES
+                if max_bytes >= 0:
+                    evidence.append(pair)
+            elif part is not None and key in part.fields:
+                max_bytes -= len(part.fields[key].raw) + FRAMING_BYTES
+                if max_bytes >= 0:
+                    entries.append(part.fields[key].raw)
+            if max_bytes < 0:
+                break
+            done += 1
+        if not entries and not evidence:
+            return None, done
+        return {"v": VERSION, "entries": entries, "evidence": evidence}, done
+
+    def lacking(self, untrusted_context: Wire) -> list[Name]:
+        """What the sender of a context or a want lacks. Raises: CrdtError."""
+        theirs = _Seen.from_wire(untrusted_context)
+        if theirs.whole:
+            parts: Iterable[Part] = self.ledger.parts(theirs.start, theirs.end)
+        else:
+            parts = filter(None, map(self.ledger.part, theirs.rows))
+        wall_ms = self._clock.wall_ms()
+        names: list[Name] = []
+        for part in parts:
+            mark, sequences = theirs.rows.get(part.writer, (b"", {}))
+            if mark in {part.mark, convicted_mark(part.writer)}:
+                continue
+            if part.evidence is not None:
+                names.append((part.writer, ""))
+                continue
+            fields = part.fields.items()
+            newer = [k for k, e in fields if e.sequence > sequences.get(k, 0)]
+            # Other content under the same numbers: somebody told two stories.
+            same = {k: e.sequence for k, e in fields} == sequences
+            lacks = newer or [k for k, _ in fields if same]
+            names += [(part.writer, k) for k in lacks if not part.fields[k].expired(wall_ms)]
+        return names
+
+    def lacked(self, untrusted_context: Wire) -> list[bytes]:
+        """Writers of whom the sender of a context knows more. Raises: CrdtError."""
+        theirs = _Seen.from_wire(untrusted_context)
         writers = []
-        for writer, (sequence, mark) in theirs.seen.items():
-            mine = self._records.get(writer)
-            if sequence > latest:
-                continue  # would be left out anyway
+        for writer, (mark, sequences) in theirs.rows.items():
+            part = self.ledger.part(writer)
+            if part is not None and (part.mark == mark or part.evidence is not None):
+                continue
+            mine = {} if part is None else {key: e.sequence for key, e in part.fields.items()}
             if (
-                mine is None
-                or sequence > mine.sequence
-                or (sequence == mine.sequence and mark != _mark(mine))
+                mark == convicted_mark(writer)
+                or mine == sequences != {}
+                or any(self.ledger.would_take(writer, *pair) for pair in sequences.items())
             ):
                 writers.append(writer)
-        rank, seal = theirs.checkpoint
-        checkpoint = rank > self._checkpoint.rank or (
-            rank >= 0 and rank == self._checkpoint.rank and seal != _seal(self._checkpoint)
-        )
-        if not writers and not checkpoint:
-            return None
-        return {"v": VERSION, "writers": writers, "checkpoint": checkpoint}
-
-    def delta_for(self, untrusted_want: Wire) -> Wire | None:
-        """Answer a want; None if there is nothing to give. Raises: CrdtError."""
-        untrusted_writers, untrusted_checkpoint = as_fields(
-            untrusted_want, "want", ("writers", "checkpoint"), version=VERSION
-        )
-        writers = [
-            as_bytes(writer, "writer", least=1, most=32)
-            for writer in as_list(untrusted_writers, "want", most=MAX_MEMBERS)
-        ]
-        check_ascending(writers, "want")
-        checkpoint = as_bool(untrusted_checkpoint, "want checkpoint")
-        records = [self._records[writer] for writer in writers if writer in self._records]
-        return self._delta(records, checkpoint=checkpoint)
+        return writers
 
     def merge(self, untrusted: Wire) -> bool:
         """Join a delta (or a whole document) into this replica.
@@ -246,221 +345,112 @@ class RunState:
             Whether anything changed here.
 
         Raises:
-            MalformedState, StateTooLarge: the wire is refused whole; nothing changed.
+            MalformedState, StateTooLarge, NotTheAuthor, Forged: refused whole; nothing changed.
             ClockSkew: nothing changed, since all it had to tell comes from the future.
         """
-        records, checkpoint = _parse_delta(untrusted)
-        wall_ms = self._clock.wall_ms()
-        changed = self._raise_checkpoint(checkpoint)
-        worst_ms = 0
-        news: list[Record] = []
-        for record in records:
-            held = self._records.get(record.writer)
-            if held is not None and held.rank >= record.rank:
-                continue
-            ahead_ms = record.sequence - wall_ms
-            if ahead_ms > MAX_SKEW_MS:
-                worst_ms = max(worst_ms, ahead_ms)
-                if record.writer in self._ahead or len(self._ahead) < MAX_AHEAD:
-                    self._ahead[record.writer] = ahead_ms
-                continue
-            self._ahead.pop(record.writer, None)
-            # The sequence, from the writer's own wall clock, was checked above. Its timestamp may
-            # lead by what it observed from others: no reason to refuse it, only not to follow it.
-            with suppress(ClockSkew):
-                self._clock.observe(record.stamp)
-            news.append(self._meet_self(record) if record.writer == self.node else record)
-            self._put(news[-1])
-        self._trim()
-        if changed or any(self._records.get(record.writer) is record for record in news):
-            self._changed()
-            return True
-        if worst_ms:
-            raise ClockSkew(worst_ms)
-        return False
-
-    # Ranges of writers, for comparing large documents piece by piece
-
-    def ranges(self, size: int, start: bytes = b"", end: bytes = b"") -> list[tuple[bytes, bytes]]:
-        """Cut [start, end) into adjoining ranges of at most `size` known writers each."""
-        writers = self._between(start, end)
-        cuts = [start, *writers[size::size], end]
-        return list(pairwise(cuts))
-
-    def range_digest(self, start: bytes, end: bytes) -> bytes:
-        """SHA-256 of the records of the writers in [start, end)."""
-        digest = hashlib.sha256(_DOMAIN)
-        for writer in self._between(start, end):
-            digest.update(self._records[writer].body)
-        return digest.digest()
+        entries, evidence = as_fields(untrusted, "delta", ("entries", "evidence"), version=VERSION)
+        merged = self.ledger.merge(
+            as_list(entries, "delta entries", most=MAX_WRITERS * MAX_FIELDS),
+            as_list(evidence, "delta evidence", most=MAX_WRITERS),
+        )
+        self._meet_self([entry for entry in merged.news if entry.writer == self.node])
+        return merged.changed
 
     # Whole documents, for tests and storage
 
     def to_wire(self) -> Wire:
         """The whole document as one delta."""
-        return {
-            "v": VERSION,
-            "records": [self._records[writer].to_wire() for writer in self._writers],
-            "checkpoint": self._checkpoint.to_wire(),
-        }
-
-    @classmethod
-    def from_wire(cls, untrusted: Wire, *, node: bytes, clock: HybridClock) -> "RunState":
-        """Rebuild a replica. Raises: CrdtError."""
-        state = cls(node, clock)
-        state.merge(untrusted)
-        return state
+        names = [
+            (part.writer, key)
+            for part in self.ledger.parts()
+            for key in (sorted(part.fields) if part.evidence is None else [""])
+        ]
+        whole, _ = self.delta(names)
+        return whole or {"v": VERSION, "entries": [], "evidence": []}
 
     # Inside
 
-    def _write(self, member: MemberInfo | None, progress: Progress | None) -> None:
-        self._put(self._compose(member, progress))
-        self._trim()
-        self._changed()
+    def _set(self, key: str, value: Wire, lease_s: int) -> None:
+        held = self._own.get(key)
+        if held is None or held[:2] != (value, lease_s):
+            self._write(key, value, lease_s)
 
-    def _compose(self, member: MemberInfo | None, progress: Progress | None) -> Record:
-        """Make this node's next record."""
-        sequence = max(self._sequence + 1, self._clock.wall_ms())
-        record = Record(self.node, sequence, self._clock.now(), member, progress)
-        self._own, self._sequence = record, sequence
+    def _write(self, key: str, value: Wire, lease_s: int) -> None:
+        part = self.ledger.part(self.node)
+        if part is not None and part.evidence is not None:
+            return  # nobody would take it; `convicted` says so
+        last = self._last
+        sequence = max(self._least, self._clock.wall_ms()) if last is None else last.sequence + 1
+        if sequence >= self._reserved:
+            self._reserved = sequence + RESERVED
+            self._reserve(self._reserved)
+        entry = write(
+            self._author,
+            self.ledger.document,
+            sequence=sequence,
+            previous=START if last is None else last.id,
+            stamp=self._clock.now(),
+            lease_s=lease_s,
+            key=key,
+            value=value,
+        )
+        self._rules.check(entry)
+        self.ledger.put_own(entry)
+        self._own[key] = (value, lease_s, sequence)
+        self._last = entry
         self._edits += 1
-        return record
 
-    def _meet_self(self, former: Record) -> Record:
-        """Answer a record of this very node that is newer than the one held."""
-        self._sequence = max(self._sequence, former.sequence)
-        mine = self._own
-        if mine is None:
-            # This process has said nothing yet: until it does, its former statement stands.
-            self._own = former
-            return former
-        # The clock was set back, or the state was lost: what this process says must hold.
-        try:
-            return self._compose(mine.member or former.member, mine.progress or former.progress)
-        except StateTooLarge:  # the halves fit, together they do not
-            return self._compose(mine.member, mine.progress)
-
-    def _put(self, record: Record) -> None:
-        held = self._records.get(record.writer)
-        assert held is None or held.rank < record.rank
-        if held is None:
-            insort(self._writers, record.writer)
-        self._records[record.writer] = record
-
-    def _trim(self) -> None:
-        """Drop those silent for longest; once per merge, since finding them reads everything."""
-        excess = len(self._records) - MAX_MEMBERS
-        if excess > 0:
-            for record in nsmallest(excess, self._records.values(), key=_age):
-                del self._records[record.writer]
-                del self._writers[bisect_left(self._writers, record.writer)]
-
-    def _raise_checkpoint(self, register: MaxRegister) -> bool:
-        joined = self._checkpoint.join(register)
-        changed = joined is not self._checkpoint
-        self._checkpoint = joined
-        return changed
-
-    def _changed(self) -> None:
-        self._version += 1
-        self._digest = None
-
-    def _between(self, start: bytes, end: bytes) -> list[bytes]:
-        low = bisect_left(self._writers, start)
-        high = bisect_left(self._writers, end) if end else len(self._writers)
-        return self._writers[low:high]
-
-    def _delta(self, records: list[Record], *, checkpoint: bool) -> Wire | None:
-        register = self._checkpoint.to_wire() if checkpoint else []
-        if not records and not register:
-            return None
-        wires = [record.to_wire() for record in records]
-        return {"v": VERSION, "records": wires, "checkpoint": register}
+    def _meet_self(self, former: list[Entry]) -> None:
+        """Entries that a former process of this node has written came back."""
+        highest = max((entry.sequence for entry in former), default=0)
+        if highest > self.sequence:
+            # What it wrote after these is not known here: start a chain well above.
+            self._least, self._last = highest + MEETING_GAP, None
+        for entry in former:
+            held = self._own.get(entry.key)
+            if held is None:
+                # This process has said nothing about it: the former statement is kept up.
+                self._own[entry.key] = (entry.value, entry.lease_s, entry.sequence)
+            else:
+                # The clock was set back: what this process says must hold.
+                self._write(entry.key, held[0], held[1])
 
 
-def split_delta(delta: Wire, *, max_bytes: int, max_records: int) -> list[Wire]:
-    """Cut a delta of our own making into deltas of bounded canonical size.
-
-    Args:
-        delta: as made by `RunState`.
-        max_bytes: per piece, not below `MAX_RECORD_BYTES` and some room for the rest.
-        max_records: per piece.
-    """
-    pieces: list[Wire] = []
-    room, spare_bytes = 0, 0
-    for record in delta["records"]:
-        size_bytes = len(canonical(record))
-        if room < 1 or size_bytes > spare_bytes:
-            pieces.append({"v": VERSION, "records": [], "checkpoint": []})
-            empty_bytes = len(canonical({**pieces[-1], "checkpoint": delta["checkpoint"]}))
-            room, spare_bytes = max_records, max_bytes - empty_bytes - 8
-        pieces[-1]["records"].append(record)
-        room, spare_bytes = room - 1, spare_bytes - size_bytes
-    if not pieces:
-        return [delta]
-    pieces[0]["checkpoint"] = delta["checkpoint"]
-    return pieces
+def _row(part: Part) -> Wire:
+    row: list[Wire] = [part.writer, part.mark]
+    for key in sorted(part.fields):
+        row += [key, part.fields[key].sequence]
+    return row
 
 
 @attrs.frozen
-class _Context:
-    start: bytes
-    end: bytes
-    seen: dict[bytes, tuple[int, bytes]]
-    checkpoint: tuple[int, bytes]
+class _Seen:
+    rows: dict[bytes, tuple[bytes, dict[str, int]]]
+    whole: bool
+    """Whether writers without a row are unknown to the sender, or just not asked about."""
+    start: bytes = b""
+    end: bytes = b""
 
     @classmethod
-    def from_wire(cls, untrusted: Wire) -> "_Context":
-        fields = as_fields(
-            untrusted, "context", ("from", "to", "seen", "checkpoint"), version=VERSION
-        )
-        start = as_bytes(fields[0], "context start", most=32)
-        end = as_bytes(fields[1], "context end", most=32)
-        seen: dict[bytes, tuple[int, bytes]] = {}
-        rows = [
-            as_row(row, "context entry", length=3)
-            for row in as_list(fields[2], "context", most=MAX_MEMBERS)
-        ]
-        check_ascending((as_bytes(row[0], "writer", least=1, most=32) for row in rows), "context")
-        for untrusted_writer, sequence, mark in rows:
-            writer = bytes(untrusted_writer)
+    def from_wire(cls, untrusted: Wire) -> "_Seen":
+        (seen,) = as_fields(untrusted, "context", ("seen",), version=VERSION)
+        whole = "from" in untrusted
+        start = as_bytes(untrusted.get("from", b""), "context start", most=32)
+        end = as_bytes(untrusted.get("to", b""), "context end", most=32)
+        rows: dict[bytes, tuple[bytes, dict[str, int]]] = {}
+        for untrusted_row in as_list(seen, "context", most=MAX_WRITERS):
+            row = as_list(untrusted_row, "context entry", most=2 + 2 * MAX_FIELDS)
+            if len(row) < 2 or len(row) % 2:
+                raise MalformedState("context entry: names and numbers come in pairs")
+            writer = as_bytes(row[0], "writer", least=32, most=32)
+            mark = as_bytes(row[1], "mark", least=MARK_BYTES, most=MARK_BYTES)
+            keys = row[2::2]
+            if not all(isinstance(key, str) for key in keys):
+                raise MalformedState("context entry: a key is not text")
+            check_ascending(keys, "context entry")
+            sequences = [as_int(number, "sequence", low=1) for number in row[3::2]]
             if writer < start or (end and writer >= end):
                 raise MalformedState("context: a writer lies outside the range")
-            seen[writer] = (
-                as_int(sequence, "sequence", low=1),
-                as_bytes(mark, "mark", least=_MARK_BYTES, most=_MARK_BYTES),
-            )
-        checkpoint = (-1, _seal(MaxRegister()))
-        if as_list(fields[3], "context checkpoint", most=2):
-            step, seal = as_row(fields[3], "context checkpoint", length=2)
-            checkpoint = (
-                as_int(step, "checkpoint step"),
-                as_bytes(seal, "checkpoint mark", least=_MARK_BYTES, most=_MARK_BYTES),
-            )
-        return cls(start, end, seen, checkpoint)
-
-
-def _parse_delta(untrusted: Wire) -> tuple[list[Record], MaxRegister]:
-    untrusted_records, untrusted_checkpoint = as_fields(
-        untrusted, "delta", ("records", "checkpoint"), version=VERSION
-    )
-    records = [
-        Record.from_wire(record)
-        for record in as_list(untrusted_records, "delta records", most=MAX_MEMBERS)
-    ]
-    check_ascending((record.writer for record in records), "delta records")
-    register = MaxRegister.from_wire(untrusted_checkpoint)
-    CheckpointInfo.from_register(register)  # are its fields those of a checkpoint?
-    return records, register
-
-
-def _mark(record: Record) -> bytes:
-    return hashlib.sha256(record.body).digest()[:_MARK_BYTES]
-
-
-def _seal(register: MaxRegister) -> bytes:
-    return hashlib.sha256(canonical(register.to_wire())).digest()[:_MARK_BYTES]
-
-
-def _age(record: Record) -> tuple[int, bytes]:
-    return (record.sequence, record.writer)
+            rows[writer] = (mark, dict(zip(keys, sequences, strict=True)))
+        check_ascending((as_bytes(row[0], "writer", most=32) for row in seen), "context")
+        return cls(rows, whole, start, end)

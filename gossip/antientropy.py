@@ -12,17 +12,18 @@ Reconciliation", with one level instead of many, since a document has at most 4,
     digest, other          -> context of all writers, if there are at most `PAGE_WRITERS` of them,
                               else ranges: a digest per page of writers
     ranges                 -> context of each page that differs (at least one, for the checkpoint)
-    context                -> delta with what the sender lacks; want, for what we lack
+    context                -> delta with the fields that the sender lacks; want, for what we lack
     want                   -> delta
+    evidence, newly found  -> delta, at once, to everybody
 
 Messages are maps with string keys; "t" tells the kind, "v" the version (contexts, wants and deltas
 are those of `crdt.state`, with "t" added):
 
-    {"t": "digest", "v": 1, "digest": 32 bytes}
-    {"t": "ranges", "v": 1, "ranges": [[start, 16 bytes], ...]}     ascending; starts at the empty
+    {"t": "digest", "v": 2, "digest": 32 bytes}
+    {"t": "ranges", "v": 2, "ranges": [[start, 16 bytes], ...]}     ascending; starts at the empty
                                             key; a range ends where the next starts, the last never
 
-What waits to be sent is kept as sets of names (writers owed and wanted, ranges to describe), never
+What waits to be sent is kept as sets of names (fields owed, writers wanted, ranges to describe), never
 as messages: a slow peer costs kilobytes, and gets the newest state when its turn comes.
 
 Bounds: a message weighs at most 49 KiB, within the 64 KiB of the transport, and holds no list of
@@ -32,25 +33,30 @@ more than 512 items.
 import random
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from crdt.entry import MAX_ENTRY_BYTES
 from crdt.errors import ClockSkew, CrdtError
-from crdt.record import MAX_RECORD_BYTES
-from crdt.state import MAX_MEMBERS, VERSION, RunState, split_delta
+from crdt.ledger import MAX_WRITERS
+from crdt.part import MAX_FIELDS
+from crdt.state import VERSION, Name, RunState
 from crdt.wire import as_bytes, as_fields, as_list, as_row, check_ascending
 from gossip.errors import GossipError
 
-PAGE_WRITERS: Final = 64
-"""Writers per context. About 3 KiB; a full document then has 64 pages."""
+PAGE_WRITERS: Final = 32
+"""Writers per context. About 3 KiB, 33 KiB at worst; a full document then has 128 pages."""
 
 DELTA_BYTES: Final = 48 << 10
 """Bytes of one delta, leaving the transport's 64 KiB room for its own envelope."""
 
 BATCH: Final = 512
-"""Records per delta, writers per want, ranges per message: half of what the codec lets pass."""
+"""Entries per delta, ranges per message: half of what the codec lets pass."""
 
-MAX_PAGES: Final = 2 * (MAX_MEMBERS // PAGE_WRITERS) + BATCH
+MAX_PAGES: Final = 2 * (MAX_WRITERS // PAGE_WRITERS) + BATCH
 """Contexts that can be asked for at once: pages of both documents, cut at each other's bounds."""
+
+MAX_OWED: Final = MAX_WRITERS * MAX_FIELDS
+"""Fields that may wait to be sent; what is beyond is found by a later comparison."""
 
 PUSH_GAP_S: Final = 0.05
 """Least time between two pushes of our own edits to one peer. Not visible to people, and keeps a
@@ -61,7 +67,9 @@ JITTER: Final = 0.25
 
 _DIGEST_BYTES = 16
 
-assert DELTA_BYTES > 2 * MAX_RECORD_BYTES
+T = TypeVar("T")
+
+assert DELTA_BYTES > 4 * MAX_ENTRY_BYTES  # at least two pieces of evidence
 
 
 class RefusedUpdate(GossipError):
@@ -91,20 +99,21 @@ class AntiEntropy:
         self._compare_at = now
         self._push_at = now
         self._pushed_edits = -1
-        self._told_checkpoint: object = None
+        self._pushed_sequence = 0
+        self._convictions = state.convictions
         # What waits to be said. Dicts serve as ordered sets: the order must not depend on hashes.
         self._say_digest = False
         self._say_ranges = False
         self._pages: dict[tuple[bytes, bytes], None] = {}
         self._wanted: dict[bytes, None] = {}
-        self._want_checkpoint = False
-        self._owed: dict[bytes, None] = {}
-        self._owe_checkpoint = False
+        self._owed: dict[Name, None] = {}
 
     @property
     def pushed(self) -> bool:
         """Whether all edits of this node have been handed out by `outgoing`."""
-        return self._pushed_edits == self._state.edits and self._state.node not in self._owed
+        return self._pushed_edits == self._state.edits and not any(
+            name in self._owed for name in self._state.own_names()
+        )
 
     # Time
 
@@ -119,10 +128,11 @@ class AntiEntropy:
         if self._pushed_edits != self._state.edits and now >= self._push_at:
             self._pushed_edits = self._state.edits
             self._push_at = now + PUSH_GAP_S
-            self._owed[self._state.node] = None
-            checkpoint = self._state.checkpoint()
-            self._owe_checkpoint |= checkpoint != self._told_checkpoint
-            self._told_checkpoint = checkpoint
+            self._owe(self._state.own_names(above=self._pushed_sequence))
+            self._pushed_sequence = self._state.sequence
+        if self._convictions != self._state.convictions:
+            self._convictions = self._state.convictions
+            self._owe((writer, "") for writer in self._state.convicted())
         if now >= self._compare_at:
             self._say_digest = True
             self._postpone(now)
@@ -189,30 +199,23 @@ class AntiEntropy:
         pages: list[tuple[bytes, bytes]] = []
         for start, end, digest in zip(starts, ends, digests, strict=True):
             if self._range_digest(start, end) != digest:
-                pages += self._state.ranges(PAGE_WRITERS, start, end)
-        # Every context carries the checkpoint; if no range differs, that is what does.
-        for page in pages or [(b"\x00", b"\x00")]:
+                pages += self._state.ledger.ranges(PAGE_WRITERS, start, end)
+        for page in pages:
             if len(self._pages) < MAX_PAGES:
                 self._pages[page] = None
 
     def _receive_context(self, untrusted: object) -> None:
-        delta = self._state.delta_since(untrusted)
-        want = self._state.want_since(untrusted)
-        if delta is not None:
-            self._owe(record[0] for record in delta["records"])
-            self._owe_checkpoint |= bool(delta["checkpoint"])
-        if want is not None and len(self._wanted) < MAX_MEMBERS:
-            self._wanted |= dict.fromkeys(want["writers"])
-            self._want_checkpoint |= want["checkpoint"]
+        lacking, lacked = self._state.lacking(untrusted), self._state.lacked(untrusted)
+        self._owe(lacking)
+        if len(self._wanted) < MAX_WRITERS:
+            self._wanted |= dict.fromkeys(lacked)
 
     def _receive_want(self, untrusted: object) -> None:
-        delta = self._state.delta_for(untrusted)
-        if delta is not None:
-            self._owe(record[0] for record in delta["records"])
-            self._owe_checkpoint |= bool(delta["checkpoint"])
+        self._owe(self._state.lacking(untrusted))
 
-    def _owe(self, writers: Iterable[bytes]) -> None:
-        self._owed |= dict.fromkeys(writers)
+    def _owe(self, names: Iterable[Name]) -> None:
+        if len(self._owed) < MAX_OWED:
+            self._owed |= dict.fromkeys(names)
 
     # Out
 
@@ -229,11 +232,14 @@ class AntiEntropy:
         return [message]
 
     def _next(self) -> dict[str, Any] | None:
-        while self._owed or self._owe_checkpoint:
+        while self._owed:
             if (message := self._next_delta()) is not None:
                 return message
-        if self._wanted or self._want_checkpoint:
-            return self._next_want()
+        if self._wanted:
+            batch = _first(self._wanted, PAGE_WRITERS)
+            for writer in batch:
+                del self._wanted[writer]
+            return {"t": "want", **self._state.want(batch)}
         if self._pages:
             page = next(iter(self._pages))
             del self._pages[page]
@@ -242,7 +248,7 @@ class AntiEntropy:
             self._say_ranges = False
             ranges = [
                 [start, self._range_digest(start, end)]
-                for start, end in self._state.ranges(PAGE_WRITERS)
+                for start, end in self._state.ledger.ranges(PAGE_WRITERS)
             ]
             return {"t": "ranges", "v": VERSION, "ranges": ranges}
         if self._say_digest:
@@ -251,28 +257,16 @@ class AntiEntropy:
         return None
 
     def _next_delta(self) -> dict[str, Any] | None:
-        batch = sorted(_first(self._owed, BATCH))
-        want = {"v": VERSION, "writers": batch, "checkpoint": self._owe_checkpoint}
-        self._owe_checkpoint = False
-        delta = self._state.delta_for(want)
-        for writer in batch:
-            del self._owed[writer]
-        if delta is None:  # the records were dropped meanwhile
-            return None
-        message, *rest = split_delta(delta, max_bytes=DELTA_BYTES, max_records=BATCH)
-        self._owe(record[0] for piece in rest for record in piece["records"])
-        return {"t": "delta", **message}
-
-    def _next_want(self) -> dict[str, Any]:
-        batch = sorted(_first(self._wanted, BATCH))
-        for writer in batch:
-            del self._wanted[writer]
-        checkpoint, self._want_checkpoint = self._want_checkpoint, False
-        return {"t": "want", "v": VERSION, "writers": batch, "checkpoint": checkpoint}
+        batch = _first(self._owed, BATCH)
+        delta, told = self._state.delta(batch, max_bytes=DELTA_BYTES)
+        for name in batch[:told]:
+            del self._owed[name]
+        # None: what was owed has been dropped meanwhile.
+        return None if delta is None else {"t": "delta", **delta}
 
     def _range_digest(self, start: bytes, end: bytes) -> bytes:
-        return self._state.range_digest(start, end)[:_DIGEST_BYTES]
+        return self._state.ledger.range_digest(start, end)[:_DIGEST_BYTES]
 
 
-def _first(names: dict[bytes, None], count: int) -> list[bytes]:
+def _first(names: dict[T, None], count: int) -> list[T]:
     return [name for name, _ in zip(names, range(count), strict=False)]

@@ -312,11 +312,12 @@ class Replication:
 
     def _receive(self, link: _Link, data: bytes) -> None:
         update = decode_untrusted(data, dict[str, Any])
-        edits = self.state.edits
+        before = (self.state.edits, self.state.convictions)
         link.core.receive(update, trio.current_time())
         self.counters["updates"] += 1
-        if self.state.edits != edits:
-            self.notify()  # meeting its former self made this node state itself again
+        if before != (self.state.edits, self.state.convictions):
+            # It met its former self and states itself again, or a proof that all shall have.
+            self.notify()
         else:
             self._announce()
             link.wake.set()

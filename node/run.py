@@ -23,8 +23,7 @@ from typing import Any, Final
 import attrs
 import trio
 
-from crdt.clock import HybridClock
-from crdt.record import CheckpointInfo, MemberInfo, Progress
+from crdt.record import CheckpointInfo, MemberInfo, Metrics, Progress
 from crdt.state import RunState
 from dht.errors import DhtError
 from dht.service import Dht
@@ -41,6 +40,7 @@ from node.errors import NodedError, first_error, hint_of
 from node.launch import WorkerOptions
 from node.manifest import RunManifest
 from node.run_finder import RunFinder, load_manifest, store_manifest
+from node.run_state import open_state
 from node.schema import Config, RunSection
 from node.trainer import Trainers, open_trainers
 from node.trainer_link import Note, TrainerLink
@@ -58,7 +58,6 @@ PUBLISH_S: Final = 1.0
 HISTORY_POINTS: Final = 600
 STUCK_S: Final = 45.0
 """From hurrying the trainer to letting the others go on without this node."""
-NODE_ID_BYTES: Final = 32
 HURRY_AFTER_S: Final = 3.0
 """Grace for this node's trainer once most members wait; stragglers do fewer steps then."""
 
@@ -137,9 +136,7 @@ class RunService:
             averager = protocol.averager(manifest.protocol_settings)
             self._consensus = averager.consensus
             self._load_checkpoint(manifest)
-            self.state = state = RunState(
-                self._identity.node_id, HybridClock(self._identity.node_id, _wall_ms)
-            )
+            self.state = state = open_state(self._identity, manifest, self.directory)
             async with AsyncExitStack() as stack:
                 enter = stack.enter_async_context
                 self._replication = await enter(
@@ -279,10 +276,14 @@ class RunService:
                 self._set_member(*self._member)
             await finder.connect_members(manifest.hash)
             if self.state is not None:
+                self.state.tend()
+                if self._replication is not None:
+                    self._replication.notify()
+                revoked = self.state.revoked()
                 roster = [
                     (NodeId(node), member.addresses)
                     for node, member in self.state.members().items()
-                    if member.status == "active" and len(node) == NODE_ID_BYTES
+                    if member.status == "active" and node not in revoked
                 ]
                 await finder.connect_all(roster)
             await trio.sleep(CONNECT_S)
@@ -407,6 +408,9 @@ class RunService:
                 state_sha256=figures.state,
             )
         )
+        further = ("val_loss", "round_seconds")
+        known = [(n, v) for n in further if (v := getattr(figures, n)) is not None]
+        self.state.set_metrics(Metrics(known))
         self._replication.notify()
 
     def _set_member(self, status: str, model: bytes) -> None:
@@ -567,10 +571,6 @@ def manifest_of(section: RunSection, created_by: str, created_at: int) -> RunMan
 
 def _same_choices(manifest: RunManifest, section: RunSection) -> bool:
     return manifest == manifest_of(section, manifest.created_by, manifest.created_at)
-
-
-def _wall_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 @asynccontextmanager

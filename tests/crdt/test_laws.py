@@ -11,16 +11,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crdt import log
 from crdt.clock import HybridClock, Timestamp
 from crdt.counter import PNCounter
 from crdt.delta import DotSet, Summary
+from crdt.document import Document
 from crdt.errors import CrdtError
+from crdt.log import BoundedLog
 from crdt.map import AWMap
+from crdt.mvregister import MVRegister
 from crdt.orset import ORSet
-from crdt.record import CheckpointInfo, MemberInfo, Progress
+from crdt.owned import OwnedMap
 from crdt.register import LWW, MaxRegister
-from crdt.state import RunState
 from crdt.wire import canonical
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_logs():
+    """Bounds that random histories reach."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log, "QUOTA", 2)
+        patch.setattr(log, "CAPACITY", 4)
+        yield
+
 
 REPLICAS = 3
 ELEMENTS = st.sampled_from(["x", "y", 1, True, 1.0, b"x"])
@@ -65,6 +78,46 @@ def edit_max(value, writer, stamp, op):
     return value.raise_to(rank, (content,)), MaxRegister(rank, (content,))
 
 
+def edit_mv(value, writer, stamp, op):
+    keep, content = op
+    return value.set(writer, content) if keep else value.clear()
+
+
+def edit_owned(value, writer, stamp, op):
+    return value.set(writer, *op)
+
+
+def edit_log(value, writer, stamp, text):
+    return value.append(text, stamp)
+
+
+SCHEMA = {
+    "count": PNCounter,
+    "height": MaxRegister,
+    "log": BoundedLog,
+    "name": LWW,
+    "own": OwnedMap,
+    "tags": ORSet,
+}
+
+
+def edit_document(value, writer, stamp, op):
+    part, content = op
+    edited = {
+        "count": lambda v: v.add(writer, 1),
+        "height": lambda v: edit_max(v, writer, stamp, (stamp.counter, content)),
+        "log": lambda v: v.append(content, stamp),
+        "name": lambda v: edit_lww(v, writer, stamp, content),
+        "own": lambda v: v.set(writer, "k", content),
+        "tags": lambda v: v.add(writer, content),
+    }[part](value[part])
+    return value.put(part, edited[1])
+
+
+def since_plain(mine, theirs):
+    return mine.delta_since(theirs.summary())
+
+
 def since_summary(mine, theirs):
     return mine.delta_since(Summary.from_wire(theirs.summary().to_wire()))
 
@@ -101,6 +154,26 @@ KINDS = [
         edit_map,
         AWMap.from_wire,
         since_summary,
+    ),
+    Kind(
+        "multi-value",
+        MVRegister(),
+        st.tuples(st.integers(0, 3), SCALARS),
+        edit_mv,
+        MVRegister.from_wire,
+        since_summary,
+    ),
+    Kind(
+        "owned", OwnedMap(), st.tuples(KEYS, SCALARS), edit_owned, OwnedMap.from_wire, since_plain
+    ),
+    Kind("log", BoundedLog(), SCALARS, edit_log, BoundedLog.from_wire, since_plain),
+    Kind(
+        "document",
+        Document(SCHEMA),
+        st.tuples(st.sampled_from(sorted(SCHEMA)), SCALARS),
+        edit_document,
+        lambda wire: Document.from_wire(wire, SCHEMA),
+        since_plain,
     ),
 ]
 
@@ -218,9 +291,7 @@ JUNK = st.recursive(
     ),
     lambda inner: st.one_of(
         st.lists(inner, max_size=6),
-        st.dictionaries(
-            st.sampled_from(["v", "records", "checkpoint", "from", "to", "seen", "writers"]), inner
-        ),
+        st.dictionaries(st.sampled_from(["v", "entries", "evidence", "from", "to", "seen"]), inner),
     ),
     max_leaves=12,
 )
@@ -258,135 +329,3 @@ def test_junk_is_no_summary_and_no_dots(junk):
         except CrdtError:
             continue
         assert canonical(value.to_wire()) == canonical(junk)
-
-
-# --- the run's document, by the same laws ---
-
-NOW_MS = 1_700_000_000_000
-CAP = 3
-"""Members kept in some of the tests, so that dropping the oldest meets every law."""
-
-members = st.builds(
-    MemberInfo,
-    name=st.text(st.characters(codec="ascii", categories=["L"]), max_size=4),
-    addresses=st.lists(st.sampled_from(["10.0.0.1:7447", "[::1]:7"]), max_size=2).map(tuple),
-    role=st.sampled_from(["trainer", "observer", "relay"]),
-)
-reports = st.builds(
-    Progress,
-    round=st.integers(0, 9),
-    step=st.integers(0, 99),
-    loss=st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False)),
-    tokens=st.integers(0, 2**40),
-    tokens_per_s=st.floats(0, 1e6),
-)
-checkpoints = st.builds(
-    CheckpointInfo,
-    step=st.integers(0, 3),
-    round=st.integers(0, 3),
-    sha256=st.binary(min_size=32, max_size=32),
-    holder=st.sampled_from([b"a", b"b"]),
-)
-
-
-def observer(*wires):
-    """A replica that writes nothing and has merged these, in this order."""
-    state = RunState(b"observer", HybridClock(b"observer", lambda: NOW_MS))
-    for each in wires:
-        if each is not None:
-            state.merge(each)
-    return state
-
-
-@st.composite
-def run_worlds(draw, writers=5):
-    """Documents of a few writers after edits and merges, and every delta that was made."""
-    walls = {}
-    states = []
-    for index in range(writers):
-        name = b"%c" % (97 + index)
-        walls[name] = NOW_MS
-        states.append(RunState(name, HybridClock(name, lambda name=name: walls[name])))
-    deltas = []
-    for _ in range(draw(st.integers(0, 14))):
-        here, there = draw(st.sampled_from(states)), draw(st.sampled_from(states))
-        if here is not there:
-            here.merge(there.to_wire())
-            continue
-        walls[here.node] = NOW_MS + draw(st.integers(-2, 5))
-        action = draw(st.integers(0, 4))
-        if action == 0:
-            here.set_member(draw(members))
-        elif action == 1:
-            here.leave("done")
-        elif action == 2:
-            here.set_checkpoint(draw(checkpoints))
-        else:
-            here.set_progress(draw(reports))
-        deltas.append(here.take_delta())
-    return states, deltas
-
-
-caps = pytest.mark.parametrize("cap", [CAP, 4096])
-
-
-@caps
-@given(data=st.data())
-def test_run_documents_join_by_the_laws(cap, data):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("crdt.state.MAX_MEMBERS", cap)
-        states, deltas = data.draw(run_worlds())
-        a, b, c, *_ = (state.to_wire() for state in states)
-        ab, bc = observer(a, b), observer(b, c)
-        assert ab.digest() == observer(b, a).digest()
-        assert observer(ab.to_wire(), c).digest() == observer(a, bc.to_wire()).digest()
-        assert observer(a, a, b, a, b).to_wire() == ab.to_wire()
-        assert len(ab) <= cap
-        whole = observer(*(state.to_wire() for state in states))
-        shuffled = data.draw(st.permutations(deltas + deltas[:3]))
-        assert observer(*shuffled).to_wire() == whole.to_wire()
-
-
-@caps
-@given(data=st.data())
-def test_a_run_delta_since_a_context_equals_the_full_merge(cap, data):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("crdt.state.MAX_MEMBERS", cap)
-        (mine, theirs, *_), _ = data.draw(run_worlds())
-        full = observer(theirs.to_wire(), mine.to_wire())
-        delta = mine.delta_since(theirs.context())
-        assert observer(theirs.to_wire(), delta).digest() == full.digest()
-        # Asking for it gives the same as being told.
-        want = theirs.want_since(mine.context())
-        asked = None if want is None else mine.delta_for(want)
-        assert observer(theirs.to_wire(), asked).digest() == full.digest()
-        # Digests are equal exactly if the contents are.
-        assert (mine.digest() == theirs.digest()) == (mine.to_wire() == theirs.to_wire())
-        if mine.digest() == theirs.digest():
-            assert delta is None
-            assert want is None
-
-
-@given(data=st.data())
-def test_junk_changes_no_run_document(data):
-    (state, other, *_), _ = data.draw(run_worlds())
-    before, version, edits = state.to_wire(), state.version, state.edits
-    valid = data.draw(
-        st.sampled_from(
-            [other.to_wire(), other.context(), {"v": 1, "writers": [b"a"], "checkpoint": True}]
-        )
-    )
-    junk = data.draw(JUNK) if data.draw(st.booleans()) else mutate(data.draw, valid)
-    for parse in (state.delta_since, state.want_since, state.delta_for):
-        try:
-            parse(junk)
-        except CrdtError:
-            continue
-    assert state.to_wire() == before
-    try:
-        changed = state.merge(junk)
-    except CrdtError:
-        changed = False
-    assert changed == (state.to_wire() != before) == (state.version != version)
-    if not changed:
-        assert state.edits == edits

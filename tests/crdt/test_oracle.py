@@ -4,16 +4,21 @@ The model keeps every edit for ever, each with the set of edits its author had s
 dots, contexts or deltas; what should be visible follows from the edits alone.
 """
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crdt.clock import HybridClock, Timestamp
+from crdt import log
+from crdt.clock import Timestamp
 from crdt.counter import PNCounter
+from crdt.log import BoundedLog
 from crdt.map import AWMap
+from crdt.mvregister import MVRegister
 from crdt.orset import ORSet
+from crdt.owned import OwnedMap
 from crdt.record import MemberInfo, Progress
-from crdt.state import RunState
 from crdt.wire import canonical
+from tests.crdt.authors import new_state
 
 REPLICAS = 3
 STEPS = st.lists(
@@ -106,9 +111,64 @@ def test_a_counter_is_the_sum_of_all_seen_changes(steps):
 
 
 @given(STEPS)
+def test_a_multi_value_register_shows_all_writes_that_no_seen_one_knew(steps):
+    registers, seen = [MVRegister()] * REPLICAS, [set() for _ in range(REPLICAS)]
+    for here, there, keep, _, value in steps:
+        if here != there:
+            registers[here] = registers[here].join(registers[there])
+            seen[here] |= seen[there]
+        else:
+            seen[here].add(Edit(seen[here], keep, "k", value, None))
+            registers[here], _ = (
+                registers[here].set(b"%d" % here, value) if keep else registers[here].clear()
+            )
+        assert registers[here].values() == sorted({edit.value for edit in standing(seen[here])})
+
+
+@given(STEPS)
+def test_an_owned_map_shows_each_owners_last_seen_word(steps):
+    maps, seen = [OwnedMap()] * REPLICAS, [{} for _ in range(REPLICAS)]
+    for number, (here, there, keep, key, value) in enumerate(steps):
+        if here != there:
+            maps[here] = maps[here].join(maps[there])
+            for name, word in seen[there].items():
+                seen[here][name] = max(word, seen[here].get(name, (-1, 0)), key=lambda w: w[0])
+        else:
+            owner = b"%d" % here
+            seen[here][owner, key] = (number, value if keep else None)
+            maps[here], _ = maps[here].set(owner, key, value if keep else None)
+        words = {name: value for name, (_, value) in seen[here].items() if value is not None}
+        assert maps[here].items() == words
+        assert all(maps[here].get(*name) == word for name, (_, word) in seen[here].items())
+
+
+@given(STEPS)
+def test_a_log_holds_the_latest_lines_within_quota_and_capacity(steps):
+    logs, seen = [BoundedLog()] * REPLICAS, [set() for _ in range(REPLICAS)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log, "QUOTA", 2)
+        patch.setattr(log, "CAPACITY", 4)
+        for number, (here, there, _, text, wall) in enumerate(steps):
+            if here != there:
+                logs[here] = logs[here].join(logs[there])
+                seen[here] |= seen[there]
+            else:
+                stamp = Timestamp(wall, number, b"%d" % here)
+                seen[here].add((stamp, text))
+                logs[here], _ = logs[here].append(text, stamp)
+            mine = sorted(seen[here], reverse=True)
+            within = [
+                line
+                for line in mine
+                if [other[0].node for other in mine if other >= line].count(line[0].node) <= 2
+            ]
+            assert list(logs[here].lines) == sorted(within[:4])
+
+
+@given(STEPS)
 def test_a_run_document_shows_each_members_last_seen_word(steps):
-    names = [b"%d" % index for index in range(REPLICAS)]
-    states = [RunState(name, HybridClock(name, lambda: 1000)) for name in names]
+    states = [new_state(index) for index in range(REPLICAS)]
+    names = [state.node for state in states]
     said = [0] * REPLICAS  # how often each has spoken
     heard = [[0] * REPLICAS for _ in range(REPLICAS)]
     words = [[(None, None)] for _ in range(REPLICAS)]

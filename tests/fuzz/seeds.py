@@ -2,7 +2,6 @@
 
 import msgpack
 
-from crdt.clock import HybridClock
 from crdt.record import MemberInfo, Progress
 from crdt.state import RunState
 from dht.messages import (
@@ -22,7 +21,7 @@ from gossip.messages import Abort, Begin
 from gossip.messages import encode as encode_gossip
 from node.manifest import RunManifest
 from tests.fuzz import CORPUS
-from tests.fuzz.targets import FIRST, KEY, NONCE, NOW, RECORD, RECORDS, SECOND, THIRD
+from tests.fuzz.targets import FIRST, KEY, NONCE, RECORD, RECORDS, SECOND, THIRD, run_state
 from transport import bulk_messages, frames, punch
 from transport.address import Address
 from transport.codec import pack
@@ -56,8 +55,8 @@ TRAINER = (
 )
 
 
-def run_state() -> RunState:
-    state = RunState(b"you", HybridClock(b"you", lambda: int(NOW * 1000)))
+def spoken() -> RunState:
+    state = run_state(b"you")
     state.set_member(MemberInfo("you", ("192.0.2.1:7447",)))
     state.set_progress(Progress(4, 40, 1.5, 4000, 50.0, KEY))
     return state
@@ -76,7 +75,7 @@ def seeds() -> dict[str, list[bytes]]:
         frames.encode(frames.Reset(stream, 1)),
         frames.encode(frames.GoAway(0, "bye")),
     ]
-    state = run_state()
+    state = spoken()
     node = NodeId(KEY)
     return {
         "handshake": [b"\0" + SECOND, b"\1" + FIRST, b"\2" + FIRST[:28], b"\1" + FIRST + THIRD]
@@ -208,9 +207,8 @@ def seeds() -> dict[str, list[bytes]]:
             pack(v)
             for v in (
                 state.to_wire(),
-                state.own_delta(),
                 state.context(),
-                state.delta_since(RunState(b"a", HybridClock(b"a", lambda: 0)).context()),
+                state.want([state.node, KEY]),
             )
         ],
         "config": [

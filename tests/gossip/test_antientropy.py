@@ -13,24 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crdt.clock import HybridClock
+from crdt.entry import parse
 from crdt.record import CheckpointInfo, MemberInfo, Progress
-from crdt.state import RunState
 from gossip import antientropy
 from gossip.antientropy import PUSH_GAP_S, AntiEntropy, RefusedUpdate
+from tests.crdt.authors import DOCUMENT, HASH, NOW_MS, author, new_state
 from transport.codec import MAX_MESSAGE_BYTES, pack, unpack_untrusted
 
 ROOT = Path(__file__).parents[2]
-NOW_MS = 1_700_000_000_000
-HASH = bytes(range(32))
 
 
 def name_of(index):
-    return hashlib.sha256(b"%d" % index).digest()
-
-
-def new_state(index=0, wall_ms=lambda: NOW_MS):
-    return RunState(name_of(index), HybridClock(name_of(index), wall_ms))
+    return author(index).writer
 
 
 observers = itertools.count(10_000)
@@ -94,7 +88,7 @@ def test_two_that_agree_exchange_digests_only():
 
 
 @pytest.mark.parametrize(
-    ("left", "right"), [(0, 1), (0, 64), (3, 64), (0, 65), (64, 65), (0, 700), (699, 700)]
+    ("left", "right"), [(0, 1), (0, 32), (3, 32), (0, 33), (32, 33), (0, 700), (699, 700)]
 )
 def test_two_that_differ_are_equal_after_one_comparison(left, right):
     for sizes in ((left, right), (right, left)):
@@ -128,9 +122,9 @@ def test_a_checkpoint_alone_is_found_too(size):
     for holder in (0, 1):
         pair = Pair(crowd(size), crowd(size))
         pair.run(0.0)  # from here on no push of own edits carries it
-        pair.states[holder].merge(
-            {"v": 1, "records": [], "checkpoint": [320, [4, HASH, name_of(1)]]}
-        )
+        other = new_state(1, lambda: NOW_MS + 1)
+        other.set_checkpoint(CheckpointInfo(320, 4, HASH, name_of(1)))
+        pair.states[holder].merge(other.to_wire())
         pair.run(10.0, who=(0,))
         assert pair.equal
         assert pair.states[1 - holder].checkpoint() == CheckpointInfo(320, 4, HASH, name_of(1))
@@ -144,7 +138,7 @@ def test_one_difference_among_many_costs_little():
     pair = Pair(left, right)
     pair.run(0.0)
     assert pair.equal
-    whole = len(b"".join(pack(record) for record in left.to_wire()["records"]))
+    whole = len(b"".join(left.to_wire()["entries"]))
     assert pair.bytes < whole / 8
 
 
@@ -167,7 +161,7 @@ def test_edits_are_pushed_at_once_and_then_together():
     pair.kinds.clear()
     state = pair.states[0]
     state.set_progress(Progress(1, 1, 1.0, 1, 1.0))
-    state.set_checkpoint(CheckpointInfo(1, 1, HASH, b"x"))
+    state.set_checkpoint(CheckpointInfo(1, 1, HASH, state.node))
     pair.run(1.0)
     assert pair.kinds == ["delta"]
     assert pair.equal
@@ -191,25 +185,27 @@ def test_a_slow_peer_gets_the_newest_word_not_the_history():
         side.tick(float(step))
     messages = list(itertools.chain.from_iterable(iter(side.outgoing, [])))
     assert [message["t"] for message in messages] == ["delta", "digest"]
-    assert messages[0]["records"][0][5][1] == 99
+    entries = [parse(raw, DOCUMENT) for raw in messages[0]["entries"]]
+    assert [entry.value[1] for entry in entries] == [99]
 
 
 def test_a_record_dropped_meanwhile_is_not_sent(monkeypatch):
     state = crowd(2)
     side = AntiEntropy(state, interval_s=2.0, rng=random.Random(0), now=0.0)
-    side.receive({"t": "want", "v": 1, "writers": sorted(state.members()), "checkpoint": False}, 0)
+    ask = {"t": "want", **new_state(9).want(state.members())}
+    side.receive(ask, 0.0)
     newer = new_state(7, lambda: NOW_MS + 1)
     newer.set_member(MemberInfo("newer", ()))
     with monkeypatch.context() as patch:
-        patch.setattr("crdt.state.MAX_MEMBERS", 1)
+        patch.setattr("crdt.ledger.MAX_WRITERS", 1)
         state.merge(newer.to_wire())
     assert side.outgoing() == []
-    side.receive({"t": "want", "v": 1, "writers": [b"unknown"], "checkpoint": True}, 0)
+    side.receive({"t": "want", **new_state(9).want([b"u" * 32])}, 0.0)
     assert side.outgoing() == []
 
 
 def test_a_clock_ahead_is_counted_and_ends_nothing():
-    fast = new_state(1, lambda: NOW_MS * 2)
+    fast = new_state(1, lambda: NOW_MS + 3_600_000)
     fast.set_member(MemberInfo("fast", ()))
     slow = new_state(2)
     slow.set_member(MemberInfo("slow", ()))
@@ -227,9 +223,7 @@ JUNK = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.sampled_from(
-                ["v", "digest", "ranges", "records", "seen", "from", "to", "writers", "checkpoint"]
-            ),
+            st.sampled_from(["v", "digest", "ranges", "entries", "evidence", "seen", "from", "to"]),
             inner,
         )
     ),
@@ -247,7 +241,7 @@ def test_junk_is_refused_with_one_error(junk, kind, version):
     before = state.digest()
     side = AntiEntropy(state, interval_s=2.0, rng=random.Random(0), now=0.0)
     if isinstance(junk, dict):
-        junk = {**junk, "t": kind, **({"v": 1} if version else {})}
+        junk = {**junk, "t": kind, **({"v": 2} if version else {})}
     try:
         side.receive(junk, 0.0)
     except RefusedUpdate:
@@ -270,7 +264,7 @@ def test_junk_is_refused_with_one_error(junk, kind, version):
 def test_malformed_ranges_are_refused(ranges):
     side = AntiEntropy(crowd(2), interval_s=2.0, rng=random.Random(0), now=0.0)
     with pytest.raises(RefusedUpdate):
-        side.receive({"t": "ranges", "v": 1, "ranges": ranges}, 0.0)
+        side.receive({"t": "ranges", "v": 2, "ranges": ranges}, 0.0)
 
 
 def test_what_a_peer_can_make_us_remember_is_bounded(monkeypatch):
@@ -278,11 +272,11 @@ def test_what_a_peer_can_make_us_remember_is_bounded(monkeypatch):
     side = AntiEntropy(crowd(3), interval_s=2.0, rng=random.Random(0), now=0.0)
     for batch in range(40):
         names = sorted(name_of(1000 + batch * 500 + index) for index in range(500))
-        seen = [[name, NOW_MS, b"x" * 8] for name in names]
-        context = {"v": 1, "from": b"", "to": b"", "seen": seen, "checkpoint": []}
+        seen = [[name, b"x" * 8, "member", NOW_MS] for name in names]
+        context = {"v": 2, "from": b"", "to": b"", "seen": seen}
         side.receive({"t": "context", **context}, 0.0)
         ranges = [[name, b"x" * 16] for name in names]
-        side.receive({"t": "ranges", "v": 1, "ranges": ranges}, 0.0)
+        side.receive({"t": "ranges", "v": 2, "ranges": ranges}, 0.0)
     assert len(side._pages) == 100
     assert len(side._wanted) <= 4096 + 500
 

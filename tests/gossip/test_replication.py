@@ -7,22 +7,19 @@ import pytest
 import trio
 import trio.testing
 
-from crdt.clock import HybridClock
 from crdt.record import CheckpointInfo, MemberInfo, Progress
-from crdt.state import RunState
 from gossip import replication as driver
 from gossip.errors import GossipError
 from gossip.replication import ReplicationClosed, open_replication
+from tests.crdt import authors
+from tests.crdt.authors import HASH, NOW_MS
 from transport.codec import MAX_MESSAGE_BYTES, pack
 from transport.errors import EndOfStream, PeerLost, StreamReset
 from transport.identity import NodeId
 
-NOW_MS = 1_700_000_000_000
-HASH = bytes(range(32))
-
 
 def node(index):
-    return NodeId(index.to_bytes(32, "big"))
+    return NodeId(authors.author(index).writer)
 
 
 class FakeStream:
@@ -179,7 +176,7 @@ class Swarm:
 def new_state(index):
     start = trio.current_time()
     wall_ms = lambda: NOW_MS + int((trio.current_time() - start) * 1000)  # noqa: E731
-    return RunState(node(index), HybridClock(node(index), wall_ms))
+    return authors.new_state(index, wall_ms)
 
 
 @asynccontextmanager
@@ -207,7 +204,7 @@ async def test_edits_reach_all_peers_at_once(autojump_clock):
             await swarm.until(index, lambda state: node(2) in state.progress())
         assert trio.current_time() - began < 0.1
         await swarm.until_equal()
-        assert swarm.replications[0].partners == [node(1), node(2), node(3)]
+        assert swarm.replications[0].partners == sorted([node(1), node(2), node(3)])
 
 
 async def test_missed_notifications_are_made_good_by_the_interval(autojump_clock):
@@ -309,7 +306,7 @@ async def test_a_restarted_node_is_active_again(autojump_clock):
 async def test_meeting_its_former_self_is_pushed_to_others(autojump_clock):
     async with open_swarm(3) as swarm:
         a, b, c = swarm.endpoints
-        ahead = RunState(node(1), HybridClock(node(1), lambda: NOW_MS + 50_000))
+        ahead = authors.new_state(1, lambda: NOW_MS + 20_000)
         ahead.set_member(MemberInfo("former", ()))
         swarm.states[0].merge(ahead.to_wire())
         b.connect(c)
@@ -411,7 +408,7 @@ async def test_opening_streams_again_and_again_does_not_hurry_us(autojump_clock)
 async def test_a_clock_ahead_does_not_end_the_conversation(autojump_clock):
     async with open_swarm(2) as swarm:
         swarm.mesh()
-        swarm.states[1] = RunState(node(1), HybridClock(node(1), lambda: NOW_MS + 3_600_000))
+        swarm.states[1] = authors.new_state(1, lambda: NOW_MS + 3_600_000)
         for index in range(2):
             await swarm.open(index)
             swarm.say(index)

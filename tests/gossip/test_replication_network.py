@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from crdt.clock import HybridClock
+from crdt.entry import Author
 from crdt.record import CheckpointInfo, MemberInfo, Progress
 from crdt.state import RunState
 from gossip.errors import GossipError
@@ -14,6 +15,7 @@ from gossip.replication import open_replication, protocol_of
 from tests.transport.nodes import address, node, nodes
 from transport.deterministic import run_deterministically
 from transport.errors import EndOfStream
+from transport.identity import Identity, verify
 from transport.memory import LinkSettings, MemoryNetwork
 
 NOW_MS = 1_700_000_000_000
@@ -26,7 +28,9 @@ def wall_ms():
 
 
 def new_state(endpoint):
-    return RunState(endpoint.node_id, HybridClock(endpoint.node_id, wall_ms))
+    identity = endpoint.identity
+    author = Author(identity.public_key, identity.sign)
+    return RunState(author, HybridClock(endpoint.node_id, wall_ms), bytes.fromhex(RUN), verify)
 
 
 @asynccontextmanager
@@ -145,8 +149,9 @@ async def test_a_large_document_crosses(autojump_clock):
     async with nodes(MemoryNetwork(1), 2) as (a, b):
         state = new_state(a)
         for index in range(1, 600):
-            name = index.to_bytes(32, "big")
-            other = RunState(name, HybridClock(name, wall_ms))
+            who = Identity.from_seed(index.to_bytes(32, "little"))
+            author = Author(who.public_key, who.sign)
+            other = RunState(author, HybridClock(who.node_id, wall_ms), bytes.fromhex(RUN), verify)
             other.set_member(MemberInfo("x" * 64, tuple(f"{n:0>60}:1" for n in range(8))))
             state.merge(other.to_wire())
         async with replicate(a, state) as first, replicate(b) as second:

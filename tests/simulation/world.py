@@ -14,6 +14,7 @@ import numpy as np
 import trio
 
 from crdt.clock import HybridClock
+from crdt.entry import Author
 from crdt.record import MemberInfo, Progress
 from crdt.state import RunState
 from dht.service import open_dht
@@ -28,7 +29,7 @@ from node.manifest import RunManifest
 from node.run_finder import RunFinder
 from transport.address import Address
 from transport.endpoint import open_endpoint
-from transport.identity import Identity, NodeId
+from transport.identity import Identity, NodeId, verify
 from transport.link_model import LinkSettings
 from transport.memory import MemoryNetwork
 from transport.swarm import Swarm
@@ -164,7 +165,8 @@ class World:
                 manifest = self.manifest if index == 0 else await finder.find("simulated")
                 assert manifest == self.manifest
                 clock = HybridClock(identity.node_id, lambda: int(wall() * 1000))
-                state = RunState(identity.node_id, clock)
+                author = Author(identity.public_key, identity.sign)
+                state = RunState(author, clock, manifest.hash, verify)
                 protocol = DiLoCo(DiLoCo.parse_settings({}))
                 averager = DiLoCo.averager({})
                 trainer = ToyTrainer(self, index, averager, rng)
