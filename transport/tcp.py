@@ -56,10 +56,11 @@ KEEPALIVE_PROBES: Final = 3
 NOTSENT_LOWAT_BYTES: Final = 256 << 10
 MIN_RTT_END: Final = 152
 UNPACED_BELOW_US: Final = 1000
-"""Round trip under which a bulk link asks for Reno, which every kernel allows: where the system's
-default paces (BBR does, with a timer per burst), an all-reduce of 64 MiB over loopback cost 38 ms
-instead of 30 between two peers and 119 instead of 90 between four. Longer paths keep the default,
-which copes better with loss."""
+"""Round trip under which a connection within one machine asks for Reno, which every kernel allows: where
+the system's default paces (BBR does, with a timer per burst), an all-reduce of 64 MiB over loopback
+cost 38 ms instead of 30 between two peers and 119 instead of 90 between four. Other paths keep the
+default, however short they are: it copes better with loss, and it leaves shorter queues (a control
+round trip beside bulk that filled 200 Mbit/s took 5 ms instead of 9)."""
 BULK_LOWAT_BYTES: Final = 2 << 20
 """For bulk links, which have no urgent frames: a transfer of 1 MiB need not wait twice to be sent
 (measured: an all-reduce of 1 MiB between two peers took half the time)."""
@@ -145,9 +146,10 @@ def _round_trip_us(sock: socket.socket) -> int:
     return int.from_bytes(info[MIN_RTT_END - 4 : MIN_RTT_END], sys.byteorder)
 
 
-def _spare_pacing(sock: socket.socket) -> None:
+def _spare_pacing(sock: socket.socket, local: Address, remote: Address) -> None:
+    """Do without a timer per burst where there is no network to be fair to."""
     congestion = getattr(socket, "TCP_CONGESTION", None)
-    if congestion is not None:
+    if congestion is not None and local.host == remote.host:
         with suppress(OSError):
             if _round_trip_us(sock) < UNPACED_BELOW_US:
                 sock.setsockopt(socket.IPPROTO_TCP, congestion, b"reno")
@@ -161,7 +163,7 @@ class TcpStream(RawStream):
         self._sock: socket.socket | None = sock
         self.local = local
         self.remote = remote
-        _spare_pacing(sock)
+        _spare_pacing(sock, local, remote)
         self._sending = self._receiving = False
         self._send_since = self._receive_since = trio.current_time()
         self._send_calls = self._receive_calls = 0
@@ -253,12 +255,9 @@ class TcpStream(RawStream):
         if self._sock is None:
             return
         lowat = getattr(socket, "TCP_NOTSENT_LOWAT", None)
-        congestion = getattr(socket, "TCP_CONGESTION", None)
         with suppress(OSError):
             if lowat is not None:
                 self._sock.setsockopt(socket.IPPROTO_TCP, lowat, BULK_LOWAT_BYTES)
-            if congestion is not None and _round_trip_us(self._sock) < UNPACED_BELOW_US:
-                self._sock.setsockopt(socket.IPPROTO_TCP, congestion, b"reno")
 
     async def aclose(self) -> None:
         """See `RawStream.aclose`."""
