@@ -88,6 +88,8 @@ class Facts:
     """Seconds since the last round ended, while training."""
     round_usual_s: float | None = None
     """How long rounds took so far, in seconds."""
+    quorum_missing: bool = False
+    """Whether the run waits here because too few of the last epoch's members are in sight."""
     rounds_alone: int = 0
     """Rounds in a row that nobody else took part in."""
     checkpoint_error: str = ""
@@ -120,6 +122,7 @@ CODES: Final[Mapping[str, str]] = {
     "bootstrap-silent": "none of the bootstrap addresses answers",
     "no-peers": "no other node is connected",
     "peer-lost": "members of the run are gone",
+    "quorum-missing": "the run waits at this node: too few members are in sight",
     "wrong-swarm": "nodes with another swarm key keep knocking",
     "run-not-found": "the run is not known in the swarm",
     "run-failed": "the run cannot go on at this node",
@@ -185,7 +188,7 @@ def _network(facts: Facts) -> list[HealthWarning]:
                     "check the addresses, that a node runs there, and the firewalls between",
                 )
             )
-        else:
+        elif not facts.peers_lost:
             found.append(
                 HealthWarning(
                     "no-peers",
@@ -194,14 +197,27 @@ def _network(facts: Facts) -> list[HealthWarning]:
                     "on another machine run the join line that noded init printed",
                 )
             )
+    lost = ""
     if facts.peers_lost:
         shown = ", ".join(f"{name} ({reason})" for name, reason in facts.peers_lost[:3])
         more = len(facts.peers_lost) - 3
+        lost = f"lost {shown}" + (f" and {more} more" if more > 0 else "")
+    if facts.quorum_missing:
+        found.append(
+            HealthWarning(
+                "quorum-missing",
+                Severity.WARNING,
+                "the run waits here, as most of its members are out of sight"
+                + (f": {lost}" if lost else ""),
+                "it goes on by itself once they are back; look at their logs and at their network",
+            )
+        )
+    elif lost:
         found.append(
             HealthWarning(
                 "peer-lost",
                 Severity.WARNING,
-                f"lost {shown}" + (f" and {more} more" if more > 0 else ""),
+                lost,
                 "the run goes on without them; look at their logs if they do not come back",
             )
         )
@@ -278,7 +294,7 @@ def _run(facts: Facts) -> list[HealthWarning]:
         and facts.round_usual_s is not None
         and facts.round_age_s > max(60.0, 5 * facts.round_usual_s)
     )
-    if stalled and not trainer_down:
+    if stalled and not trainer_down and not facts.quorum_missing:
         found.append(
             HealthWarning(
                 "round-stalled",

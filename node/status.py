@@ -309,6 +309,9 @@ def _facts(parts: Parts) -> Facts:
         if ended is None or figures is None or figures.phase == "finished"
         else trio.current_time() - ended,
         round_usual_s=None if figures is None else figures.usual_round_s,
+        quorum_missing=run is not None
+        and run.group is not None
+        and run.group.machine.quorum_missing,
         rounds_alone=0 if figures is None else figures.rounds_alone,
         checkpoint_error="" if run is None else run.checkpoint_error,
         checkpoint_damaged="" if run is None else run.checkpoint_damaged,

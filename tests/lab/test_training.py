@@ -219,7 +219,10 @@ def test_when_the_only_relay_is_killed_the_run_waits_until_it_is_back(tmp_path):
         def kill() -> None:
             hub.kill()
             for node in swarm.homes:
-                node.until(lambda status: status["state"] == "waiting", "pause")
+                status = node.until(lambda status: status["state"] == "waiting", "pause")
+                codes = [warning["code"] for warning in status["health"]]
+                assert "quorum-missing" in codes
+                assert "peer-lost" not in codes
             hub.start().ready()
 
         check_a_death(swarm, [hub], kill, rounds=40)

@@ -10,6 +10,7 @@ CASES = {
     "bootstrap-silent": Facts(uptime_s=100, bootstrap_configured=2, bootstrap_reached=0),
     "no-peers": Facts(uptime_s=100),
     "peer-lost": Facts(peers_lost=[("barn", "reset")]),
+    "quorum-missing": Facts(**RUN, quorum_missing=True, peers_lost=[("barn", "reset")]),
     "wrong-swarm": Facts(refused_wrong_swarm=3),
     "run-not-found": Facts(run="demo", run_joined=False, uptime_s=100, peers_connected=1),
     "run-failed": Facts(**RUN, run_failure="made with other settings", trainer="exited"),
@@ -62,6 +63,20 @@ def test_the_worst_comes_first_and_is_the_verdict():
     assert verdict(warnings[1:]) == "warning"
     assert verdict([HealthWarning("no-peers", Severity.INFO, "x", "y")]) == "ok"
     assert verdict([]) == "ok"
+
+
+def test_a_run_that_waits_for_its_members_is_not_said_to_go_on_nor_to_be_stalled():
+    facts = Facts(
+        **{**RUN, "peers_connected": 0},
+        quorum_missing=True,
+        peers_lost=[("barn", "reset")],
+        round_age_s=1000,
+        round_usual_s=3,
+    )
+    (warning,) = assess(facts)
+    assert warning.code == "quorum-missing"
+    assert "lost barn (reset)" in warning.text
+    assert "goes on by itself" in warning.hint
 
 
 def test_many_lost_peers_are_one_warning():
