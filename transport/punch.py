@@ -16,7 +16,8 @@ A NAT that drops what it does not know needs no precision: the later SYN finds t
 of those only meet by chance; therefore failed dials are repeated after random gaps of `MIN_GAP_S` to `MAX_GAP_S` (measured: 11 of
 12 with 100 ms of skew, where a fixed gap gave none of 8). A dial that nobody answers is left to the kernel, which repeats its SYN
 after 1 s and 3 s (RFC 6298): a new dial would have another sequence number, which a NAT that follows the old one lets in from
-neither side. For the same reason the plain dials leave from another port.
+neither side. For the same reason the plain dials leave from another port: after one that was given up, the other side's SYN would come
+in through its hole to the listener, whose answer the NAT drops as none of that connection's (captured; it lasts for a minute or two).
 
 Invariants: at most `MAX_ADDRESSES` addresses of the other side are looked at, and none is dialed that leads to this machine or to
 a network that only we are in (`screen`); a message out of order is a `MalformedMessage` and the end of the session; time and

@@ -131,6 +131,19 @@ class Namespace:
         with self.entered():
             Path("/proc/sys", key).write_text(str(value))
 
+    def forget_connections(self) -> None:
+        """Empty the table of connections, and with it all mappings, as a router does that starts anew.
+
+        What is said is one message of the kernel's conntrack interface: delete, without saying which.
+        """
+        delete, request_and_ack = 1 << 8 | 2, 1 | 4
+        message = struct.pack("=IHHIIBBH", 20, delete, request_and_ack, 1, 0, 0, 0, 0)
+        with self.entered(), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:
+            sock.send(message)
+            code: int = struct.unpack_from("=i", sock.recv(4096), 16)[0]
+        if code:
+            raise LabError(f"{self.name}: connections not forgotten: {os.strerror(-code)}")
+
     def tap(self, name: str) -> int:
         """Make the TAP interface `name` here, up; it goes when the descriptor is closed."""
         with self.entered():

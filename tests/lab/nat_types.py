@@ -150,6 +150,17 @@ def _file(
     return "\n".join([*lines, "}", ""])
 
 
+NOTHING_PASSES = """\
+table inet power {
+chain forward {
+type filter hook forward priority -200; policy drop;
+}
+}
+"""
+"""Beside the rules: what was forwarded is dropped, and the hosts do not learn why."""
+
+ALL_PASSES = "table inet power { }\ndelete table inet power\n"
+
 UPNP_CONFIG = """\
 ext_ifname={wan}
 listening_ip={lan}

@@ -87,6 +87,18 @@ class Program:
             "first_byte_s": trio.current_time() - start,
         }
 
+    async def do_try(self, *, addresses: list[str], node: str, patience_s: float) -> Json:
+        """Try to connect and give it up after a while; the peer's path, None without a peer."""
+        targets, expected = [Address.parse(text) for text in addresses], NodeId.parse(node)
+        reason = "given up"
+        with trio.move_on_after(patience_s):
+            try:
+                await self.endpoint.connect(targets, expected=expected)
+            except TransportError as error:
+                reason = str(error)
+        path = self._path(expected)
+        return {"path": None if path is None else str(path), "reason": reason}
+
     async def do_direct(self, *, node: str, patience_s: float) -> Json:
         """Wait until a connected peer is no longer relayed; "path" is what it is in the end."""
         start = trio.current_time()

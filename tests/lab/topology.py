@@ -66,6 +66,18 @@ class Home:
     def host(self) -> Host:
         return self.hosts[0]
 
+    def cut(self) -> None:
+        """The router forwards nothing any more, as if it had no power."""
+        for router in self.routers:
+            router.run(tool("nft"), "-f", "-", text=nat_types.NOTHING_PASSES)
+
+    def restart(self) -> None:
+        """The router is back, and knows of no connection that was before, nor takes one up midway."""
+        for router in self.routers:
+            router.sysctl("net/netfilter/nf_conntrack_tcp_loose", 0)
+            router.forget_connections()
+            router.run(tool("nft"), "-f", "-", text=nat_types.ALL_PASSES)
+
     def close(self) -> None:
         self.lab.homes.discard(self)
         self.cleanup.close()

@@ -80,7 +80,7 @@ async def echo(_peer: object, request: bytes) -> bytes:
     [
         ((PORT, PORT), FAR, 20),
         ((PORT, PORT), NEAR, 10),
-        ((PORT, PORT), LOSSY, 10),
+        ((PORT, PORT), LOSSY, 20),
         ((PORT, RST), FAR, 6),
         ((RST, RST), FAR, 6),
     ],
