@@ -5,9 +5,9 @@ at a time; each answer brings nearer candidates; stop when the k nearest that re
 
 What is added, and why:
 * *Disjoint paths* (Baumgart and Mies, "S/Kademlia", 2007, section 4.4). The seeds are dealt out to d paths; what a node answers is
-  used by the path that asked it alone, and no node is asked twice. Liars who name only each other capture the paths that meet one
-  of them early, not the others. A path takes a node that another path has asked as done, so the paths share the
-  work near the target: eight cost not eight times as much as one, but about twice.
+  used by the path that asked it alone, and no node is asked twice. A path is done when the 2 k / d nearest nodes that no other
+  path has taken have been asked, so the same liars cannot fill every path, and eight paths cost about twice as much as one, not
+  eight times. Then the paths are closed: whatever is still unasked among the nearest of all that any path has heard of is asked.
 * *Region.* With `region` not 0, all nodes that near the target are asked, not merely the k nearest (at most 3 k). An attacker who
   grinds k ids next to a key fills the k nearest places, but cannot empty the region (arXiv 2505.01139; see `density`).
 * *Address groups* (see `diversity`). Of the k nearest, few may share a prefix, as long as there are others.
@@ -41,7 +41,9 @@ _REGION_MOST = 3
 # Hearsay addresses kept for one candidate, from all sources.
 _MAX_CANDIDATE_ADDRESSES = 8
 _MAX_ATTEMPTS = 2
+# Least queries in flight on each of several paths, and least nodes that each has to ask.
 _LEAST_WIDTH = 3
+_LEAST_SHARE = 8
 
 
 class _Standing(enum.Enum):
@@ -122,13 +124,14 @@ class Lookup:
         self._flight: dict[bytes, _Candidate] = {}  # asked and not late, earliest first
         self._by_id: dict[bytes, _Candidate] = {}
         count = max(1, min(paths, MAX_PATHS, len(seeds)))
-        self._paths = [_Path(number) for number in range(count)]
-        self._width = self._settings.alpha
-        if count > 1:
-            self._width = max(_LEAST_WIDTH, self._settings.alpha // count)
+        # The last path hears everything: it is the only one, or closes the others.
+        self._all = _Path(count - 1 if count == 1 else count)
+        self._paths = [_Path(number) for number in range(count)] if count > 1 else []
+        self._width = max(_LEAST_WIDTH, self._settings.alpha // count)
+        self._share = max(_LEAST_SHARE, -(-2 * self._settings.k // count))
         near = sorted(seeds, key=lambda contact: self._distance(contact.node_id))
         for place, contact in enumerate(near):
-            self._hear(self._paths[place % count], contact)
+            self._hear(self._paths[place % count] if self._paths else self._all, contact, 1)
         self._settle(now)
 
     def outgoing(self, now: float) -> list[Contact]:
@@ -137,7 +140,11 @@ class Lookup:
         if not self.finished:
             for path in self._paths:
                 if path.flight < self._width:
-                    self._ask(path, batch, now)
+                    self._ask(path, self._own(path), self._width, batch, now)
+            if not any(path.flight for path in self._paths):
+                self._ask(
+                    self._all, self._choose(self._all.order), self._settings.alpha, batch, now
+                )
         self._settle(now)
         return batch
 
@@ -152,7 +159,7 @@ class Lookup:
         self._grouped = self._grouped or bool(candidate.groups)
         self._answers += 1
         self.hops = max(self.hops, candidate.depth)
-        path = self._paths[candidate.path]
+        path = self._path(candidate.path)
         for hint in hints:
             self._hear(path, hint, candidate.depth + 1)
         self._settle(now)
@@ -201,9 +208,35 @@ class Lookup:
     def _distance(self, node_id: bytes) -> int:
         return int.from_bytes(node_id, "big") ^ self._goal
 
-    def _ask(self, path: _Path, batch: list[Contact], now: float) -> None:
-        for candidate in self._choose(path.order):
-            if path.flight >= self._width or not self._budget():
+    def _path(self, number: int) -> _Path:
+        return self._paths[number] if number < len(self._paths) else self._all
+
+    def _own(self, path: _Path) -> list[_Candidate]:
+        """Return the nearest of one of several paths that no other has taken, few of any address group."""
+        chosen: list[_Candidate] = []
+        counter = GroupCounter()
+        for candidate in path.order:
+            if len(chosen) >= self._share:
+                break
+            if candidate.path not in (-1, path.number):
+                continue
+            if candidate.groups:
+                if not counter.room(candidate.groups, SEARCH_QUOTA):
+                    continue
+                counter.add(candidate.groups)
+            chosen.append(candidate)
+        return chosen
+
+    def _ask(
+        self,
+        path: _Path,
+        nearest: list[_Candidate],
+        width: int,
+        batch: list[Contact],
+        now: float,
+    ) -> None:
+        for candidate in nearest:
+            if path.flight >= width or not self._budget():
                 return
             if candidate.standing is not _Standing.NEW:
                 continue
@@ -216,28 +249,33 @@ class Lookup:
             self._flight[candidate.contact.node_id] = candidate
             batch.append(candidate.contact)
 
-    def _hear(self, path: _Path, contact: Contact, depth: int = 1) -> None:
+    def _hear(self, path: _Path, contact: Contact, depth: int) -> None:
+        """Take a hint into the path that got it, and into the one that hears everything."""
         node_id = contact.node_id
         if node_id == self._own_id:
             return
         known = self._by_id.get(node_id)
         if known is None:
-            groups = groups_of(contact)
-            candidate = _Candidate(self._distance(node_id), contact, groups, depth=depth)
-            if self._has_place(path, candidate):
-                self._by_id[node_id] = candidate
-                self._enlist(path, candidate)
-            self._grouped = self._grouped or bool(candidate.groups)
-            return
-        if _learn(known, contact):
+            known = _Candidate(self._distance(node_id), contact, groups_of(contact), depth=depth)
+            self._by_id[node_id] = known
+            self._grouped = self._grouped or bool(known.groups)
+        elif _learn(known, contact):
             for other in known.heard:
                 _insert(other, known)
-        if path in known.heard:
+        self._enlist(path, known)
+        if path is not self._all:
+            self._enlist(self._all, known)
+        if not known.heard:
+            del self._by_id[node_id]  # no place anywhere
+
+    def _enlist(self, path: _Path, candidate: _Candidate) -> None:
+        if path in candidate.heard:
             return
-        if known.standing in (_Standing.LATE, _Standing.FAILED):
-            known.heard.append(path)  # enlisted should it come back
-        elif self._has_place(path, known):
-            self._enlist(path, known)
+        if candidate.standing in (_Standing.LATE, _Standing.FAILED):
+            candidate.heard.append(path)  # enters the order should it come back
+        elif self._has_place(path, candidate):
+            candidate.heard.append(path)
+            _insert(path, candidate)
 
     def _has_place(self, path: _Path, newcomer: _Candidate) -> bool:
         """Return whether `newcomer` may enter, after a farther candidate has gone if need be."""
@@ -254,10 +292,6 @@ class Lookup:
                     del self._by_id[last.contact.node_id]
                 return True
         return False
-
-    def _enlist(self, path: _Path, candidate: _Candidate) -> None:
-        candidate.heard.append(path)
-        _insert(path, candidate)
 
     def _choose(self, order: list[_Candidate]) -> list[_Candidate]:
         """Return the k nearest and the rest of the region, with few of any address group while there are others."""
@@ -287,7 +321,7 @@ class Lookup:
 
     def _leave_flight(self, candidate: _Candidate, standing: _Standing) -> None:
         if self._flight.pop(candidate.contact.node_id, None) is not None:
-            self._paths[candidate.path].flight -= 1
+            self._path(candidate.path).flight -= 1
         was_listed = candidate.standing is not _Standing.LATE
         candidate.standing = standing
         if standing is _Standing.ANSWERED:
@@ -307,16 +341,21 @@ class Lookup:
         if hopeless or now >= self._started_at + self._settings.limit_s:
             self.finished = True
             return
-        self.finished = not any(self._busy(path) for path in self._paths)
-
-    def _busy(self, path: _Path) -> bool:
         budget = self._budget()
-        for candidate in self._choose(path.order):
-            if candidate.standing is _Standing.ASKED:
-                return True
-            if candidate.standing is _Standing.NEW and budget:
-                return True
-        return False
+        self.finished = not (
+            any(_busy(self._own(path), budget=budget) for path in self._paths)
+            or _busy(self._choose(self._all.order), budget=budget)
+        )
+
+
+def _busy(nearest: list[_Candidate], *, budget: bool) -> bool:
+    """Return whether any of `nearest` is still to be asked, or to answer."""
+    for candidate in nearest:
+        if candidate.standing is _Standing.ASKED:
+            return True
+        if candidate.standing is _Standing.NEW and budget:
+            return True
+    return False
 
 
 def _by_distance(candidate: _Candidate) -> int:

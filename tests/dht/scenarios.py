@@ -116,3 +116,59 @@ def with_liars(
     for _ in range(searches):
         tally.get(world.rng.choice(honest), *world.rng.choice(written))
     return tally.figures()
+
+
+def under_churn(seed: int, count: int, searches: int, *, paths: int = 4) -> Figures:
+    """An hour in which half of the nodes die without a word and as many are born, at even intervals.
+
+    Joins are modelled (see `World.adopt`), and the upkeep of tables is switched off but for what searches teach: about half of the
+    contacts in old tables are dead at the end. Writers live, and republish as always.
+    """
+    world, nodes = filled(seed, count, paths, refresh_s=1e9)
+    writers = nodes[: max(10, searches // 20)]
+    records = [
+        (record_key(world.swarm_id, "run", str(number)), b"value %d" % number)
+        for number in range(len(writers))
+    ]
+    for sim, (key, value) in zip(writers, records, strict=True):
+        world.put(sim, key, value)
+    mortal, births = nodes[len(writers) :], count // 2
+    world.rng.shuffle(mortal)
+    tally = Tally(world)
+    asked = 0
+    for born in range(1, births + 1):
+        world.run_for(max(0.0, born * 3600.0 / births - world.now))
+        world.kill(mortal.pop())
+        newcomer = world.add()
+        world.adopt(newcomer)
+        while asked < searches * born // births:
+            tally.get(world.rng.choice(mortal[: count // 4] + writers), *world.rng.choice(records))
+            asked += 1
+    return tally.figures()
+
+
+def with_ground_ids(
+    seed: int, count: int, searches: int, *, ids: int, networks: int, paths: int = 4
+) -> Figures:
+    """Before each record is written, `ids` colluders whose ids are nearer to its key than anybody's have joined.
+
+    Honest nodes live in networks of their own, the attacker's in `networks` /16s.
+    """
+    world = World(seed, settings=settings(paths))
+    honest = [world.add(host=f"{20 + n % 80}.{n // 80}.7.1") for n in range(count)]
+    world.prefill()
+    tally = Tally(world)
+    for number in range(5):
+        key, value = record_key(world.swarm_id, "run", str(number)), b"value %d" % number
+        ground = []
+        for place in range(ids):
+            node_id = key[:8] + world.rng.randbytes(24)
+            host = f"{120 + number}.{place % networks}.{place // networks}.1"
+            ground.append(world.add(node_id=node_id, host=host))
+        Collusion(world, ground)
+        for sim in ground:
+            world.adopt(sim)
+        world.put(world.rng.choice(honest), key, value)
+        for _ in range(searches // 5):
+            tally.get(world.rng.choice(honest), key, value)
+    return tally.figures()

@@ -151,7 +151,7 @@ def test_flood_of_invented_neighbours_is_bounded() -> None:
                 lookup.answered(query, [contact(rng.getrandbits(32)) for _ in range(5000)], now)
             else:
                 lookup.failed(query.node_id, now)
-        assert len(lookup._paths[0].order) <= MAX_CANDIDATES
+        assert len(lookup._all.order) <= MAX_CANDIDATES
         assert len(lookup._by_id) <= MAX_CANDIDATES + lookup.queries
         pending = lookup.outgoing(now)
     assert lookup.finished

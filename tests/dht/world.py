@@ -98,17 +98,22 @@ class World:
 
     # nodes
 
-    def add(self, *, server: bool | None = None) -> SimNode:
+    def add(
+        self, *, server: bool | None = None, node_id: bytes | None = None, host: str = ""
+    ) -> SimNode:
+        """A node that knows nobody; with `node_id`, one whose maker has searched for a key with that id."""
         name = len(self.nodes)
         credentials = self.credentials(name)
+        if node_id is not None:
+            credentials = attrs.evolve(credentials, node_id=node_id)
         settings = self.settings
         if server is not None:
             settings = attrs.evolve(settings, server=server)
-        address = f"10.{name >> 16}.{(name >> 8) & 255}.{name & 255}:7447"
+        host = host or f"10.{name >> 16}.{(name >> 8) & 255}.{name & 255}"
         sim = SimNode(
             name,
             credentials,
-            Contact(credentials.node_id, (address,)),
+            Contact(credentials.node_id, (f"{host}:7447",), host),
             DhtNode(
                 credentials,
                 rng=random.Random(self.rng.getrandbits(64)),
@@ -134,13 +139,22 @@ class World:
     def alive(self) -> list[SimNode]:
         return [sim for sim in self.nodes.values() if sim.alive]
 
-    def prefill(self, size: int | None = None) -> None:
+    def adopt(self, sim: SimNode) -> None:
+        """What a join leaves behind, without its messages: a table of live nodes, and itself in theirs."""
+        others = [other for other in self.alive() if other is not sim]
+        near = self.nearest(sim.contact.node_id, 32)
+        far = self.rng.sample(others, min(len(others), 150))
+        for there in {other.name: other for other in near + far if other is not sim}.values():
+            sim.node.table.seen(there.contact, self.now)
+            there.node.table.seen(sim.contact, self.now)
+
+    def prefill(self) -> None:
         """Give every table what a long, quiet life would have: contacts at every distance, in random order."""
         everybody = sorted(self.nodes.values(), key=lambda sim: sim.contact.node_id)
         for place, sim in enumerate(everybody):
             # nodes that follow each other in order share long prefixes: they are (nearly) the nearest
-            near = everybody[max(0, place - 16) : place + 17]
-            far = self.rng.sample(everybody, min(len(everybody), size or 150))
+            near = everybody[max(0, place - 32) : place + 33]
+            far = self.rng.sample(everybody, min(len(everybody), 150))
             for other in near + far:
                 if other is not sim:
                     sim.node.table.seen(other.contact, self.now)
