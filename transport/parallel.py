@@ -6,7 +6,11 @@ costs. Neither can be known beforehand. Idea: try, and look at the goodput. Doub
 that raises the goodput by more than 10 %; otherwise go back and leave it for a while. Now and then
 try one less, and keep that when it costs next to nothing.
 
-A trial has two parts: settling, in which new connections find their speed and nothing is measured,
+The start is rough and quick: every two round trips, or as soon as a megabyte has come through, the number doubles, as
+long as that raises the goodput. That is wrong where one connection's own slow start raised it, which costs a few handshakes, and right
+on every path that loses packets, where a transfer would else be over before enough links are there.
+
+After it, a trial has two parts: settling, in which new connections find their speed and nothing is measured,
 and measuring. Both last at least ten round trips (slow start). Hysteresis: a link is added for a
 gain of over 10 %, and dropped only when that loses under 3 %; after a trial that did not pay, the
 next waits twice as long, from 5 s to 5 min. A goodput that has fallen or risen by half is another
@@ -25,6 +29,10 @@ LOSS: Final = 0.03
 ROUND_TRIPS: Final = 10
 MIN_SETTLE_S: Final = 0.25
 MIN_MEASURE_S: Final = 0.5
+START_ROUND_TRIPS: Final = 2
+MIN_START_S: Final = 0.2
+START_BYTES: Final = 1 << 20
+"""So much must be acknowledged before the start is judged: a chunk or two would be chance."""
 MIN_HOLD_S: Final = 5.0
 MAX_HOLD_S: Final = 300.0
 IDLE_S: Final = 30.0
@@ -32,6 +40,7 @@ OTHER_PATH: Final = 2.0
 
 
 class _Phase(Enum):
+    START = "doubling while it raises the goodput"
     BASE = "measuring the number in use"
     UP = "measuring more"
     DOWN = "measuring one less"
@@ -53,7 +62,7 @@ class LinkCount:
         """Bytes per second with the number in use, as last measured; 0.0 before."""
         self._idle_s = idle_s
         self._chosen = 1  # the number that has proven itself
-        self._phase = _Phase.BASE
+        self._phase = _Phase.START
         self._settled_at = 0.0
         self._measuring_since: float | None = None
         self._bytes_before = 0
@@ -90,11 +99,13 @@ class LinkCount:
         self._worked_at = now
         if self.target == 0:
             self.target = self._chosen = min(self._chosen, self.most)
-            self._phase = _Phase.BASE
-            self._settle(now, rtt_s)
+            if self._phase is not _Phase.START:
+                self._settle(now, rtt_s)
         if links != self.target:
             self._settle(now, rtt_s)
             return self.target
+        if self._phase is _Phase.START:
+            return self._start(now, acknowledged, rtt_s)
         if self._measuring_since is None:
             if now >= self._settled_at:
                 self._measuring_since, self._bytes_before = now, acknowledged
@@ -111,12 +122,36 @@ class LinkCount:
             self._settle(now, rtt_s)
         return self.target
 
+    def _start(self, now: float, acknowledged: int, rtt_s: float) -> int:
+        """Look at the quick doubling of the beginning; return the target."""
+        if self._measuring_since is None or acknowledged == self._bytes_before:
+            self._measuring_since, self._bytes_before = now, acknowledged
+            return self.target
+        took, came = now - self._measuring_since, acknowledged - self._bytes_before
+        if took < max(MIN_START_S, START_ROUND_TRIPS * rtt_s):
+            return self.target
+        if came < START_BYTES and took < max(MIN_MEASURE_S, ROUND_TRIPS * rtt_s):
+            return self.target
+        goodput, self._measuring_since = came / took, None
+        if goodput > (1 + GAIN) * self.goodput:
+            self._chosen, self.goodput = self.target, goodput
+            self.target = min(2 * self.target, self.most)
+            if self.target != self._chosen:
+                return self.target
+        else:
+            self.target = self._chosen  # the last doubling was for nothing
+        self._phase = _Phase.BASE
+        self._hold_until = now + MIN_HOLD_S
+        self._down_next = self._chosen > 1  # the start may have gone too far
+        self._settle(now, rtt_s)
+        return self.target
+
     def cannot_open(self, now: float, links: int) -> int:
         """No more than `links` can be had; return the new target."""
         self.target = self._chosen = max(1, min(links, self.most))
-        self._phase = _Phase.BASE
         self._measuring_since = None
         self._hold(now)
+        self._phase = _Phase.BASE  # the goodput of so many is not known yet
         return self.target
 
     def _settle(self, now: float, rtt_s: float) -> None:

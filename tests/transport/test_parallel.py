@@ -107,6 +107,35 @@ def test_the_target_stays_in_bounds(most: int, looks: list[tuple[float, int, int
 
 @pytest.mark.parametrize("rtt_s", [0.0001, 0.3])
 def test_a_measurement_takes_ten_round_trips_at_least(rtt_s: float) -> None:
-    path = Path(LinkCount(), lambda links: 1e6 * links, rtt_s)
-    path.run(20 * rtt_s)
+    path = Path(LinkCount(), lambda links: 4e6 if links else 0, rtt_s)
+    path.run(4 + 4 * rtt_s)  # the start is over: it found that two links are not better
+    assert path.seen[-1] == 1
+    path.run(40)
+    trial = len("".join(map(str, path.seen)).strip("1").rpartition("1")[2])  # looks at two links
+    assert 0.1 * trial >= max(0.7, 20 * rtt_s - 0.2)
+
+
+def test_the_start_doubles_within_the_first_second() -> None:
+    path = Path(LinkCount(), lambda links: 3e6 * links, 0.1)
+    path.run(0.75)
+    assert path.links >= 2
+    path.run(1.25)
+    assert path.links == 8
+
+
+def test_a_start_that_went_too_far_is_taken_back() -> None:
+    """One connection's slow start looks like a gain of the second."""
+    count = LinkCount()
+    path = Path(count, lambda links: min(25e6, 2e6 * 2 ** (path.now / 0.1)) if links else 0, 0.1)
+    path.run(3)
+    assert path.links >= 2
+    path.run(60)
+    assert path.links == 1
+
+
+def test_the_start_waits_for_the_first_acknowledgement() -> None:
+    path = Path(LinkCount(), lambda links: 3e6 * links if path.now > 5 else 0, 0.1)
+    path.run(5)
     assert max(path.seen) == 1
+    path.run(2.5)
+    assert path.links == 8
