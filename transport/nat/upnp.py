@@ -6,15 +6,20 @@ three rules for an abandoned job: it starts no further call, it removes what it 
 effect would last for ever (a permanent lease) is not made once it is abandoned.
 
 Traps of the library, each handled here: `discover()` raises `Exception("Success")` when it finds nothing; every error is a bare
-`Exception` with the router's words; `multicastif` can be set in the constructor alone; the object must not be used by two threads; `selectigd()` settles for any device that
-answers, so its control URL must be at the gateway's address.
+`Exception` with the router's words; `multicastif` can be set in the constructor alone; the object must not be used by two threads;
+`selectigd()` settles for any device that answers, so its control URL must be at the gateway's address; and the library reads a URL
+in its own way (it knows no `user@`, and asks the host before the first colon), so the URL must be one that can be read in one way only.
+
+A trap that cannot be handled here: before there is a control URL to look at, the library fetches the description from any LOCATION
+that a machine of the LAN answers with, and asks the status at the URLs in it. So a neighbour can make this node send a GET and a few
+POSTs of his choice, to wherever this node can connect; he learns nothing of the answers, and nothing is mapped by them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
-from urllib.parse import urlsplit
 
 import attrs
 import trio
@@ -182,12 +187,7 @@ class Upnp:
             raise UpnpFailed("no device answers by UPnP")
         if job.abandoned:
             raise UpnpFailed("abandoned")
-        url = igd.selectigd()
-        try:
-            host = urlsplit(url).hostname if isinstance(url, str) else None
-        except ValueError:
-            host = None
-        if host != self._gateway:
+        if not _is_at(igd.selectigd(), self._gateway):
             raise UpnpFailed("what answers by UPnP is not the gateway")
         if job.abandoned:
             raise UpnpFailed("abandoned")
@@ -230,6 +230,13 @@ def _add(igd: Igd, job: _Job, internal: int, external: int, lease_s: int) -> tup
         else:
             return external, lease
     raise UpnpFailed("every port that was tried belongs to another machine")
+
+
+def _is_at(url_untrusted: object, gateway: str) -> bool:
+    """Whether the library asks `gateway` at this URL: http://GATEWAY[:port][/path], without anything that two parsers read in two ways."""
+    host = re.escape(f"[{gateway}]" if ":" in gateway else gateway)
+    pattern = rf"http://{host}(:[0-9]{{1,5}})?(/[^\s@\\]*)?"
+    return isinstance(url_untrusted, str) and re.fullmatch(pattern, url_untrusted) is not None
 
 
 def _printable(error: Exception) -> str:

@@ -93,12 +93,42 @@ async def test_success_as_an_error_means_that_nothing_answers(igd):
         await upnp(igd).map(7447, 7447, 3600)
 
 
-@pytest.mark.parametrize("url", ["http://10.1.0.66:5000/ctl", "http://[", "", None, "junk"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://10.1.0.66:5000/ctl",
+        "http://[",
+        "",
+        None,
+        "junk",
+        "https://10.1.0.1/ctl",
+        # What the library and others read in two ways: it asks 10.1.0.66 at each of these.
+        "http://10.1.0.66:5000@10.1.0.1:5000/ctl",
+        "http://10.1.0.66:5000\\@10.1.0.1:5000/ctl",
+        "http://10.1.0.66/@10.1.0.1/ctl",
+        # And what nobody needs, so that nothing depends on how it is read.
+        "http://user@10.1.0.1/ctl",
+        "http://10.1.0.1:5000@10.1.0.66/ctl",
+        "http://10.1.0.1:x/ctl",
+        "http://10.1.0.1/a\\@10.1.0.66/ctl",
+        "http://10.1.0.1/ctl\r\nHost: 10.1.0.66",
+        "http://10.1.0.1.example/ctl",
+        "http://10x1.0.1/ctl",
+    ],
+)
 async def test_a_device_that_is_not_the_gateway_is_not_believed(igd, url):
     igd.url = url
     with pytest.raises(UpnpFailed, match="not the gateway"):
         await upnp(igd).map(7447, 7447, 3600)
     assert igd.table == {}
+
+
+@pytest.mark.parametrize(
+    "url", [f"http://{GATEWAY}", f"http://{GATEWAY}/", f"http://{GATEWAY}:80/a?b=c:d&e"]
+)
+async def test_every_usual_url_of_the_gateway_is_believed(igd, url):
+    igd.url = url
+    assert (await upnp(igd).map(7447, 7447, 3600)).external_port == 7447
 
 
 async def test_a_router_that_knows_only_permanent_mappings_gets_one_that_is_renewed_hourly(igd):
