@@ -25,6 +25,7 @@ import click
 from node import __version__
 from node.cli_base import Settings, Verbs, current_settings
 from node.cli_network import add_network_verbs
+from node.cli_state import add_state_verb
 from node.errors import (
     ExitCode,
     NodedError,
@@ -139,6 +140,7 @@ def peers(everything: bool, sort: str | None) -> None:
 
 
 add_network_verbs(cli)
+add_state_verb(cli)
 
 
 @cli.command()

@@ -32,6 +32,7 @@ from node.errors import (
     AddressUnavailable,
     ExitCode,
     NodedError,
+    NotReady,
     PeerNotReachable,
     Refused,
     TimedOut,
@@ -42,6 +43,7 @@ from node.paths import ensure_private_dir
 from node.probe import LagProbe
 from node.relay_budget import keep_spent, load_spent
 from node.run import open_run_service
+from node.run_state import state_document
 from node.schema import Config
 from node.status import Parts, find_peer, peer_rows, status_document
 from node.systemd import Notifier, run_watchdog
@@ -232,6 +234,7 @@ class _Daemon:
             ("GET", "/v1/id"): self._answer_id,
             ("GET", "/v1/metrics-history"): self._answer_history,
             ("GET", "/v1/netcheck"): self._answer_netcheck,
+            ("GET", "/v1/state"): self._answer_state,
             ("GET", "/healthz"): self._answer_alive,
             ("GET", "/readyz"): self._answer_ready,
             ("POST", "/v1/ping"): self._answer_ping,
@@ -266,6 +269,15 @@ class _Daemon:
 
     async def _answer_netcheck(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
         return 200, {"schema": "noded.netcheck/1", **self._up.reach.report()}
+
+    async def _answer_state(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        run = self._up.run
+        if run is None or run.state is None or run.manifest is None:
+            raise NotReady(
+                "this node has no shared state: it takes part in no run yet",
+                hint="noded status says what it is doing",
+            )
+        return 200, state_document(run.state, run.manifest)
 
     async def _answer_alive(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
         return 200, {"schema": "noded.healthz/1", "alive": True}

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from crdt.clock import HybridClock
-from crdt.entry import Author, Entry
+from crdt.entry import MAX_ENTRY_BYTES, Author, Entry
 from crdt.record import RunInfo
 from crdt.state import RunState
+from crdt.wire import canonical
 from node import sequence
 from node.manifest import RunManifest
 from transport.errors import TransportError
@@ -26,6 +27,8 @@ SHOWN_CHARACTERS = 200
 """Of a setting's value; the manifest has it in full."""
 MAX_SETTINGS = 24
 """Of task and protocol each."""
+REGISTERED_BYTES = MAX_ENTRY_BYTES - 256
+"""Of what the registry says; the rest of the entry is its head and signature."""
 
 
 def open_state(identity: Identity, manifest: RunManifest, directory: Path) -> RunState:
@@ -75,7 +78,7 @@ def run_info(manifest: RunManifest) -> RunInfo:
             settings[f"{prefix}.{name}"] = value
     info = RunInfo(manifest.name, manifest.hash, manifest.task, manifest.protocol, settings.items())
     # Long settings of many names must not keep the run from being registered.
-    while len(str(info)) > 2500 and info.settings:
+    while len(canonical(info.to_wire())) > REGISTERED_BYTES and info.settings:
         info = RunInfo(info.name, info.manifest, info.task, info.protocol, info.settings[:-1])
     return info
 
