@@ -42,16 +42,18 @@ def _read(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise InvalidSaved(f"it cannot be opened ({error.strerror})") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise InvalidSaved("it is not a plain file")
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise InvalidSaved("others can write to it")
-        try:
+        with os.fdopen(os.dup(descriptor), "rb") as file:
             return file.read(MAX_SAVED_BYTES + 1)
-        except OSError as error:
-            raise InvalidSaved(f"it cannot be read ({error.strerror})") from None
+    except OSError as error:
+        raise InvalidSaved(f"it cannot be read ({error.strerror})") from None
+    finally:
+        os.close(descriptor)
 
 
 def _write(path: Path, data: bytes) -> None:

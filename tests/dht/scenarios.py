@@ -77,7 +77,7 @@ def settings(paths: int, **more: float) -> DhtSettings:
 
 
 def filled(seed: int, count: int, paths: int, **more: float) -> tuple[World, list[SimNode]]:
-    """A swarm whose tables are as a long, quiet life leaves them."""
+    """A swarm whose tables are as a long, quiet life leaves them; `refresh_s=1e9` leaves their upkeep out of what is measured."""
     world = World(seed, settings=settings(paths, **more))
     nodes = [world.add() for _ in range(count)]
     world.prefill()
@@ -95,7 +95,7 @@ def publish(world: World, writers: list[SimNode], count: int) -> list[tuple[byte
 
 def at_rest(seed: int, count: int, searches: int, *, paths: int = 4) -> Figures:
     """Nothing fails."""
-    world, nodes = filled(seed, count, paths)
+    world, nodes = filled(seed, count, paths, refresh_s=1e9)
     records = publish(world, nodes, max(10, searches // 20))
     tally = Tally(world)
     for _ in range(searches):
@@ -107,7 +107,7 @@ def with_liars(
     seed: int, count: int, searches: int, *, share: float, paths: int, records: int = 0
 ) -> Figures:
     """A share of all nodes collude from the start, when the records are written as well."""
-    world, nodes = filled(seed, count, paths)
+    world, nodes = filled(seed, count, paths, refresh_s=1e9)
     liars = world.rng.sample(nodes, round(count * share))
     Collusion(world, liars)
     honest = [sim for sim in nodes if sim.contact.node_id not in world.liars]
@@ -154,7 +154,7 @@ def with_ground_ids(
 
     Honest nodes live in networks of their own, the attacker's in `networks` /16s.
     """
-    world = World(seed, settings=settings(paths))
+    world = World(seed, settings=settings(paths, refresh_s=1e9))
     honest = [world.add(host=f"{20 + n % 80}.{n // 80}.7.1") for n in range(count)]
     world.prefill()
     tally = Tally(world)
