@@ -68,5 +68,5 @@ class SwimSettings:
 LAN = SwimSettings(quiet_s=1.5, probe_s=0.5, doubt_s=2.5, doubt_alone_s=5.0, gossip_s=0.2)
 """One building: a dead member is out within 5 s; a stall of 3 s evicts nobody."""
 
-WAN = SwimSettings(quiet_s=4.0, probe_s=2.0, doubt_s=6.0, doubt_alone_s=12.0, gossip_s=0.5)
+WAN = SwimSettings(quiet_s=3.0, probe_s=2.0, doubt_s=6.0, doubt_alone_s=12.0, gossip_s=0.5)
 """The internet: a dead member is out within 15 s; a stall of 10 s evicts nobody."""

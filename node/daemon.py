@@ -26,6 +26,7 @@ import msgspec
 import trio
 
 from dht.service import Dht, open_dht
+from gossip.membership import open_membership
 from node import __version__, keys, log
 from node.control import Handlers, open_control
 from node.errors import (
@@ -124,6 +125,12 @@ class _Daemon:
                         table_path=config.paths.data_dir / "dht-contacts",
                         reachable=functools.partial(_can_be_dialed, reach),
                     ) as dht,
+                    open_membership(
+                        endpoint,
+                        rng=rng,
+                        wall_clock=time.time,
+                        find=functools.partial(_addresses_of, dht),
+                    ) as membership,
                 ):
                     advertised = functools.partial(_advertised, endpoint)
                     traffic = TrafficMeter(endpoint)
@@ -140,6 +147,7 @@ class _Daemon:
                             endpoint=endpoint,
                             reach=reach,
                             dht=dht,
+                            membership=membership,
                             run=run,
                             lag=lag,
                             traffic=traffic,
@@ -348,9 +356,7 @@ class _Daemon:
             return None
         found: list[Address] = []
         with trio.move_on_after(PING_S):
-            for contact in await self._up.dht.find_node(bytes(node_id)):
-                if contact.node_id == node_id:
-                    found += [Address.parse(text) for text in contact.addresses]
+            found = await _addresses_of(self._up.dht, node_id)
         if not found:
             return None
         with trio.move_on_after(REACH_S):
@@ -399,6 +405,16 @@ def _advertised(endpoint: Endpoint) -> tuple[str, ...]:
 def _can_be_dialed(reach: Reach) -> bool:
     """Whether to serve in the DHT: a node that is known to need relays or punches only asks there."""
     return reach.diagnosis.standing not in (Standing.PUNCHABLE, Standing.RELAYED)
+
+
+async def _addresses_of(dht: Dht, node_id: NodeId) -> list[Address]:
+    """Where the DHT says that a node may be reached; empty if nobody knows."""
+    found = [
+        contact
+        for contact in await dht.find_node(bytes(node_id))
+        if contact.node_id == bytes(node_id)
+    ]
+    return [Address.parse(text) for contact in found for text in contact.addresses]
 
 
 async def _bootstrap(dht: Dht, config: Config) -> None:

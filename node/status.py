@@ -15,6 +15,8 @@ import trio
 
 from crdt.record import Progress
 from dht.service import Dht
+from gossip.membership import Membership
+from gossip.swim_table import MemberState, MemberView
 from node.health import Facts, assess, verdict
 from node.probe import LagProbe, descriptor_limit, open_descriptors, process_snapshot
 from node.run import RunService
@@ -32,6 +34,9 @@ GOODBYES: Final = frozenset(
 """Why a connection ends when nothing is wrong: the other node stops, or nobody used it."""
 
 
+_GONE: Final = frozenset({MemberState.LEFT, MemberState.LOST})
+
+
 @attrs.frozen
 class Parts:
     """What a status document is made from."""
@@ -41,6 +46,7 @@ class Parts:
     endpoint: Endpoint
     reach: Reach
     dht: Dht
+    membership: Membership
     run: RunService | None
     lag: LagProbe
     traffic: TrafficMeter
@@ -77,6 +83,7 @@ def status_document(parts: Parts, *, stopping: bool = False) -> dict[str, Any]:
         },
         "counters": dict(sorted(parts.endpoint.counters.items())),
         "dht": parts.dht.stats(),
+        "membership": _membership(parts.membership),
         "bootstrap": parts.dht.bootstrap_status(),
         "health": [warning.to_json() for warning in warnings],
         "process": process_snapshot(parts.lag),
@@ -212,24 +219,61 @@ def peer_rows(parts: Parts) -> list[dict[str, Any]]:
     for node, lost in sorted(endpoint.lost.items()):
         if node in endpoint.peers:
             continue
+        member = parts.membership.member(node)
+        gone = member is not None and member.state in _GONE
+        left = _said_goodbye(run, node, lost) or (
+            member is not None and member.state is MemberState.LEFT
+        )
         rows.append(
             {
                 **_progress_fields(progress.get(bytes(node))),
                 "id": str(node),
                 "name": lost.name,
-                "state": "left" if _said_goodbye(run, node, lost) else "lost",
+                "state": "left" if left else "lost",
                 "path": None,
-                "relay": None,
-                "bulk": None,
                 "address": str(lost.address),
                 "rtt_s": None,
                 "bytes_sent": None,
                 "bytes_received": None,
                 "last_seen_s": round(now - lost.at, 1),
-                "reason": lost.reason,
+                "reason": member.reason if gone and member is not None else lost.reason,
             }
         )
+    rows += [
+        _gone_row(member, progress.get(bytes(member.node_id)), now=now)
+        for member in parts.membership.members()
+        if member.state in _GONE
+        and member.node_id not in endpoint.peers
+        and member.node_id not in endpoint.lost
+    ]
     return rows
+
+
+def _gone_row(member: MemberView, progress: Progress | None, *, now: float) -> dict[str, Any]:
+    """A member that others told us of, and that left or was lost; we were never connected."""
+    return {
+        **_progress_fields(progress),
+        "id": str(member.node_id),
+        "name": member.name,
+        "state": member.state.value,
+        "path": None,
+        "address": None,
+        "rtt_s": None,
+        "bytes_sent": None,
+        "bytes_received": None,
+        "last_seen_s": None if member.heard_at is None else round(now - member.heard_at, 1),
+        "reason": member.reason,
+    }
+
+
+def _membership(membership: Membership) -> dict[str, Any]:
+    """Who takes part in the swarm, connected to us or not; `self_doubt` is 0 to 8."""
+    states = [view.state for view in membership.members()]
+    return {
+        **{state.value: states.count(state) for state in MemberState},
+        "self_doubt": membership.score,
+        "counters": dict(sorted(membership.counters.items())),
+    }
 
 
 def _standing(run: RunService | None, node: bytes) -> str | None:
