@@ -6,7 +6,6 @@ lead through that relay. Variants that take longer run with NODED_LAB=all.
 """
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.lab.daemons import Json, LabCluster, LabNode
+from tests.lab.marks import slow
 from tests.lab.nat_types import NatType
 from tests.lab.switch import LinkProfile
 from tests.lab.topology import Lab
 from tests.real.cluster import TINY, at_round, finished
 
 pytestmark = pytest.mark.real
-
-slow = pytest.mark.skipif(
-    os.environ.get("NODED_LAB") != "all", reason="takes a minute; NODED_LAB=all runs it"
-)
 
 DIRECT = {"direct", "reversed", "punched"}
 MODEL = {**TINY, "layers": 2, "width": 64, "context": 16}
