@@ -404,6 +404,8 @@ def _advertised(endpoint: Endpoint) -> tuple[str, ...]:
 
 def _can_be_dialed(reach: Reach) -> bool:
     """Whether to serve in the DHT: a node that is known to need relays or punches only asks there."""
+    if any(address.relay for address in reach.endpoint.advertised):
+        return False
     return reach.diagnosis.standing not in (Standing.PUNCHABLE, Standing.RELAYED)
 
 
