@@ -299,7 +299,7 @@ class RunState:
 
     def lacking(self, untrusted_context: Wire) -> list[Name]:
         """What the sender of a context or a want lacks. Raises: CrdtError."""
-        theirs = _Seen.from_wire(untrusted_context)
+        theirs = Seen.of(untrusted_context)
         if theirs.whole:
             parts: Iterable[Part] = self.ledger.parts(theirs.start, theirs.end)
         else:
@@ -323,7 +323,7 @@ class RunState:
 
     def lacked(self, untrusted_context: Wire) -> list[bytes]:
         """Writers of whom the sender of a context knows more. Raises: CrdtError."""
-        theirs = _Seen.from_wire(untrusted_context)
+        theirs = Seen.of(untrusted_context)
         writers = []
         for writer, (mark, sequences) in theirs.rows.items():
             part = self.ledger.part(writer)
@@ -424,7 +424,9 @@ def _row(part: Part) -> Wire:
 
 
 @attrs.frozen
-class _Seen:
+class Seen:
+    """A context or a want of somebody else, read."""
+
     rows: dict[bytes, tuple[bytes, dict[str, int]]]
     whole: bool
     """Whether writers without a row are unknown to the sender, or just not asked about."""
@@ -432,7 +434,10 @@ class _Seen:
     end: bytes = b""
 
     @classmethod
-    def from_wire(cls, untrusted: Wire) -> "_Seen":
+    def of(cls, untrusted: Wire) -> "Seen":
+        """Read it, unless that has been done. Raises: CrdtError."""
+        if isinstance(untrusted, cls):
+            return untrusted
         (seen,) = as_fields(untrusted, "context", ("seen",), version=VERSION)
         whole = "from" in untrusted
         start = as_bytes(untrusted.get("from", b""), "context start", most=32)
@@ -452,5 +457,5 @@ class _Seen:
             if writer < start or (end and writer >= end):
                 raise MalformedState("context: a writer lies outside the range")
             rows[writer] = (mark, dict(zip(keys, sequences, strict=True)))
-        check_ascending((as_bytes(row[0], "writer", most=32) for row in seen), "context")
+        check_ascending((row[0] for row in seen), "context")
         return cls(rows, whole, start, end)

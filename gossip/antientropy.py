@@ -39,7 +39,7 @@ from crdt.entry import MAX_ENTRY_BYTES
 from crdt.errors import ClockSkew, CrdtError
 from crdt.ledger import MAX_WRITERS
 from crdt.part import MAX_FIELDS
-from crdt.state import VERSION, Name, RunState
+from crdt.state import VERSION, Name, RunState, Seen
 from crdt.wire import as_bytes, as_fields, as_list, as_row, check_ascending
 from gossip.errors import GossipError
 
@@ -205,10 +205,10 @@ class AntiEntropy:
                 self._pages[page] = None
 
     def _receive_context(self, untrusted: object) -> None:
-        lacking, lacked = self._state.lacking(untrusted), self._state.lacked(untrusted)
-        self._owe(lacking)
+        theirs = Seen.of(untrusted)
+        self._owe(self._state.lacking(theirs))
         if len(self._wanted) < MAX_WRITERS:
-            self._wanted |= dict.fromkeys(lacked)
+            self._wanted |= dict.fromkeys(self._state.lacked(theirs))
 
     def _receive_want(self, untrusted: object) -> None:
         self._owe(self._state.lacking(untrusted))
