@@ -132,6 +132,7 @@ def test_mappings_are_kept_alive_and_come_back_when_they_are_lost(tmp_path):
         swarm.connected()
 
 
+@slow
 def test_when_their_relay_is_killed_two_symmetric_nodes_meet_over_another(tmp_path):
     with swarm_of(tmp_path, 2, NatType.SYMMETRIC, NatType.SYMMETRIC) as swarm:
         one, other = swarm.members
