@@ -11,6 +11,7 @@ depend on the seed alone, so the machine's load changes nothing but `wall_s`. Th
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -21,49 +22,56 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.dht import scenarios
 from tests.dht.scenarios import Figures
+from tests.dht.world import SimNode, World
 
 PATHS = (1, 2, 4, 8)
 SHARES = (0.2, 0.4)
 GROUND = ((20, 1), (20, 20), (60, 60))  # ids next to the key, networks they are spread over
+GROUND_NODES = 2000  # each of these attacks changes the swarm for good
+CHURN = "half replaced in an hour"
 Row = dict[str, object]
+Measure = Callable[[], Figures]
 
 
-def rows(nodes: int, searches: int, seed: int) -> Iterator[tuple[str, int, Callable[[], Figures]]]:
-    """Every situation: its name, the number of paths, how to measure it."""
-    for paths in PATHS:
-        yield "at rest", paths, lambda d=paths: scenarios.at_rest(seed, nodes, searches, paths=d)
+def rows(nodes: int, searches: int, seed: int, only: str) -> Iterator[tuple[str, int, Measure]]:
+    """Every situation wanted: its name, the number of paths, how to measure it. Swarms are filled once per situation."""
+    if only in "at rest":
+        world, all_nodes = scenarios.filled(seed, nodes, 4, refresh_s=1e9)
+        yield from _each("at rest", world, all_nodes, searches)
     for share in SHARES:
-        for paths in PATHS:
-            yield (
-                f"{share:.0%} liars",
-                paths,
-                lambda d=paths, s=share: scenarios.with_liars(
-                    seed, nodes, searches, share=s, paths=d, records=searches // 5
-                ),
-            )
-    for paths in (1, 4):
-        yield (
-            "half replaced in an hour",
-            paths,
-            lambda d=paths: scenarios.under_churn(seed, nodes, searches, paths=d),
-        )
+        name = f"{share:.0%} liars"
+        if only in name:
+            world, honest = scenarios.infiltrated(seed, nodes, share)
+            yield from _each(name, world, honest, searches)
+    if only in CHURN:
+        yield CHURN, 4, lambda: scenarios.under_churn(seed, nodes, searches)
     for ids, networks in GROUND:
-        yield (
-            f"{ids} ids ground next to the key, {networks} /16",
-            4,
-            lambda i=ids, n=networks: scenarios.with_ground_ids(
-                seed, min(nodes, 2000), searches // 4, ids=i, networks=n
-            ),
-        )
+        name = f"{ids} ids ground next to the key, {networks} /16 (2,000 nodes)"
+        if only in name:
+            run = functools.partial(
+                scenarios.with_ground_ids, seed, min(nodes, GROUND_NODES), searches // 4
+            )
+            yield name, 4, functools.partial(run, ids=ids, networks=networks)
 
 
-def measure(name: str, paths: int, run: Callable[[], Figures], nodes: int) -> Row:
+def _each(
+    name: str, world: World, nodes: list[SimNode], searches: int
+) -> Iterator[tuple[str, int, Measure]]:
+    def run(paths: int) -> Figures:
+        scenarios.take_paths(world, paths)
+        return scenarios.search(world, nodes, searches, max(10, searches // 10))
+
+    for paths in PATHS:
+        yield name, paths, functools.partial(run, paths)
+
+
+def measure(name: str, paths: int, run: Measure, nodes: int) -> Row:
     """One row."""
     started = time.perf_counter()
     figures = run()
     return {
         "situation": name,
-        "nodes": nodes,
+        "nodes": min(nodes, GROUND_NODES) if "ground" in name else nodes,
         "paths": paths,
         "searches": figures.searches,
         "success": round(figures.success, 5),
@@ -136,10 +144,9 @@ def main() -> None:
             json.loads(line) for line in options.draw.read_text().splitlines() if line[:1] == "{"
         ]
     else:
-        for name, paths, run in rows(options.nodes, options.searches, options.seed):
-            if options.only in name:
-                found.append(measure(name, paths, run, options.nodes))
-                print(json.dumps(found[-1]), flush=True)
+        for name, paths, run in rows(options.nodes, options.searches, options.seed, options.only):
+            found.append(measure(name, paths, run, options.nodes))
+            print(json.dumps(found[-1]), flush=True)
     print(table(found))
     if options.plot:
         draw(found, options.plot)

@@ -87,35 +87,50 @@ def filled(seed: int, count: int, paths: int, **more: float) -> tuple[World, lis
 def publish(world: World, writers: list[SimNode], count: int) -> list[tuple[bytes, bytes]]:
     records = []
     for number in range(count):
-        key, value = record_key(world.swarm_id, "run", str(number)), b"value %d" % number
+        at = world.counters["published"] = world.counters["published"] + 1
+        key, value = record_key(world.swarm_id, "run", str(at)), b"value %d" % number
         world.put(world.rng.choice(writers), key, value)
         records.append((key, value))
     return records
 
 
+def take_paths(world: World, paths: int) -> None:
+    """Have every node search on so many paths from now on; a filled swarm serves several measurements."""
+    world.settings = attrs.evolve(
+        world.settings, lookup=attrs.evolve(world.settings.lookup, paths=paths)
+    )
+    for sim in world.nodes.values():
+        sim.node._settings = world.settings
+
+
+def search(world: World, nodes: list[SimNode], searches: int, records: int) -> Figures:
+    """`records` are written by, and searched for by, any of `nodes`."""
+    world.counters["forged"] = 0
+    written = publish(world, nodes, records)
+    tally = Tally(world)
+    for _ in range(searches):
+        tally.get(world.rng.choice(nodes), *world.rng.choice(written))
+    return tally.figures()
+
+
 def at_rest(seed: int, count: int, searches: int, *, paths: int = 4) -> Figures:
     """Nothing fails."""
     world, nodes = filled(seed, count, paths, refresh_s=1e9)
-    records = publish(world, nodes, max(10, searches // 20))
-    tally = Tally(world)
-    for _ in range(searches):
-        tally.get(world.rng.choice(nodes), *world.rng.choice(records))
-    return tally.figures()
+    return search(world, nodes, searches, max(10, searches // 20))
 
 
-def with_liars(
-    seed: int, count: int, searches: int, *, share: float, paths: int, records: int = 0
-) -> Figures:
-    """A share of all nodes collude from the start, when the records are written as well."""
-    world, nodes = filled(seed, count, paths, refresh_s=1e9)
-    liars = world.rng.sample(nodes, round(count * share))
-    Collusion(world, liars)
-    honest = [sim for sim in nodes if sim.contact.node_id not in world.liars]
-    written = publish(world, honest, records or max(10, searches // 10))
-    tally = Tally(world)
-    for _ in range(searches):
-        tally.get(world.rng.choice(honest), *world.rng.choice(written))
-    return tally.figures()
+def infiltrated(seed: int, count: int, share: float) -> tuple[World, list[SimNode]]:
+    """A swarm in which a share of all nodes collude from the start, and its honest nodes."""
+    world, nodes = filled(seed, count, 4, refresh_s=1e9)
+    Collusion(world, world.rng.sample(nodes, round(count * share)))
+    return world, [sim for sim in nodes if sim.contact.node_id not in world.liars]
+
+
+def with_liars(seed: int, count: int, searches: int, *, share: float, paths: int) -> Figures:
+    """Colluders answer searches and writes alike."""
+    world, honest = infiltrated(seed, count, share)
+    take_paths(world, paths)
+    return search(world, honest, searches, max(10, searches // 10))
 
 
 def under_churn(seed: int, count: int, searches: int, *, paths: int = 4) -> Figures:

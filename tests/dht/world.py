@@ -17,7 +17,6 @@ import attrs
 import msgspec
 
 from dht.contact import Contact
-from dht.key import distance
 from dht.messages import (
     Answer,
     FindNode,
@@ -46,6 +45,7 @@ class SimNode:
     contact: Contact
     node: DhtNode
     born_at: float
+    number: int  # the node id
     alive: bool = True
     timer: int = 0
     events: dict[int, Event] = attrs.field(factory=dict)
@@ -121,6 +121,7 @@ class World:
                 settings=settings,
             ),
             self.now,
+            int.from_bytes(credentials.node_id, "big"),
         )
         self.nodes[credentials.node_id] = sim
         self.flush(sim)
@@ -160,9 +161,8 @@ class World:
                     sim.node.table.seen(other.contact, self.now)
 
     def nearest(self, target: bytes, count: int) -> list[SimNode]:
-        return heapq.nsmallest(
-            count, self.alive(), key=lambda sim: distance(sim.contact.node_id, target)
-        )
+        goal = int.from_bytes(target, "big")
+        return heapq.nsmallest(count, self.alive(), key=lambda sim: sim.number ^ goal)
 
     # operations
 
