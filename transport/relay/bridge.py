@@ -27,6 +27,8 @@ from transport.relay.messages import CircuitEnd
 from transport.relay.settings import CHUNK_BYTES
 from transport.stream import Stream
 
+OPENING_S: Final = 5.0
+"""How long a new circuit may carry nothing: its source has a handshake to begin, and whoever has not must not hold a place."""
 CLOSING_S: Final = 3.0
 """How long the second direction may go on when its reader has closed; the writer notices the end within a round trip."""
 
@@ -92,7 +94,8 @@ class Bridge:
         ledger, circuit = self._ledger, self._circuit
         try:
             while data := await source.receive_some(CHUNK_BYTES):
-                wait_s = ledger.carry(circuit, len(data), trio.current_time())
+                now, back = trio.current_time(), source is self._target
+                wait_s = ledger.carry(circuit, len(data), now, back=back)
                 if isinstance(wait_s, CircuitEnd):
                     self.end(wait_s)
                     return
@@ -127,8 +130,11 @@ class Bridge:
             self.end(ResetCode.CANCELLED)
 
     async def _watch(self, idle_s: float) -> None:
-        """End a circuit that carries nothing: noticed after idle_s to twice that."""
+        """End a circuit that carries nothing: a new one after OPENING_S, later noticed after idle_s to twice that."""
         carried = -1
+        await trio.sleep(OPENING_S)
+        if not self._circuit.carried:
+            self.end(CircuitEnd.IDLE)
         while carried != self._circuit.carried:
             carried = self._circuit.carried
             await trio.sleep(idle_s)

@@ -7,10 +7,13 @@ when something has ended; time is an argument, and whatever has expired is gone 
 Rates are *tabs*: token buckets that may be overdrawn. A chunk that was read is booked at once and the answer says how long its
 sender must wait. Bookings are in order, so circuits that share a tab get fair turns, and none can starve.
 
+A node has few circuits, and one network a quarter of them at most: a member that keeps circuits open to a node, for nothing but to
+keep others out, leaves three quarters to them. What may be carried in a month is in `transport.relay.budget`.
+
 When the reservations are full, a newcomer's network may take one from the network that holds the most, if that has at least two
 more than the newcomer's would have: a flood from one place cannot keep another place out.
 
-Invariants (laws of the tests): never more reservations, circuits, or either per peer and per source, than the settings say; the
+Invariants (laws of the tests): never more reservations, circuits, or either per peer, per source and from one source to one peer, than the settings say; the
 bytes carried in any span of t seconds are at most burst + rate * t + one chunk per direction and circuit; nothing is held for a
 node that is gone; sources remembered for their request rate are at most MAX_SOURCES.
 """
@@ -18,6 +21,7 @@ node that is gone; sources remembered for their request rate are at most MAX_SOU
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from typing import Any
 
 import attrs
 
@@ -25,11 +29,9 @@ from transport.errors import UsageError
 from transport.identity import NodeId
 from transport.limits import source_of
 from transport.rates import TokenBucket
+from transport.relay.budget import MAX_SOURCES, Budget
 from transport.relay.messages import CircuitEnd, Reason
 from transport.relay.settings import CHUNK_BYTES, RelaySettings
-
-MAX_SOURCES = 4096
-"""Sources whose request rate is remembered (about 300 bytes each); the one that asked least recently goes first."""
 
 FULL_RETRY_S = 300.0
 """When to ask a full relay again: reservations end and nodes leave, within minutes rather than seconds."""
@@ -98,19 +100,39 @@ class Circuit:
         number: unlike that of any other circuit of this ledger.
         source: who asked for it.
         target: to whom it leads.
+        network: of the source, as `source_of` names it.
+        target_network: of the target, likewise.
         opened_at: seconds, of the ledger's clock.
         carried: bytes so far, both directions.
     """
 
-    __slots__ = ("carried", "network", "number", "opened_at", "source", "tab", "target")
+    __slots__ = (
+        "carried",
+        "network",
+        "number",
+        "opened_at",
+        "source",
+        "tab",
+        "target",
+        "target_network",
+    )
 
     def __init__(
-        self, number: int, source: NodeId, target: NodeId, *, network: str, tab: Tab, now: float
+        self,
+        number: int,
+        source: NodeId,
+        target: NodeId,
+        *,
+        network: str,
+        target_network: str,
+        tab: Tab,
+        now: float,
     ) -> None:
         self.number = number
         self.source = source
         self.target = target
         self.network = network
+        self.target_network = target_network
         self.tab = tab
         self.opened_at = now
         self.carried = 0
@@ -146,12 +168,10 @@ class Ledger:
         self._circuits: dict[int, Circuit] = {}  # bounded by settings.circuits
         self._circuits_of: Counter[NodeId] = Counter()  # ends at a node
         self._circuits_from: Counter[str] = Counter()  # source -> circuits asked for
+        self._circuits_between: Counter[tuple[str, NodeId]] = Counter()  # from a source to a node
         self._requests: OrderedDict[str, TokenBucket] = OrderedDict()  # bounded by MAX_SOURCES
         self._all = Tab(settings.bytes_per_s, settings.burst_bytes, now)
-        self._budget = TokenBucket(
-            settings.budget_bytes / settings.budget_s, settings.budget_bytes, now
-        )
-        self._budget.take(min(spent_bytes, settings.budget_bytes), now)
+        self._budget = Budget(settings, now, spent_bytes=spent_bytes)
         self._carried = 0
         self._opened = 0
 
@@ -172,7 +192,7 @@ class Ledger:
             reservations=len(self._reservations),
             circuits=len(self._circuits),
             carried_bytes=self._carried,
-            budget_left_bytes=int(self._budget.level(now)),
+            budget_left_bytes=int(self._budget.left(now)),
         )
 
     # Reservations
@@ -188,7 +208,7 @@ class Ledger:
         source = source_of(host)
         if (refusal := self._ask(source, now)) is not None:
             return refusal
-        if (refusal := self._check_budget(now)) is not None:
+        if (refusal := self._check_budget((), now)) is not None:
             return refusal
         self._expire(now)
         settings = self.settings
@@ -255,30 +275,50 @@ class Ledger:
         if (refusal := self._ask(network, now)) is not None:
             return refusal
         self._expire(now)
-        if target not in self._reservations:
+        reservation = self._reservations.get(target)
+        if reservation is None:
             return Refusal(Reason.NO_RESERVATION)
         if source == target:
             return Refusal(Reason.SELF)
-        if (refusal := self._check_budget(now)) is not None:
+        if (refusal := self._check_budget((network, reservation.source), now)) is not None:
             return refusal
         if len(self._circuits) >= settings.circuits:
             return Refusal(Reason.CIRCUITS, settings.idle_s)
         most = settings.circuits_per_peer
         if self._circuits_of[source] >= most or self._circuits_of[target] >= most:
             return Refusal(Reason.PEER_CIRCUITS, settings.idle_s)
+        if self._circuits_between[network, target] >= max(1, most // 4):
+            return Refusal(Reason.PEER_CIRCUITS, settings.idle_s)
         if self._circuits_from[network] >= settings.circuits_per_source:
             return Refusal(Reason.SOURCE_CIRCUITS, settings.idle_s)
         self._opened += 1
         tab = Tab(settings.circuit_bytes_per_s, settings.circuit_burst_bytes, now)
-        circuit = Circuit(self._opened, source, target, network=network, tab=tab, now=now)
+        circuit = Circuit(
+            self._opened,
+            source,
+            target,
+            network=network,
+            target_network=reservation.source,
+            tab=tab,
+            now=now,
+        )
         self._circuits[circuit.number] = circuit
         self._circuits_of[source] += 1
         self._circuits_of[target] += 1
         self._circuits_from[network] += 1
+        self._circuits_between[network, target] += 1
         return circuit
 
-    def carry(self, circuit: Circuit, count: int, now: float) -> float | CircuitEnd:
+    def carry(
+        self, circuit: Circuit, count: int, now: float, *, back: bool = False
+    ) -> float | CircuitEnd:
         """Book bytes that a circuit is about to pass on.
+
+        Args:
+            circuit: open.
+            count: bytes.
+            now: monotonic seconds.
+            back: whether the target sent them; the source by default.
 
         Returns:
             Seconds to wait before passing them on, or why the circuit must end instead (nothing was booked then).
@@ -294,7 +334,8 @@ class Ledger:
             return CircuitEnd.TOO_LONG
         if circuit.carried + count > self.settings.circuit_bytes:
             return CircuitEnd.TOO_MUCH
-        if not self._budget.take(count, now):
+        network = circuit.target_network if back else circuit.network
+        if not self._budget.take(network, count, circuit.carried, now):
             return CircuitEnd.BUDGET
         self._carried += count
         circuit.carried += count
@@ -306,6 +347,7 @@ class Ledger:
             _less(self._circuits_of, circuit.source)
             _less(self._circuits_of, circuit.target)
             _less(self._circuits_from, circuit.network)
+            _less(self._circuits_between, (circuit.network, circuit.target))
 
     # Requests and budget
 
@@ -323,16 +365,13 @@ class Ledger:
             return Refusal(Reason.RATE, bucket.ready_at(1.0, now) - now)
         return None
 
-    def _check_budget(self, now: float) -> Refusal | None:
-        """A circuit that could carry next to nothing is not worth making."""
-        least = min(self.settings.circuit_burst_bytes, self.settings.budget_bytes)
-        ready_s = self._budget.ready_at(least, now) - now
-        return Refusal(Reason.BUDGET, ready_s) if ready_s > 0 else None
+    def _check_budget(self, networks: tuple[str, ...], now: float) -> Refusal | None:
+        wait_s = self._budget.wait_s(networks, now)
+        return Refusal(Reason.BUDGET, wait_s) if wait_s > 0 else None
 
 
-def _less(counter: Counter[NodeId] | Counter[str], key: NodeId | str) -> None:
+def _less(counter: Counter[Any], key: object) -> None:
     """Count one less, and forget the key at zero: the counters must not grow with strangers seen."""
-    counts: Counter[NodeId | str] = counter  # type: ignore[assignment]
-    counts[key] -= 1
-    if counts[key] <= 0:
-        del counts[key]
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]

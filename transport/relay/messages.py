@@ -87,7 +87,7 @@ _SENTENCES: Final[dict[Reason, tuple[str, str]]] = {
         "use another relay, or raise [relay] circuits there",
     ),
     Reason.PEER_CIRCUITS: (
-        "one of the two nodes has as many circuits at the relay as it may",
+        "one of the two nodes has as many circuits at the relay as it may, in all or from this address",
         "use another relay, or raise [relay] circuits_per_peer there",
     ),
     Reason.SOURCE_CIRCUITS: (

@@ -37,7 +37,7 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     circuits: int = 64
     """Circuits at the same time (count). Each holds up to 1.06 MiB when both ends stop reading: 68 MiB at the worst."""
     circuits_per_peer: int = 16
-    """Circuits that start or end at one node (count); the figure of public relays."""
+    """Circuits that start or end at one node (count); the figure of public relays. A quarter of them may come from one address."""
     circuits_per_source: int = 32
     """Circuits asked for from one IPv4 address or IPv6 /56 (count): half of all, so that nobody can take all of them."""
     circuit_bytes: int = 17179869184
@@ -56,7 +56,8 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     burst_bytes: int = 16777216
     """Bytes all circuits may carry at once after a rest: 16 MiB, one second's worth."""
     budget_bytes: int = 137438953472
-    """Bytes carried in `budget_s` (128 GiB). Each crosses the line twice, in and out: a quarter of the 1 TB that many lines allow."""
+    """Bytes carried in `budget_s` (128 GiB). Each crosses the line twice, in and out: a quarter of the 1 TB that many lines allow.
+    One IPv4 address or IPv6 /56 may send a quarter of it, and the last tenth is kept for nodes that only want to meet."""
     budget_s: float = 2592000.0
     """In which time the budget comes back (seconds): 30 days."""
     requests_per_source_per_s: float = 4.0

@@ -1,5 +1,7 @@
 """The relay's book: what it allows, what it books, and that no order of events breaks its limits."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -15,7 +17,8 @@ from hypothesis.stateful import (
 from transport.errors import UsageError
 from transport.identity import NodeId
 from transport.limits import source_of
-from transport.relay.ledger import MAX_SOURCES, Circuit, Ledger, Refusal, Reserved, Tab
+from transport.relay.budget import MAX_SOURCES, SMALL_BYTES, Budget
+from transport.relay.ledger import Circuit, Ledger, Refusal, Reserved, Tab
 from transport.relay.messages import CircuitEnd, Reason
 from transport.relay.settings import CHUNK_BYTES, RelaySettings
 
@@ -91,24 +94,49 @@ def test_a_full_relay_makes_room_for_other_networks_only() -> None:
 
 
 def test_circuits_are_limited_in_every_way() -> None:
-    book = ledger(circuits=4, circuits_per_peer=2, circuits_per_source=3)
+    book = ledger(circuits=5, circuits_per_peer=2, circuits_per_source=3)
     for number in range(1, 6):
         book.reserve(who(number), f"1.1.1.{number}", 0.0)
     assert reason(book.open(who(1), "9.9.9.9", who(1), 0.0)) is Reason.SELF
     first = opened(book, 11, 1)
     opened(book, 11, 2)
     assert reason(book.open(who(11), "9.9.9.9", who(3), 0.0)) is Reason.PEER_CIRCUITS
-    opened(book, 12, 1)
-    assert reason(book.open(who(13), "8.8.8.8", who(1), 0.0)) is Reason.PEER_CIRCUITS
-    assert reason(book.open(who(13), "9.9.9.9", who(3), 0.0)) is Reason.SOURCE_CIRCUITS
-    opened(book, 13, 3, host="8.8.8.8")
-    assert reason(book.open(who(14), "7.7.7.7", who(4), 0.0)) is Reason.CIRCUITS
+    assert reason(book.open(who(12), "9.9.9.9", who(1), 0.0)) is Reason.PEER_CIRCUITS
+    opened(book, 12, 1, host="8.8.8.8")
+    assert reason(book.open(who(13), "7.7.7.7", who(1), 0.0)) is Reason.PEER_CIRCUITS
+    opened(book, 13, 3)
+    assert reason(book.open(who(14), "9.9.9.9", who(4), 0.0)) is Reason.SOURCE_CIRCUITS
+    opened(book, 14, 4, host="7.7.7.7")
+    assert reason(book.open(who(15), "5.5.5.5", who(5), 0.0)) is Reason.CIRCUITS
     book.close(first)
     book.close(first)
-    assert book.statistics(0.0).circuits == 3
-    book.close(opened(book, 14, 4, host="7.7.7.7"))
+    assert book.statistics(0.0).circuits == 4
     for _ in range(5):  # what is closed is given back, to every account
         book.close(opened(book, 15, 5))
+
+
+def test_one_network_leaves_a_node_circuits_for_the_others() -> None:
+    book = ledger()
+    book.reserve(who(1), "1.1.1.1", 0.0)
+    held: list[tuple[float, Circuit]] = []
+    for second in range(
+        60
+    ):  # as many as it gets, each for the five seconds that a silent one lasts
+        now = float(second)
+        for ends_at, circuit in list(held):
+            if ends_at <= now:
+                book.close(circuit)
+                held.remove((ends_at, circuit))
+        for _ in range(3):
+            answer = book.open(who(50), "6.6.6.6", who(1), now)
+            if isinstance(answer, Circuit):
+                held.append((now + 5.0, answer))
+        book.close(opened(book, 7, 1, now))
+    assert len(held) == 4
+    # Not even by turning round: many of its nodes are one network, and every node has its own share.
+    assert reason(book.open(who(51), "6.6.6.6", who(1), 59.0)) is Reason.PEER_CIRCUITS
+    book.reserve(who(2), "1.1.1.1", 59.0)
+    opened(book, 51, 2, 59.0, host="6.6.6.6")
 
 
 def test_bytes_are_metered_and_share_the_rate() -> None:
@@ -148,20 +176,67 @@ def test_a_circuit_ends_by_bytes_by_time_and_by_the_budget() -> None:
     assert book.carry(circuit, 10_001, 0.0) is CircuitEnd.TOO_MUCH
     assert book.carry(circuit, 10_000, 0.0) == 0.0
     assert book.carry(opened(book, 2, 1), 1, 50.0) is CircuitEnd.TOO_LONG
-    book = ledger(budget_bytes=MIB, budget_s=1024.0, circuit_burst_bytes=MIB)
-    book.reserve(who(1), "1.1.1.1", 0.0)
-    circuit = opened(book, 2, 1)
-    for _ in range(MIB // CHUNK_BYTES):
-        assert isinstance(book.carry(circuit, CHUNK_BYTES, 0.0), float)
-    assert book.carry(circuit, 1, 0.0) is CircuitEnd.BUDGET
-    refused = book.open(who(3), "3.3.3.3", who(1), 0.0)
+    assert Ledger(book.settings, 0.0, spent_bytes=1 << 50).statistics(0.0).budget_left_bytes == 0
+
+
+def spend(book: Ledger, circuit: Circuit, now: float = 0.0, *, back: bool = False) -> int:
+    """Carry until the budget ends it; return the bytes."""
+    before = circuit.carried
+    while (answer := book.carry(circuit, CHUNK_BYTES, now, back=back)) is not CircuitEnd.BUDGET:
+        assert isinstance(answer, float)
+    return circuit.carried - before
+
+
+def test_one_network_sends_a_quarter_of_the_budget() -> None:
+    book = ledger(budget_bytes=64 * MIB, budget_s=6400.0)
+    for number in (1, 2):
+        book.reserve(who(number), "6.6.6.6", 0.0)
+    circuits = [opened(book, 10 + number, 1 + number % 2, host="6.6.6.6") for number in range(8)]
+    assert sum(spend(book, circuit) for circuit in circuits) == 16 * MIB
+    assert spend(book, circuits[0], back=True) == 0  # its other end pays from the same account
+    refused = book.open(who(30), "6.6.6.6", who(1), 0.0)
     assert isinstance(refused, Refusal)
     assert refused.reason is Reason.BUDGET
-    assert refused.retry_s == pytest.approx(1024.0)
+    assert refused.retry_s == pytest.approx(6400.0 / (16 * MIB) * SMALL_BYTES, rel=0.01)
+    # Others are not affected; and whoever is sent to does not pay.
+    assert isinstance(book.reserve(who(3), "3.3.3.3", 0.0), Reserved)
+    circuit = opened(book, 4, 3, host="4.4.4.4")
+    assert spend(book, circuit) == 16 * MIB
+    assert spend(book, circuit, back=True) == 16 * MIB
+    assert isinstance(book.carry(circuits[0], 1024, 1.0), float)  # it comes back with time
+
+
+def test_the_last_tenth_is_for_meeting() -> None:
+    book = ledger(budget_bytes=100 * MIB, budget_s=1e6)
+    for number in range(1, 5):
+        book.reserve(who(number), f"1.1.1.{number}", 0.0)
+        spend(book, opened(book, 10 + number, number, host=f"9.9.9.{number}"))
+    left = book.statistics(0.0).budget_left_bytes
+    assert 10 * MIB - CHUNK_BYTES <= left <= 10 * MIB
+    # Who has sent much is refused, who has not gets small circuits, and a quarter of the reserve.
+    assert reason(book.open(who(20), "9.9.9.1", who(2), 0.0)) is Reason.BUDGET
+    assert isinstance(book.reserve(who(5), "1.1.1.5", 0.0), Reserved)
+    sizes = []
+    while isinstance(circuit := book.open(who(21), "7.7.7.7", who(5), 0.0), Circuit):
+        sizes.append(spend(book, circuit))
+        book.close(circuit)
+    assert circuit.reason is Reason.BUDGET
+    assert set(sizes) == {SMALL_BYTES}
+    assert sum(sizes) == 2.5 * MIB
+    opened(book, 22, 5, host="8.8.8.8")
+    for number in range(30, 40):  # it can be used up all the same, and then nothing is given
+        while isinstance(circuit := book.open(who(22), f"8.8.8.{number}", who(5), 0.0), Circuit):
+            spend(book, circuit)
+            book.close(circuit)
     assert reason(book.reserve(who(1), "1.1.1.1", 0.0)) is Reason.BUDGET
-    assert book.carry(circuit, 1024, 1.5) == 0.0  # it comes back with time
-    assert book.statistics(1.5).carried_bytes == MIB + 1024
-    assert Ledger(book.settings, 0.0, spent_bytes=5 * MIB).statistics(0.0).budget_left_bytes == 0
+    assert book.statistics(0.0).carried_bytes <= 100 * MIB
+
+
+def test_accounts_are_bounded() -> None:
+    budget = Budget(RelaySettings(), 0.0)
+    for number in range(MAX_SOURCES + 10):
+        assert budget.take(f"network {number}", 1, 0, 0.0)
+    assert budget.known_networks == MAX_SOURCES
 
 
 def test_requests_are_limited_per_source_and_sources_are_forgotten() -> None:
@@ -234,7 +309,7 @@ class LedgerLaws(RuleBasedStateMachine):
         reservations=st.integers(1, 5),
         per_source=st.integers(1, 3),
         circuits=st.integers(1, 6),
-        per_peer=st.integers(1, 3),
+        per_peer=st.integers(1, 9),
         from_source=st.integers(1, 4),
     )
     def start(
@@ -262,6 +337,7 @@ class LedgerLaws(RuleBasedStateMachine):
         self.ledger = Ledger(self.settings, self.now)
         self.reserved: dict[NodeId, tuple[str, float]] = {}
         self.open: dict[int, tuple[Circuit, str]] = {}
+        self.paid: Counter[str] = Counter()
         self.sent: list[tuple[float, float, int]] = []  # (booked at, may leave at, bytes)
 
     def expire(self) -> None:
@@ -319,7 +395,13 @@ class LedgerLaws(RuleBasedStateMachine):
             case Reason.CIRCUITS:
                 assert len(circuits) == settings.circuits
             case Reason.PEER_CIRCUITS:
-                assert max(ends.count(source), ends.count(to)) == settings.circuits_per_peer
+                between = [
+                    c
+                    for c, network in self.open.values()
+                    if (network, c.target) == (source_of(host), to)
+                ]
+                full = max(ends.count(source), ends.count(to)) == settings.circuits_per_peer
+                assert full or len(between) == max(1, settings.circuits_per_peer // 4)
             case Reason.SOURCE_CIRCUITS:
                 assert asked.count(source_of(host)) == settings.circuits_per_source
             case _:
@@ -327,19 +409,25 @@ class LedgerLaws(RuleBasedStateMachine):
                 assert answer.retry_s > 0
         return multiple()
 
-    @rule(circuit=circuits, count=st.integers(1, CHUNK_BYTES), times=st.integers(1, 30))
-    def carry(self, circuit: Circuit, count: int, times: int) -> None:
+    @rule(
+        circuit=circuits,
+        count=st.integers(1, CHUNK_BYTES),
+        times=st.integers(1, 30),
+        back=st.booleans(),
+    )
+    def carry(self, circuit: Circuit, count: int, times: int, back: bool) -> None:
         if circuit.number not in self.open:
             with pytest.raises(UsageError):
                 self.ledger.carry(circuit, count, self.now)
             return
         for _ in range(times):
             before = circuit.carried
-            wait_s = self.ledger.carry(circuit, count, self.now)
+            wait_s = self.ledger.carry(circuit, count, self.now, back=back)
             if isinstance(wait_s, CircuitEnd):
                 assert circuit.carried == before
                 break
             self.sent.append((self.now, self.now + wait_s, count))
+            self.paid[circuit.target_network if back else circuit.network] += count
 
     @rule(circuit=consumes(circuits))
     def close(self, circuit: Circuit) -> None:
@@ -368,6 +456,8 @@ class LedgerLaws(RuleBasedStateMachine):
         assert all(ends.count(n) <= settings.circuits_per_peer for n in ends)
         asked = [source for _, source in self.open.values()]
         assert all(asked.count(s) <= settings.circuits_per_source for s in asked)
+        pairs = [(source, c.target) for c, source in self.open.values()]
+        assert all(pairs.count(p) <= max(1, settings.circuits_per_peer // 4) for p in pairs)
 
     @invariant()
     def keeps_its_rates(self) -> None:
@@ -384,6 +474,7 @@ class LedgerLaws(RuleBasedStateMachine):
         elapsed = self.now - 1000.0
         budget = settings.budget_bytes * (1 + elapsed / settings.budget_s)
         assert booked <= budget + 1.0
+        assert max(self.paid.values()) <= 0.25 * budget + 1.0
         assert self.ledger.statistics(self.now).carried_bytes == booked
 
 
