@@ -15,6 +15,9 @@ Leases. An entry is hidden and refused once its lease is over by the local clock
 drops it. Its number stays behind as a floor for `MAX_LEASE_S`: by then every older entry of the
 field has expired too, hence none of them can come back in its place.
 
+Entries that were replaced are kept for a while, the latest `RECENT_BYTES` of all writers, only to notice
+contradictions with them: they are no part of the value, neither compared nor sent.
+
 Bounds: `MAX_FIELDS` fields of `MAX_ENTRY_BYTES` per writer; `MAX_WRITERS` writers and `MAX_BYTES` in
 all, those silent for longest dropped first. Taking the greatest n of a union commutes with taking
 it on the parts, so replicas agree on whom they dropped.
@@ -22,7 +25,7 @@ it on the parts, so replicas agree on whom they dropped.
 
 import hashlib
 from bisect import bisect_left, insort
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import pairwise
@@ -34,7 +37,7 @@ import attrs
 from crdt.clock import MAX_SKEW_MS, HybridClock
 from crdt.entry import DOCUMENT_BYTES, MAX_LEASE_S, Entry, parse
 from crdt.errors import ClockSkew, Forged
-from crdt.evidence import Evidence
+from crdt.evidence import Evidence, contradict
 from crdt.part import Part
 from crdt.verifier import Verifier
 from crdt.wire import Wire, as_bytes
@@ -44,6 +47,8 @@ MAX_BYTES: Final = 16 << 20
 MAX_AHEAD: Final = 64
 """Writers with a clock ahead that are remembered for display."""
 MAX_FLOORS: Final = 65_536
+RECENT_BYTES: Final = 256 << 10
+"""Some 1,000 entries, 1.3 MiB as objects."""
 _DOMAIN: Final = b"noded state ledger 1"
 
 Check = Callable[[Entry], None]
@@ -82,6 +87,8 @@ class Ledger:
         self._check = check
         self._parts: dict[bytes, Part] = {}
         self._writers: list[bytes] = []  # the keys of _parts, ascending
+        self._recent: OrderedDict[tuple[bytes, int], Entry] = OrderedDict()
+        self._recent_bytes = 0
         self._floors: dict[tuple[bytes, str], tuple[int, int]] = {}  # sequence, until_ms
         self._ahead: dict[bytes, int] = {}
         self._bytes = 0
@@ -195,7 +202,7 @@ class Ledger:
         for entry in entries:
             part = self._parts.get(entry.writer)
             twin = seen.setdefault((entry.writer, entry.sequence), entry)
-            other = None if part is None else part.contradiction(entry)
+            other = self._contradiction(entry)
             if twin.id != entry.id and other is None:
                 news.append(twin)  # so that both get verified
                 other = twin
@@ -231,7 +238,7 @@ class Ledger:
             part = self._parts.get(entry.writer)
             if not verdicts[entry.id] or (part is not None and not part.is_news(entry)):
                 continue
-            other = None if part is None else part.contradiction(entry)
+            other = self._contradiction(entry)
             if other is not None:
                 against.append((entry, other))
                 continue
@@ -306,7 +313,27 @@ class Ledger:
             insort(self._writers, writer)
         return part
 
+    def _contradiction(self, entry: Entry) -> Entry | None:
+        """One of the latest entries that this one contradicts."""
+        part = self._parts.get(entry.writer)
+        if part is None or part.evidence is not None:
+            return None
+        for sequence in range(entry.sequence - 1, entry.sequence + 2):
+            other = self._recent.get((entry.writer, sequence))
+            if other is not None and contradict(entry, other):
+                return other
+        return part.contradiction(entry)
+
+    def _remember(self, entry: Entry) -> None:
+        known = self._recent.pop((entry.writer, entry.sequence), None)
+        self._recent_bytes += len(entry.raw) - (0 if known is None else len(known.raw))
+        self._recent[entry.writer, entry.sequence] = entry
+        while self._recent_bytes > RECENT_BYTES:
+            _, oldest = self._recent.popitem(last=False)
+            self._recent_bytes -= len(oldest.raw)
+
     def _put(self, entry: Entry) -> None:
+        self._remember(entry)
         part = self._part(entry.writer)
         self._bytes -= part.size_bytes
         part.put(entry)

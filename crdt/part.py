@@ -1,19 +1,16 @@
 """What one writer has said, as one replica knows it: the newest entry of each of its fields.
 
 An owner-keyed last-writer-wins map whose order is the owner's own sequence (there is one writer, so
-no clock is needed to decide), with two additions: evidence against the writer takes the place of
-everything it said, and a short tail of its latest entries is kept to notice contradictions.
+no clock is needed to decide), with one addition: evidence against the writer takes the place of
+everything it said.
 
     join       per field the higher sequence; at most `MAX_FIELDS` fields, those with the highest
                sequences; evidence on either side wins over all entries, and any evidence is as good
                as any other (digests say "convicted", not by what: a convict that goes on
                contradicting itself changes nothing any more)
-
-The tail is no part of the value: it is neither compared nor sent.
 """
 
 import hashlib
-from collections import deque
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
@@ -23,8 +20,6 @@ from crdt.evidence import Evidence, contradict
 
 MAX_FIELDS: Final = 16
 """Fields of one writer; with `MAX_ENTRY_BYTES` that is 64 KiB."""
-TAIL: Final = 16
-"""Entries kept to compare with: a contradiction is noticed up to that many entries later."""
 MARK_BYTES: Final = 8
 """Enough to notice a difference; a collision only delays that until the next entry."""
 
@@ -36,7 +31,6 @@ class Part:
         self.writer = writer
         self.evidence: Evidence | None = None
         self._fields: dict[str, Entry] = {}
-        self._tail: deque[Entry] = deque(maxlen=TAIL)
         self._digest: bytes | None = None
         self._head = 0
 
@@ -95,16 +89,14 @@ class Part:
         )
 
     def contradiction(self, entry: Entry) -> Entry | None:
-        """One of the latest entries that this one contradicts."""
+        """The field's entry that this one contradicts."""
         if self.evidence is not None:
             return None
-        known = [*self._fields.values(), *self._tail]
-        return next((other for other in known if contradict(entry, other)), None)
+        return next((held for held in self._fields.values() if contradict(entry, held)), None)
 
     def put(self, entry: Entry) -> None:
         """Take an entry that `is_news` and whose signature is good."""
         self._fields[entry.key] = entry
-        self._tail.append(entry)
         if len(self._fields) > MAX_FIELDS:
             oldest = min(self._fields.values(), key=lambda field: field.sequence)
             del self._fields[oldest.key]
@@ -115,7 +107,6 @@ class Part:
         if self.evidence is None:
             self.evidence = evidence
             self._fields.clear()
-            self._tail.clear()
             self._changed()
 
     def drop(self, key: str) -> None:

@@ -12,8 +12,8 @@ from typing import Final
 
 from crdt.entry import Entry, Verify
 
-CACHED: Final = 16_384
-"""Verdicts kept, least recently used out first: 2 MiB."""
+CACHED: Final = 4096
+"""Verdicts kept, least recently used out first: 1 MiB. What is held is known without."""
 NODE_RATE: Final = 500
 """Verifications per second that a node grants for good; 5 % of a core."""
 NODE_BURST: Final = 16_384
