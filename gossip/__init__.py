@@ -7,9 +7,11 @@ collectives, the collectives themselves, and keeping shared state equal on all n
   `diloco` and `averaging` built in; `conformance` is what every protocol must pass.
 * Cores: `epoch` (one node's part in a run; `former` forms epochs by the rules of `formation`,
   `operation` tracks one collective, `certificate` is what members sign, `standing` what a node
-  knows), `messages` (the wire), `antientropy` (shared state).
+  knows), `messages` (the wire), `antientropy` (shared state), `swim` (who takes part and who is
+  gone; its parts are `swim_*`, `suspicion`, `local_health`, `dissemination`).
 * Drivers: `group` (epochs and streams), `ring` (the data), `handover` (state for newcomers),
-  `rounds` (a run's life at one node), `replication` (shared state over connections).
+  `rounds` (a run's life at one node), `replication` (shared state over connections),
+  `membership` (who takes part, over connections).
 * Errors: `gossip.errors.GossipError`; a collective ends with a certificate, `CollectiveAborted` or
   `Indeterminate`, and nothing else.
 

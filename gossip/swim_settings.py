@@ -65,7 +65,7 @@ class SwimSettings:
             raise InvalidSettings("helpers and fanout are at least 1, max_members at least 2")
 
 
-LAN = SwimSettings(quiet_s=1.5, probe_s=0.5, doubt_s=2.5, doubt_alone_s=5.0, gossip_s=0.2)
+LAN = SwimSettings(quiet_s=1.5, probe_s=0.5, doubt_s=2.4, doubt_alone_s=4.8, gossip_s=0.2)
 """One building: a dead member is out within 5 s; a stall of 3 s evicts nobody."""
 
 WAN = SwimSettings(quiet_s=3.0, probe_s=2.0, doubt_s=6.0, doubt_alone_s=12.0, gossip_s=0.5)

@@ -68,6 +68,8 @@ class World:
         self.reasons: Counter[str] = Counter()
         self.largest = 0
         self.cut: Callable[[Node, Node], bool] = lambda _a, _b: False
+        self.tamper: Callable[[Node, Node, Message], Message | None] = lambda _a, _b, said: said
+        self.can_dial = True
         self.nodes: list[Node] = []
         self._by_id: dict[NodeId, Node] = {}
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -246,7 +248,10 @@ class World:
             assert isinstance(item, Send)
             self.counters["messages"] += 1
             self.counters["news"] += len(item.message.news)
-            message = item.message
+            tampered = self.tamper(node, other, item.message)
+            if tampered is None:
+                continue
+            message = tampered
             if self.encoded:
                 data = encode(message)
                 self.counters["bytes"] += len(data)
@@ -267,7 +272,12 @@ class World:
             self._arm(node)
 
     def _dialed(self, node: Node, other: Node) -> None:
-        if node.alive and other.stalled_until <= self.now and self._reaches(node, other):
+        if (
+            self.can_dial
+            and node.alive
+            and other.stalled_until <= self.now
+            and self._reaches(node, other)
+        ):
             keep = len(node.seen) < self.keep
             self.connect(node, other)
             if not keep and node.seen.pop(other.id, None) is not None:

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from gossip.swim_messages import Gossip, Message, Probe
 from gossip.swim_settings import LAN, WAN, SwimSettings
 from gossip.swim_table import MemberState
 from tests.gossip.swim_world import Node, World, quantiles
@@ -100,6 +101,42 @@ def test_both_sides_of_a_partition_lose_and_find_each_other():
     world.run(40.0)
     for node in world.nodes:
         assert {view.state for view in node.swim.members()} == {MemberState.ALIVE}
+
+
+@pytest.mark.parametrize("can_dial", [True, False])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_liar_that_slanders_and_swallows_probes_evicts_nobody(seed, can_dial):
+    """It tells everybody that its victim is lost, keeps all news of the victim to itself, and says of every probe that it tried."""
+    world = World(seed, 16, degree=8, keep=12)
+    world.can_dial = can_dial
+    liar, victim = world.nodes[5], world.nodes[9]
+
+    def tamper(sender: Node, _to: Node, said: Message) -> Message | None:
+        if sender is not liar:
+            return said
+        if isinstance(said.body, Probe) and said.body.target == victim.id:
+            return None
+        kept = [news for news in said.news if news.member != victim.id]
+        return Message(body=said.body, news=kept)
+
+    def slander() -> None:
+        for other in world.nodes:
+            if liar.id in other.seen and other is not victim:
+                for lost in (False, True):
+                    claim = liar.keys.doubt(victim.id, victim.swim.incarnation, lost=lost)
+                    said = Message(body=Gossip(), news=[claim])
+                    world.at(world.now + 0.01, world._deliver, other, liar, said)
+        world.at(world.now + 0.7, slander)
+
+    world.tamper = tamper
+    world.at(5.0, slander)
+    world.run(60.0)
+    assert [entry for entry in world.false_evictions() if entry[1] != liar.name] == []
+    assert [
+        entry for entry in world.suspected if entry[2] == victim.name
+    ]  # it was believed at first
+    assert victim.swim.counters["refuted"] > 10
+    assert victim.swim.health.score == 0  # and cannot make its victim doubt itself
 
 
 def test_one_way_loss_between_two_members_evicts_nobody():
