@@ -3,11 +3,16 @@
 What it is for: four nodes that share one bootstrap address find a run by its name, and the same code serves
 ten thousand. A lookup is a *hint*: every record is signed by the key it names and is verified by its reader,
 every contact is proved by the handshake of the connection to it. Safety never rests on what a lookup returns.
+What protects it, and what was measured: `docs/dht.md`.
 
-Cores (no input or output, time and chance are arguments): `key` (XOR metric), `contact` (where a node may be
-reached), `bucket` and `table` (who is known), `lookup` (iterative search), `record` (signed values), `store`
-(records held for others), `publish` (records of our own), `messages` (the wire), `operation` (what
-is under way), `node` (all of it together), `settings`.
-Driver: `service` (`open_dht`), the only file that sees the transport and trio. Errors: `errors`, rooted in
-`DhtError`.
+Cores (no input or output, time and chance are arguments):
+* who is known: `key` (XOR metric), `contact` (where a node may be reached), `diversity` (address groups), `bucket`, `table`;
+* searching: `lookup` (iterative, on disjoint paths), `density` (how far a key's region reaches), `reading` (what is believed), `upkeep`;
+* records: `record` (signed values), `provider` (who has what), `publish` (our own), `store` (held for others), `tokens` and
+  `allowance` (who may write, how often);
+* together: `messages` (the wire), `responder` (answers), `operation` (what is under way), `node` (all of it), `settings`, `saved` (the
+  table as a file's contents).
+
+Drivers: `service` (`open_dht`), `bootstrap`, `warm` and `table_file` (the table between runs), `seam` (what they need of the transport).
+Errors: `errors`, rooted in `DhtError`.
 """
