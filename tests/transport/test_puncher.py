@@ -437,7 +437,7 @@ async def test_who_meets_all_by_ipv6_asks_where_it_is_seen_by_ipv4(autojump_cloc
         assert world.open_connections == 1
         puncher.forget()
         assert puncher.should_look
-        await public.network.hosts[0].listen(Address("192.0.2.9", 80))
+        await outside.hosts[0].listen(Address("192.0.2.9", 80))
         public.set_advertised([Address("192.0.2.9", 80)])  # somebody who does not answer there
         await trio.sleep(1)
         await puncher.look_outside()
