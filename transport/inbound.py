@@ -6,7 +6,8 @@ the same admission, the same deadline and the same counters; the initiator's int
 decides.
 
 Invariants: each admitted stream is released from admission exactly once, when its handshake is
-over; a stream is given on or closed; every refusal is counted by reason.
+over, and waits for nothing before that; a stream is given on or
+closed; every refusal is counted by reason.
 """
 
 from collections import Counter
@@ -39,6 +40,9 @@ A NAT may have several addresses, and a node may know only some of its own; so t
 elsewhere. What a stranger gets so is our hello, and that only while somebody punches.
 """
 
+MAX_EARLY: Final = 16
+"""Bulk connections that have come before the control connection of their node, one of each node: rare, and over in a round trip."""
+
 
 class Inbound:
     """The way in of one endpoint.
@@ -57,6 +61,9 @@ class Inbound:
         self._punching: Counter[NodeId] = Counter()  # with whom punches are under way
         self._named: Counter[str] = Counter()  # the hosts that they may come from
         self._unnamed = 0  # handshakes that may be punches, from elsewhere
+        self._early: set[NodeId] = (
+            set()
+        )  # whose bulk connection waits for a peer; at most MAX_EARLY
 
     async def listen(self, addresses: Sequence[Address]) -> None:
         """Listen on all of `addresses` or on none, and take what comes until `close`.
@@ -151,12 +158,8 @@ class Inbound:
             result = await self._shake_hands(raw, deadline, pending)
             if result is None:
                 return
-            if result.intro.kind == "bulk":
-                with trio.move_on_at(deadline):  # it may have overtaken its control connection
-                    while result.node_id not in self._registry.peers:
-                        await self._registry.arrivals.park()
         finally:
-            pending.release(trio.current_time(), member=result is not None)
+            pending.release(trio.current_time(), member=result is not None and self._fits(result))
             if result is None:
                 raw.abort()
         if bulk_of is not None and (result.intro.kind, result.node_id) != ("bulk", bulk_of):
@@ -167,7 +170,7 @@ class Inbound:
             case "control":
                 await self._take_control(raw, result)
             case "bulk":
-                await self._take_bulk(raw, result)
+                await self._take_bulk(raw, result, deadline)
             case "probe":
                 await raw.aclose()
                 context.reporter.count("probes-answered")
@@ -194,9 +197,11 @@ class Inbound:
 
     async def _take_control(self, raw: RawStream, result: HandshakeResult) -> None:
         named = result.intro.label
-        if named:
-            raw.path = upgraded_path(raw, result)
         connection = self._registry.connection_named(result.node_id, named)
+        if named and (
+            connection is not None or result.node_id in self._registry.lost or result.punched
+        ):
+            raw.path = upgraded_path(raw, result)  # from a newcomer the name means nothing
         if connection is None and (not named or result.node_id not in self._registry.peers):
             # A connection that it was to take over, and that is gone here, is gone there soon.
             try:
@@ -210,12 +215,33 @@ class Inbound:
             return
         await self._registry.adopt(self._registry.secure(raw, result), connection).wait()
 
-    async def _take_bulk(self, raw: RawStream, result: HandshakeResult) -> None:
+    def _fits(self, result: HandshakeResult) -> bool:
+        """Whether a handshake had a purpose: a bulk link without a peer costs its source a token."""
+        return result.intro.kind != "bulk" or result.node_id in self._registry.peers
+
+    async def _take_bulk(self, raw: RawStream, result: HandshakeResult, deadline: float) -> None:
+        if result.node_id not in self._registry.peers:
+            await self._wait_for_peer(result.node_id, deadline)
         if result.node_id in self._registry.peers:
             await self._offer((result.node_id, result.intro.label), (raw, result))
         else:
             raw.abort()
             self._context.reporter.count("refused-bulk-without-peer")
+
+    async def _wait_for_peer(self, node_id: NodeId, deadline: float) -> None:
+        """Let a bulk connection that has overtaken its control connection wait for that one.
+
+        In a place of its own: no newcomer needs it, and a member that never comes takes only one.
+        """
+        if node_id in self._early or len(self._early) >= MAX_EARLY:
+            return
+        self._early.add(node_id)
+        try:
+            with trio.move_on_at(deadline):
+                while node_id not in self._registry.peers:
+                    await self._registry.arrivals.park()
+        finally:
+            self._early.remove(node_id)
 
 
 def upgraded_path(raw: RawStream, result: HandshakeResult) -> Path:

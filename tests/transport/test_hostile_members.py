@@ -1,0 +1,98 @@
+"""Members of the swarm that turn against a node: what each of them can take is bounded, and honest nodes still get in."""
+
+import trio
+
+from tests.transport.nodes import SWARM, identity, node, seeded_bytes
+from transport.address import Address
+from transport.handshake import Handshake, HandshakeResult, Intro
+from transport.inbound import MAX_EARLY
+from transport.limits import Limits
+from transport.link import shake_hands
+from transport.memory import MemoryNetwork
+from transport.network import Path, RawStream
+
+VICTIM = Address("11.0.0.1", 7447)
+JOIN_S = 5.0
+
+
+async def introduce(
+    world: MemoryNetwork,
+    host: str,
+    number: int,
+    intro: Intro,
+    *,
+    to: Address = VICTIM,
+    seed: int = 0,
+) -> tuple[RawStream, HandshakeResult]:
+    """Member `number` completes a handshake and says what it likes."""
+    raw = await world.host(host).connect(to)
+    handshake = Handshake(
+        role="initiator",
+        identity=identity(number),
+        swarm=SWARM,
+        intro=intro,
+        random_bytes=seeded_bytes("hostile", number, seed),
+    )
+    return raw, await shake_hands(raw, handshake, deadline=trio.current_time() + JOIN_S)
+
+
+async def hung_up(raw: RawStream) -> None:
+    try:
+        while await raw.receive_into(memoryview(bytearray(4096))):
+            pass
+    except trio.BrokenResourceError:
+        pass
+
+
+async def joins(world: MemoryNetwork, host: str, number: int) -> None:
+    """An honest node connects and is answered."""
+    with trio.fail_after(JOIN_S):
+        async with node(world.host(host), number, listen=[]) as honest:
+            peer = await honest.connect([VICTIM])
+            await peer.ping()
+
+
+async def test_bulk_links_without_a_peer_keep_no_newcomer_out(autojump_clock: object) -> None:
+    world = MemoryNetwork(1)
+    limits = Limits(pending_handshakes=16, pending_handshakes_per_source=8)
+    async with node(world.host("11.0.0.1"), 1, listen=[VICTIM], limits=limits) as victim:
+        began = trio.current_time()
+        held = []
+        for number in range(2 * MAX_EARLY):  # one member with as many names, on two hosts
+            raw, _ = await introduce(
+                world, f"12.{number % 2}.0.1", 10 + number // 2, Intro("bulk"), seed=number
+            )
+            held.append(raw)
+        for seed in range(3):
+            raw, _ = await introduce(world, "12.2.0.1", 90, Intro("bulk"), seed=seed)
+            held.append(raw)
+        await trio.sleep(0.1)
+        assert victim.counters["refused-bulk-without-peer"] == MAX_EARLY + 3
+        await joins(world, "13.0.0.1", 100)
+        assert trio.current_time() - began < limits.handshake_timeout_s
+        for raw in held:
+            await hung_up(raw)
+        assert victim.counters["refused-bulk-without-peer"] == 2 * MAX_EARLY + 3
+
+
+async def test_a_bulk_link_that_overtook_its_control_connection_is_taken(
+    autojump_clock: object,
+) -> None:
+    world = MemoryNetwork(1)
+    async with node(world.host("11.0.0.1"), 1, listen=[VICTIM]) as victim:
+        await introduce(world, "12.0.0.1", 2, Intro("bulk", label=b"early"), seed=1)
+        await trio.sleep(1)
+        raw, _ = await introduce(world, "12.0.0.1", 2, Intro("control"), seed=2)
+        await trio.sleep(0.1)
+        link = await victim.accept_bulk(identity(2).node_id, b"early")
+        await link.aclose()
+        raw.abort()
+
+
+async def test_a_name_that_no_connection_has_changes_no_path(autojump_clock: object) -> None:
+    world = MemoryNetwork(1)
+    async with node(world.host("11.0.0.1"), 1, listen=[VICTIM]) as victim:
+        raw, _ = await introduce(world, "12.0.0.1", 2, Intro("control", label=b"junk"))
+        await trio.sleep(0.1)
+        assert victim.peers[identity(2).node_id].path is Path.DIRECT
+        raw.abort()
