@@ -111,7 +111,9 @@ def _why_relayed(answer: dict[str, Any], settings: Settings) -> str:
         return "no direct attempt has been made yet; noded netcheck says what this node can do"
     lines = [f"last attempt: {punch.get('reason') or 'n/a'}"]
     if settings.verbosity > 0:
-        tries = Counter((row.get("address"), row.get("reason")) for row in punch["attempts"])
+        tries: Counter[tuple[str, str]] = Counter()
+        for row in punch["attempts"]:
+            tries[str(row.get("address")), str(row.get("reason"))] += int(row.get("count") or 1)
         lines += [
             f"{address}: {reason}" + (f" ({count} times)" if count > 1 else "")
             for (address, reason), count in tries.items()

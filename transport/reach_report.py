@@ -91,7 +91,11 @@ def punch_row(node_id: NodeId, record: PunchRecord, now: float) -> dict[str, Any
         "reason": report.reason,
         "took_s": round(report.took_s, 3),
         "attempts": [
-            {"address": str(attempt.address), "reason": attempt.reason}
+            {
+                "address": str(attempt.address),
+                "reason": attempt.reason,
+                "count": attempt.count,
+            }
             for attempt in report.attempts
         ],
     }
