@@ -40,6 +40,21 @@ SITE_KINDS: Final = frozenset({AddressKind.PRIVATE, AddressKind.CGNAT, AddressKi
 """Addresses that mean something only within their site."""
 
 
+class _Dialing:
+    """One dial with an expected node id, and those who wait for it.
+
+    Attributes:
+        addresses: where it looks.
+        done: set when it has ended.
+        error: why it failed, if that is known.
+    """
+
+    def __init__(self, addresses: Sequence[Address]) -> None:
+        self.addresses = frozenset(addresses)
+        self.done = trio.Event()
+        self.error: PeerUnreachable | None = None
+
+
 class Outbound:
     """The dials of one endpoint.
 
@@ -54,7 +69,7 @@ class Outbound:
         self._context = context
         self._registry = registry
         self._committing: dict[NodeId, trio.Event] = {}  # dials about to complete
-        self._dialing: dict[NodeId, trio.Event] = {}  # dials with an expected node id
+        self._dialing: dict[NodeId, _Dialing] = {}
 
     async def connect(self, addresses: Sequence[Address], expected: NodeId | None) -> Peer:
         """Do the work of `Endpoint.connect`."""
@@ -71,18 +86,23 @@ class Outbound:
             under_way = self._dialing.get(expected)
             if under_way is None:
                 break
-            await under_way.wait()  # another task dials the same node: share its result
-        done = self._dialing[expected] = trio.Event()
+            await under_way.done.wait()  # another task dials the same node: share its result
+            failed = under_way.error
+            shared = expected not in peers and under_way.addresses.issuperset(addresses)
+            if failed is not None and shared:
+                raise PeerUnreachable(attempts=failed.attempts, hint=failed.hint)
+        dialing = self._dialing[expected] = _Dialing(addresses)
         try:
             return await self._dial(addresses, expected)
-        except PeerUnreachable:
+        except PeerUnreachable as error:
             peer = peers.get(expected)
             if peer is None:
+                dialing.error = error
                 raise
             return peer  # it could reach us while we could not reach it
         finally:
             del self._dialing[expected]
-            done.set()
+            dialing.done.set()
 
     async def _dial(self, addresses: Sequence[Address], expected: NodeId | None) -> Peer:
         self._context.check_open()

@@ -316,7 +316,10 @@ class Transfers:
                 pass
 
     def _wanted(self, want: Want) -> None:
-        if want.id in self._sending:
+        under_way = self._sending.get(want.id)
+        if under_way is not None:
+            if under_way.tag != want.tag:
+                raise ChunkRefused("one number for two transfers")
             return
         if want.id in self._settled:
             reason = self._settled[want.id]
@@ -328,6 +331,8 @@ class Transfers:
             return
         if before is None and len(self._wants) + len(self._sending) >= 2 * MAX_TRANSFERS:
             raise ChunkRefused("too many transfers are expected")
+        if any(other.id == want.id and other.tag != want.tag for other in self._wants.values()):
+            raise ChunkRefused("one number for two transfers")
         self._wants[want.tag] = want
         self._match(want.tag)
 

@@ -1,9 +1,12 @@
 """Members of the swarm that turn against a node: what each of them can take is bounded, and honest nodes still get in."""
 
+import pytest
 import trio
 
 from tests.transport.nodes import SWARM, identity, node, seeded_bytes
 from transport.address import Address
+from transport.dialer import CONNECT_TIMEOUT_S
+from transport.errors import PeerUnreachable
 from transport.handshake import Handshake, HandshakeResult, Intro
 from transport.inbound import MAX_EARLY
 from transport.limits import Limits
@@ -96,3 +99,46 @@ async def test_a_name_that_no_connection_has_changes_no_path(autojump_clock: obj
         await trio.sleep(0.1)
         assert victim.peers[identity(2).node_id].path is Path.DIRECT
         raw.abort()
+
+
+async def test_who_wait_for_a_dial_that_fails_fail_with_it(autojump_clock: object) -> None:
+    world = MemoryNetwork(1)
+    silent = world.nat("11.9.9.9", "port-restricted")
+    world.host("10.9.0.2", behind=silent)
+    async with node(world.host("11.0.0.1"), 1, listen=[VICTIM]) as asking:
+        reasons: list[str] = []
+
+        async def connect(*addresses: Address) -> None:
+            try:
+                await asking.connect(addresses, expected=identity(50).node_id)
+            except PeerUnreachable as error:
+                reasons.append(str(error))
+
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(connect, Address("11.9.9.9", 1))
+        assert trio.current_time() - began <= CONNECT_TIMEOUT_S + 1
+        assert len(reasons) == 20
+        assert len(set(reasons)) == 1
+
+
+async def test_who_knows_another_address_tries_it_after_a_dial_that_failed(
+    autojump_clock: object,
+) -> None:
+    world = MemoryNetwork(1)
+    there = Address("12.0.0.1", 7447)
+    async with (
+        node(world.host("11.0.0.1"), 1, listen=[VICTIM]) as asking,
+        node(world.host(there.host), 2, listen=[there]) as other,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def fail() -> None:
+            with pytest.raises(PeerUnreachable):
+                await asking.connect([Address("12.0.0.1", 1)], expected=other.node_id)
+
+        nursery.start_soon(fail)
+        await trio.lowlevel.checkpoint()
+        peer = await asking.connect([there], expected=other.node_id)
+        assert peer.node_id == other.node_id

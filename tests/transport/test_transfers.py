@@ -3,12 +3,13 @@
 import random
 from collections import deque
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from transport.bulk_messages import Ack, ChunkHead, decode, encode
-from transport.chunks import MIN_CHUNK_BYTES
+from transport.bulk_messages import Ack, ChunkHead, Want, decode, encode
+from transport.chunks import MIN_CHUNK_BYTES, ChunkRefused
 from transport.transfers import (
     MAX_CONTROL,
     Transfer,
@@ -207,3 +208,17 @@ def test_a_chunk_halfway_in_is_sent_elsewhere_when_the_receiver_gives_up() -> No
     end.arrived(1)
     assert end.next_message(1) == encode(Ack(1))
     assert not end.receiving
+
+
+@pytest.mark.parametrize("sending", [False, True])
+def test_one_number_for_two_transfers_is_the_fault_of_who_asks(sending: bool) -> None:
+    end = Transfers(lambda _link, _memory: None, lambda: None)
+    end.open_link(1, 0.0)
+    if sending:
+        end.send(b"a", memoryview(bytes(2 * K)), lambda: None)
+    end.handle(1, Want(5, 2 * K, K, b"a"), 0.0)
+    end.handle(1, Want(5, 2 * K, K, b"a"), 0.0)  # asked again, as after a lost link
+    with pytest.raises(ChunkRefused):
+        end.handle(1, Want(5, 2 * K, K, b"b"), 0.0)
+    end.send(b"b", memoryview(bytes(2 * K)), lambda: None)
+    assert end.chunks_waiting == sending
