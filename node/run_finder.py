@@ -22,6 +22,7 @@ from typing import Annotated, Final
 import msgspec
 import trio
 
+from dht.contact import sane_address
 from dht.key import record_key
 from dht.service import Dht
 from node.errors import NodedError
@@ -145,10 +146,13 @@ class RunFinder:
         """Connect to one node unless that is done; a failure is only logged."""
         if node == self._endpoint.node_id or node in self._endpoint.peers:
             return
+        # Anybody may have written these: no name to resolve, and our own services for neighbours only.
+        loopback = any(own.is_loopback for own in self._endpoint.addresses)
         parsed = []
         for text in addresses:
             try:
-                parsed.append(Address.parse(text))
+                if sane_address(text, loopback=loopback):
+                    parsed.append(Address.parse(text))
             except InvalidAddress:
                 continue
         if not parsed:

@@ -1,4 +1,4 @@
-"""What an IP address is good for: which of ours a stranger can dial, which only a neighbour can.
+"""What an IP address is good for: which of ours a stranger can dial, which only a neighbour can, which a peer may send us to.
 
 Problem: `ipaddress.is_global` calls multicast and some reserved blocks global and shared address space nothing at all. Idea:
 one small table of the kinds that matter for reaching a peer.
@@ -59,3 +59,26 @@ def kind_of(host: str) -> AddressKind:
     elif ip in ULA_V6:
         return AddressKind.ULA
     return AddressKind.GLOBAL if ip.is_global and not ip.is_reserved else AddressKind.OTHER
+
+
+def is_credible(host: str, seen_host: str) -> bool:
+    """Whether a peer that we see at `seen_host` may be dialed at `host`, which it names itself.
+
+    No peer may aim our resolver or send us to our own services: a name is not dialed, a loopback address only if we see the peer
+    at one, and nothing that is no single place to us (unspecified, multicast, link-local, reserved). The host we see always is.
+
+    Args:
+        host: canonical, untrusted.
+        seen_host: as the network reports it; "" when it is not seen, as over a relay.
+    """
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    if ip.is_loopback:
+        return kind_of(seen_host) is AddressKind.LOOPBACK
+    return host == seen_host or not (
+        ip.is_unspecified or ip.is_multicast or ip.is_link_local or ip.is_reserved
+    )

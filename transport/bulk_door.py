@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from transport.address import Address
+from transport.address_kinds import is_credible
 from transport.bulk import BulkLink
 from transport.bulk_stream import open_over_stream
 from transport.context import Context
@@ -150,13 +151,15 @@ class BulkDoor:
         return await self._dial(peer, self._candidates(peer), label)
 
     def _candidates(self, peer: Peer) -> list[Address]:
-        candidates = [address for address in peer.listen if not address.relay]
+        seen = peer.address
+        seen_host = "" if seen.relay else seen.host
+        named = [address for address in peer.listen if not address.relay]
+        candidates = [address for address in named if is_credible(address.host, seen_host)]
         if peer.path in (Path.DIRECT, Path.REVERSED):
-            seen = peer.address
             if peer.initiated:
                 candidates.insert(0, seen)
             else:  # behind a port-preserving NAT the host we see is right and the one it knows is not
-                candidates += [Address(seen.host, address.port) for address in candidates]
+                candidates += [Address(seen.host, address.port) for address in named]
         return candidates
 
     async def _dial(self, peer: Peer, candidates: Sequence[Address], label: bytes) -> Delivery:

@@ -46,7 +46,9 @@ async def test_a_burst_of_requests_with_foreign_addresses_dials_nobody(autojump_
         assert len(reasons) == 200
         assert all(target.host == "10.0.0.1" for target in dialed)
         assert len(dialed) <= 4 * Limits().bulk_links_per_peer
-        assert sum("enough dials" in reason for reason in reasons) >= 100, Counter(reasons)
+        # Which of the two limits a request meets depends on how many arrive in one go.
+        refused = sum("enough dials" in text or "too many streams" in text for text in reasons)
+        assert refused >= 100, Counter(reasons)
 
 
 async def test_who_is_relayed_has_no_address_to_be_dialed_at(autojump_clock):
@@ -54,3 +56,25 @@ async def test_who_is_relayed_has_no_address_to_be_dialed_at(autojump_clock):
         peer = pair.a.peers[pair.b.node_id]
         with pytest.raises(RemoteCallFailed, match="over a relay"):
             await peer.call(DIAL_BACK, bytes(TOKEN_BYTES))
+
+
+async def test_a_bulk_link_is_not_dialed_at_names_nor_at_our_own_services(autojump_clock):
+    world = MemoryNetwork(1, default=LinkSettings(latency_s=0.01))
+    dialed = []
+    async with nodes(world, 2) as (a, b):
+        await a.connect([address(2)])
+        await trio.sleep(1)
+        named = ["metadata.example", "127.0.0.1", "169.254.169.254", "10.0.0.9"]
+        a.set_advertised([Address(host, 80) for host in named])
+        await trio.sleep(1)
+        inner = b.network.connect
+
+        async def connect(target, *, source=None):
+            dialed.append(str(target))
+            return await inner(target, source=source)
+
+        b.network.connect = connect
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.accept_bulk, b.node_id, b"x")
+            await b.open_bulk(b.peers[a.node_id], b"x")
+        assert set(dialed) == {"10.0.0.9:80", "10.0.0.1:80"}

@@ -1,0 +1,57 @@
+"""Members of a run are dialed where they say they are, as far as that can be turned against nobody."""
+
+import os
+
+import pytest
+
+from node.run_finder import RunFinder
+from transport.address import Address
+from transport.identity import Identity
+
+MEMBER = Identity.generate(os.urandom).node_id
+RELAYED = f"11.1.1.2:7447/via/{MEMBER}"
+WRITTEN = (
+    "11.1.1.1:7447",
+    "192.168.1.1:7447",
+    RELAYED,
+    "127.0.0.1:6379",
+    "[::ffff:127.0.0.1]:22",
+    "169.254.169.254:80",
+    "0.0.0.0:22",
+    "224.0.0.1:80",
+    "metadata.google.internal:80",
+    f"attacker.example:80/via/{MEMBER}",
+    "11.1.1.1:0",
+    "rubbish",
+)
+
+
+class FakeEndpoint:
+    """Notes whom it should dial."""
+
+    node_id = Identity.generate(os.urandom).node_id
+
+    def __init__(self, listening: str) -> None:
+        self.addresses = (Address.parse(listening),)
+        self.peers: dict[object, object] = {}
+        self.dialed: list[str] = []
+
+    def serve_calls(self, protocol: str, handler: object) -> None:
+        del protocol, handler
+
+    async def connect(self, addresses, expected=None) -> None:
+        assert expected == MEMBER
+        self.dialed += map(str, addresses)
+
+
+@pytest.mark.parametrize(
+    ("listening", "loopback"), [("0.0.0.0:7447", False), ("127.0.0.1:7447", True)]
+)
+async def test_only_addresses_that_lead_to_a_node_are_dialed(listening, loopback):
+    endpoint = FakeEndpoint(listening)
+    finder = RunFinder(endpoint, None)
+    await finder.connect_all([(MEMBER, WRITTEN)])
+    own = ["127.0.0.1:6379"] if loopback else []
+    assert endpoint.dialed == ["11.1.1.1:7447", "192.168.1.1:7447", RELAYED, *own]
+    await finder.connect_all([(MEMBER, WRITTEN[5:])])
+    assert len(endpoint.dialed) == 3 + loopback  # nothing left: nothing dialed
