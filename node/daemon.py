@@ -27,6 +27,7 @@ import trio
 
 from dht.service import Dht, open_dht
 from gossip.membership import open_membership
+from gossip.swim_settings import LAN, WAN
 from node import __version__, keys, log
 from node.control import Handlers, open_control
 from node.errors import (
@@ -127,6 +128,7 @@ class _Daemon:
                     ) as dht,
                     open_membership(
                         endpoint,
+                        settings=LAN if config.network.membership == "lan" else WAN,
                         rng=rng,
                         wall_clock=time.time,
                         find=functools.partial(_addresses_of, dht),

@@ -112,6 +112,13 @@ class NetworkSection(_Section, frozen=True):
             "same moment as the other node.",
         ),
     ] = True
+    membership: Annotated[
+        Literal["lan", "wan"],
+        Meta(
+            description="How fast a node that says nothing is listed as lost: lan within 5 seconds, "
+            "wan within 15, for lines that stall for seconds."
+        ),
+    ] = "lan"
     relays: Annotated[
         tuple[Text, ...],
         Meta(
@@ -301,6 +308,10 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     # The defaults are made for this one.
     "lan": {},
     # Home links stall for seconds without being dead; fewer heartbeats spare metered ones.
-    "wan": {"limits.heartbeat_s": 3.0, "limits.silence_s": 15.0},
+    "wan": {
+        "limits.heartbeat_s": 3.0,
+        "limits.silence_s": 15.0,
+        "network.membership": "wan",
+    },
 }
 """What `noded init --preset` writes; the presets differ only where they must."""
