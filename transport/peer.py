@@ -285,13 +285,13 @@ class Peer:
 
     # Ending
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str, code: CloseCode = CloseCode.NORMAL) -> None:
         """Disconnect on purpose: everything fails here at once, the peer is told why.
 
         Bytes that streams have not sent yet are dropped. Never blocks.
         """
         for connection in list(self._connections):
-            connection.close(reason)
+            connection.close(reason, code)
 
     def replace(self, reason: str) -> None:
         """Drop all connections without a goodbye: the peer has given them up already."""

@@ -10,12 +10,16 @@ a handshake with a node it is connected to, so a second connection means one of 
 * Otherwise the peer has lost the first one (it restarted, or a middlebox forgot it): the new one
   replaces it.
 
+When all places are taken, a newcomer's network takes one from the network that holds the most, if
+that has at least two more: many names on one machine cannot keep other machines out (the rule of
+`transport.relay.ledger`). A peer over a relay counts for the relay's network.
+
 Invariants: `peers` holds exactly the nodes with a live control connection, at most
 `limits.max_peers`; at most `MAX_PENDING` links wait to take over one connection; a link is given
-to a connection or closed.
+to a connection or closed; every link is reserved for in the scope of its peer.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -29,6 +33,7 @@ from transport.errors import ConnectionBroken, EndpointClosed, InvalidAddress, T
 from transport.frames import CloseCode
 from transport.handshake import HandshakeResult
 from transport.identity import NodeId
+from transport.limits import LINK_BYTES, source_of
 from transport.link import SecureLink
 from transport.migration import MAX_PENDING, Outcome, hold
 from transport.network import Path, RawStream
@@ -126,10 +131,11 @@ class Registry:
                 self._tell_observed(peer, link)
                 return peer
             peer.replace("the peer opened a new connection")
-        if len(self._peers) >= context.limits.max_peers:
+        if len(self._peers) >= context.limits.max_peers and not self._make_room(link):
             context.reporter.count("refused-max-peers")
+            held = self._reserve(context.scopes.system, link, LINK_BYTES)
             Peer(self._endpoint, connection, context.scopes.peer(node_id.short))
-            context.nursery.start_soon(self._run, connection)
+            context.nursery.start_soon(self._turn_away, connection, held)
             connection.close("no room for another peer", CloseCode.LIMIT)
             raise ConnectionBroken(f"this node has {context.limits.max_peers} peers already")
         scope = context.scopes.peer(node_id.short)
@@ -147,11 +153,28 @@ class Registry:
         self._tell_observed(peer, link)
         return peer
 
-    def _reserve(self, scope: Scope, link: SecureLink) -> Reservation:
-        """What a connection may make us hold; given back when it has ended."""
+    def _make_room(self, newcomer: SecureLink) -> bool:
+        """Close the newest peer of the network with the most, for a newcomer whose network has two less.
+
+        Never one that we dialed: nobody else chose those.
+        """
+        networks = {peer: source_of(peer.address.host) for peer in self._peers.values()}
+        held = Counter(networks.values())
+        most = max(held.values())
+        if most < held[source_of(newcomer.raw.remote.host)] + 2:
+            return False
+        for peer in reversed(networks):
+            if held[networks[peer]] == most and not peer.initiated:
+                self._context.reporter.count("peers-replaced")
+                peer.close("its place is needed by a node of another network", CloseCode.LIMIT)
+                return True
+        return False
+
+    def _reserve(self, scope: Scope, link: SecureLink, size: int | None = None) -> Reservation:
+        """What a connection may make us hold, or `size` bytes for its link alone; given back when it has ended."""
         try:
             return scope.reserve(
-                bytes=self._context.limits.connection_bytes,
+                bytes=self._context.limits.connection_bytes if size is None else size,
                 connections=1,
                 descriptors=0 if link.raw.path is Path.RELAYED else 1,
             )
@@ -190,6 +213,10 @@ class Registry:
             self._running -= 1
             self._idle.unpark_all()
 
+    async def _turn_away(self, connection: Connection, held: Reservation) -> None:
+        with held:  # while we say why
+            await self._run(connection)
+
     # Links that are to take over
 
     def adopt(self, link: SecureLink, connection: Connection) -> "Adoption":
@@ -206,11 +233,17 @@ class Registry:
         outcome = Outcome.DROPPED
         try:
             if connection.pending < MAX_PENDING:
-                outcome = await hold(link, connection, self._context.limits.handshake_timeout_s)
+                theirs = connection.peer.scope
+                # A link for a connection that has just been cut may become one of its own.
+                with self._reserve(
+                    self._context.scopes.system if theirs.closed else theirs, link, 0
+                ):
+                    outcome = await hold(link, connection, self._context.limits.handshake_timeout_s)
             else:
                 reporter.count("refused-pending-links")
             if outcome is Outcome.MOVED:
                 reporter.count("connections-moved")
+                self._reserve_again(connection, link)
                 self._tell_observed(connection.peer, link)
             elif outcome is Outcome.ORPHANED:
                 reporter.count("pending-links-promoted")
@@ -221,6 +254,15 @@ class Registry:
             if outcome is Outcome.DROPPED and not connection.uses(link):
                 link.abort()
             adoption.settle(outcome)
+
+    def _reserve_again(self, connection: Connection, link: SecureLink) -> None:
+        """Hold for a connection what its new link needs: it may have a socket where the old one had none.
+
+        Without a wait since the two links were reserved for, so there is room.
+        """
+        if connection.held is not None and connection.alive:
+            connection.held.release()
+            connection.held = self._reserve(connection.peer.scope, link)
 
     # Peers go
 

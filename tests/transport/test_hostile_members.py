@@ -1,5 +1,7 @@
 """Members of the swarm that turn against a node: what each of them can take is bounded, and honest nodes still get in."""
 
+from contextlib import AsyncExitStack
+
 import pytest
 import trio
 
@@ -9,8 +11,8 @@ from transport.dialer import CONNECT_TIMEOUT_S
 from transport.errors import PeerUnreachable
 from transport.handshake import Handshake, HandshakeResult, Intro
 from transport.inbound import MAX_EARLY
-from transport.limits import Limits
-from transport.link import shake_hands
+from transport.limits import LINK_BYTES, Limits
+from transport.link import GOODBYE_S, shake_hands
 from transport.memory import MemoryNetwork
 from transport.network import Path, RawStream
 
@@ -103,8 +105,7 @@ async def test_a_name_that_no_connection_has_changes_no_path(autojump_clock: obj
 
 async def test_who_wait_for_a_dial_that_fails_fail_with_it(autojump_clock: object) -> None:
     world = MemoryNetwork(1)
-    silent = world.nat("11.9.9.9", "port-restricted")
-    world.host("10.9.0.2", behind=silent)
+    world.host("10.9.0.2", behind=world.nat("11.9.9.9", "port-restricted"))
     async with node(world.host("11.0.0.1"), 1, listen=[VICTIM]) as asking:
         reasons: list[str] = []
 
@@ -127,6 +128,7 @@ async def test_who_knows_another_address_tries_it_after_a_dial_that_failed(
     autojump_clock: object,
 ) -> None:
     world = MemoryNetwork(1)
+    world.host("10.9.0.2", behind=world.nat("11.9.9.9", "port-restricted"))
     there = Address("12.0.0.1", 7447)
     async with (
         node(world.host("11.0.0.1"), 1, listen=[VICTIM]) as asking,
@@ -136,9 +138,64 @@ async def test_who_knows_another_address_tries_it_after_a_dial_that_failed(
 
         async def fail() -> None:
             with pytest.raises(PeerUnreachable):
-                await asking.connect([Address("12.0.0.1", 1)], expected=other.node_id)
+                await asking.connect([Address("11.9.9.9", 1)], expected=other.node_id)
 
         nursery.start_soon(fail)
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(1)  # its dial is under way
         peer = await asking.connect([there], expected=other.node_id)
         assert peer.node_id == other.node_id
+
+
+async def test_one_machine_with_many_names_keeps_no_other_machine_out(
+    autojump_clock: object,
+) -> None:
+    world = MemoryNetwork(1)
+    limits = Limits(max_peers=8)
+    async with (
+        node(world.host("11.0.0.1"), 1, listen=[VICTIM], limits=limits) as victim,
+        node(world.host("12.0.0.1"), 9, listen=[Address("12.0.0.1", 7447)]) as dialed,
+        AsyncExitStack() as stack,
+    ):
+        await victim.connect(dialed.addresses)
+        for number in range(7):
+            sybil = await stack.enter_async_context(
+                node(world.host("12.0.0.1"), 20 + number, listen=[])
+            )
+            await sybil.connect([VICTIM])
+        await trio.sleep(1)
+        assert len(victim.peers) == 8
+        for number in range(4):
+            honest = await stack.enter_async_context(
+                node(world.host(f"13.{number}.0.1"), 100 + number, listen=[])
+            )
+            peer = await honest.connect([VICTIM])
+            await peer.ping()
+        assert victim.counters["peers-replaced"] == 4
+        assert dialed.node_id in victim.peers
+        late = await stack.enter_async_context(node(world.host("12.0.0.1"), 50, listen=[]))
+        refused = await late.connect([VICTIM])
+        await refused.closed.wait()
+        assert "no room" in refused.close_reason
+        assert len(victim.peers) == 8
+        homes = [peer.address.host for peer in victim.peers.values()]
+        assert homes.count("12.0.0.1") == 4
+
+
+async def test_who_is_refused_for_want_of_room_is_reserved_for_until_it_is_gone(
+    autojump_clock: object,
+) -> None:
+    world = MemoryNetwork(1)
+    limits = Limits(max_peers=1)
+    async with node(world.host("11.0.0.1"), 1, listen=[VICTIM], limits=limits) as victim:
+        first, _ = await introduce(world, "12.0.0.1", 2, Intro("control"))
+        await trio.sleep(0.1)
+        system = victim._context.scopes.system
+        alone = system.used
+        second, _ = await introduce(world, "13.0.0.1", 3, Intro("control"))
+        await trio.sleep(GOODBYE_S / 2)
+        assert victim.counters["refused-max-peers"] == 1
+        assert system.used == (alone[0] + LINK_BYTES, 0, 2, 2)
+        await trio.sleep(1)
+        assert system.used == alone
+        first.abort()
+        second.abort()

@@ -13,6 +13,7 @@ from transport.deterministic import run_deterministically
 from transport.endpoint import Endpoint
 from transport.errors import ProtocolViolation
 from transport.inbound import MAX_UNNAMED
+from transport.limits import Limits
 from transport.link_model import LinkSettings
 from transport.memory import MemoryNetwork
 from transport.migration import MAX_PENDING, Switch
@@ -448,3 +449,29 @@ def test_the_rule_of_the_follower(offered_first: bool) -> None:
     assert switch.written() == b"new"
     assert switch.at_rest
     assert switch.writing == "new"
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+async def test_a_socket_is_counted_from_the_handshake_on(
+    autojump_clock: object, swapped: bool
+) -> None:
+    async with relayed_pair(MemoryNetwork(1), swapped=swapped) as pair:
+        systems = [end._context.scopes.system for end in (pair.a, pair.b)]
+        held = pair.a.limits.connection_bytes
+        assert [system.used for system in systems] == [(held, 0, 1, 0)] * 2
+        assert await pair.upgrade(pair.a)
+        await trio.sleep(1)
+        assert [system.used for system in systems] == [(held, 0, 1, 1)] * 2
+        pair.ours.close("done")
+        await trio.sleep(1)
+        assert [system.used for system in systems] == [(0, 0, 0, 0)] * 2
+
+
+async def test_without_a_descriptor_a_connection_stays_on_its_relay(autojump_clock: object) -> None:
+    async with relayed_pair(MemoryNetwork(1), limits=Limits(descriptors=1)) as pair:
+        system = pair.a._context.scopes.system
+        with system.reserve(descriptors=1):
+            assert not await pair.upgrade(pair.a)
+            assert pair.ours.path is Path.RELAYED
+            assert pair.a.counters["refused-descriptors"] == 1
+        await pair.ours.ping()
