@@ -88,11 +88,11 @@ def measure(name: str, paths: int, run: Measure, nodes: int) -> Row:
 def table(found: list[Row]) -> str:
     """The rows as Markdown."""
     head = [
-        "| situation | paths | success | hops | queries | virtual s, median | 99 % | forged records offered | accepted |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| situation | paths | searches | success | hops | queries | virtual s, median | 99 % | forged records offered | accepted |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     body = [
-        f"| {row['situation']} | {row['paths']} | {100 * float(str(row['success'])):.2f} % "
+        f"| {row['situation']} | {row['paths']} | {row['searches']} | {100 * float(str(row['success'])):.2f} % "
         f"| {row['hops']:g} | {row['queries']:g} | {row['virtual_s']:.2f} | {row['virtual_s_99']:.2f} "
         f"| {row['forged_offered']} | {row['forged_accepted']} |"
         for row in found
