@@ -11,7 +11,7 @@ Invariant: every attempt's reason is kept, with the word for its way in front.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 import trio
 
@@ -19,7 +19,7 @@ from transport.address import Address
 from transport.address_kinds import is_credible
 from transport.bulk import BulkLink
 from transport.bulk_stream import open_over_stream
-from transport.context import Context
+from transport.context import LOGGER, Context
 from transport.dialer import Commit, dial
 from transport.errors import (
     ConnectionBroken,
@@ -48,6 +48,9 @@ attempt of the peer then."""
 
 MAX_ANSWERED: Final = 4
 """Ports of a peer that are tried when it asks to be dialed."""
+
+NOT_REACHED: Final = "you could not be dialed"
+"""What a peer learns of a dial that it has asked for and that failed, whatever was the matter."""
 
 DIAL_BACK_S: Final = 2 * BULK_DIAL_S
 """Longest that asking may take: its attempt, and two ways for question and answer."""
@@ -203,12 +206,18 @@ class BulkDoor:
             with trio.move_on_after(BULK_DIAL_S) as dialing:
                 delivery = await self._dial(peer, candidates[:MAX_ANSWERED], token)
         except PeerUnreachable as error:
-            raise RemoteCallFailed(str(error)) from None
+            self._refuse_dial_back(peer, str(error))
         finally:
             self._answering[peer.node_id] -= 1
             if not self._answering[peer.node_id]:
                 del self._answering[peer.node_id]
         if dialing.cancelled_caught:
-            raise RemoteCallFailed(f"no answer within {BULK_DIAL_S:g} s")
+            self._refuse_dial_back(peer, f"no answer within {BULK_DIAL_S:g} s")
         self._context.nursery.start_soon(self.offer, (peer.node_id, label), delivery)
         return b""
+
+    def _refuse_dial_back(self, peer: Peer, reason: str) -> NoReturn:
+        """Keep the reason here: what we found on its ports, seen from us, is not for the peer to know."""
+        self._context.reporter.count("dial-back-failed")
+        LOGGER.debug("a bulk connection that %s asked for failed: %s", peer.node_id.short, reason)
+        raise RemoteCallFailed(NOT_REACHED)

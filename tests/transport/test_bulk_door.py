@@ -8,7 +8,7 @@ import trio
 from tests.transport.nodes import address, nodes
 from tests.transport.relayed import relayed_pair
 from transport.address import Address
-from transport.bulk_door import DIAL_BACK, TOKEN_BYTES
+from transport.bulk_door import DIAL_BACK, NOT_REACHED, TOKEN_BYTES
 from transport.errors import RemoteCallFailed
 from transport.limits import Limits
 from transport.memory import LinkSettings, MemoryNetwork
@@ -78,3 +78,34 @@ async def test_a_bulk_link_is_not_dialed_at_names_nor_at_our_own_services(autoju
             nursery.start_soon(a.accept_bulk, b.node_id, b"x")
             await b.open_bulk(b.peers[a.node_id], b"x")
         assert set(dialed) == {"10.0.0.9:80", "10.0.0.1:80"}
+
+
+async def test_a_peer_learns_nothing_about_its_ports_from_a_dial_that_fails(
+    autojump_clock: object,
+) -> None:
+    """Closed, silent, and answered by something else: all alike."""
+    world = MemoryNetwork(1, default=LinkSettings(latency_s=0.01))
+    other = await world.host("10.0.0.1").listen(Address("10.0.0.1", 22))
+    silent = await world.host("10.0.0.1").listen(Address("10.0.0.1", 23))
+
+    async def greet() -> None:
+        while True:
+            raw = await other.accept()
+            await raw.send_all(b"SSH-2.0-x\r\n")
+
+    async with nodes(world, 2) as (a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(greet)
+        peer = await a.connect([address(2)])
+        await trio.sleep(1)
+        told = set()
+        for port in (1, 22, 23):
+            theirs = b.peers[a.node_id]
+            theirs.set_listen([Address("10.0.0.1", port)])
+            with pytest.raises(RemoteCallFailed) as refused:
+                await peer.call(DIAL_BACK, port.to_bytes(TOKEN_BYTES, "big"))
+            told.add(str(refused.value))
+        assert told == {NOT_REACHED}
+        assert b.counters["dial-back-failed"] == 3
+        nursery.cancel_scope.cancel()
+    await other.aclose()
+    await silent.aclose()
