@@ -58,6 +58,11 @@ def source_of(host_untrusted: str) -> str:
     return _source_and_network(host_untrusted)[0]
 
 
+def network_of(host_untrusted: str) -> str:
+    """The wider network of an address, which often has one owner: IPv4 /24, IPv6 /48, or the text itself for anything else."""
+    return _source_and_network(host_untrusted)[1]
+
+
 def _source_and_network(host_untrusted: str) -> tuple[str, str]:
     try:
         ip = ipaddress.ip_address(host_untrusted.partition("%")[0])

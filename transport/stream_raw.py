@@ -92,6 +92,11 @@ class StreamRaw(RawStream):
         self._closed.set()
         self._stream.reset(ResetCode.CANCELLED)
 
+    @property
+    def closed(self) -> bool:
+        """Whether this side has closed or aborted it."""
+        return self._closed.is_set()
+
     async def wait_closed(self) -> None:
         """Wait until this side has closed or aborted it: the handler that served the stream must live as long."""
         await self._closed.wait()

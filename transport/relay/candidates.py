@@ -2,7 +2,9 @@
 
 Problem: relays are named by the swarm's state, by the DHT and by people; most of the names are good, some are stale, some are made
 up, and all must be tried without hammering anybody. Idea: one small book, best first, in which a node that failed rests for a time
-that doubles.
+that doubles. And since a relay may grant a place and carry nothing, the book also says over which of them somebody came, and which
+lost their place because nobody did: those wait until all others have had a turn. (A relay can send us somebody of its own; that
+costs it an identity in the swarm and an honest place as long as it goes on.)
 
 Invariants: at most MAX_CANDIDATES nodes with MAX_ADDRESSES each; who has failed gives way to a new one, and who was merely met to
 one that is named as a relay; who was measured or named, and has not failed, stays.
@@ -10,6 +12,7 @@ one that is named as a relay; who was measured or named, and has not failed, sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import attrs
@@ -42,6 +45,10 @@ class Candidate:
     """Not to be asked before that."""
     reason: str = ""
     """Why it failed last."""
+    circuits: int = 0
+    """That came to us over it, and with somebody at their other end."""
+    idle_at: float | None = None
+    """When it lost its place because none came; None if that was never so."""
     named: bool = False
     """Whether somebody called it a relay; else it is only a node that could be dialed."""
 
@@ -138,6 +145,19 @@ class Candidates:
         if entry is not None:
             entry.failures, entry.ready_at, entry.reason = 0, 0.0, ""
 
+    def brought(self, node_id: NodeId) -> None:
+        """Somebody came to us over it."""
+        entry = self._known.get(node_id)
+        if entry is not None:
+            entry.circuits += 1
+            entry.idle_at = None
+
+    def idle(self, node_id: NodeId, now: float) -> None:
+        """It loses its place because nobody came over it."""
+        entry = self._known.get(node_id)
+        if entry is not None:
+            entry.idle_at = now
+
     def failed(
         self, node_id: NodeId, reason: str, now: float, *, least_s: float = 0.0, jitter: float = 0.0
     ) -> None:
@@ -169,6 +189,29 @@ class Candidates:
             worst = met[0]
         del self._known[worst.node_id]
         return True
+
+
+def in_turn(
+    ready: Iterable[Candidate], network: Callable[[Candidate], str], taken: Iterable[str] = ()
+) -> list[Candidate]:
+    """Whom to try first so that no single owner, however near or numerous, gets all our places.
+
+    Those of other networks than `taken` come first; among them those that never lost a place for bringing nobody, one of each network
+    after the other, and then the others, the longest ago first. What is left is the order of `ready`.
+    """
+    groups: dict[str, list[Candidate]] = {}
+    for entry in sorted(ready, key=_idle_at):
+        groups.setdefault(network(entry), []).append(entry)
+    rows = [
+        (name in taken, _idle_at(entry), row, entry)
+        for name, group in groups.items()
+        for row, entry in enumerate(group)
+    ]
+    return [row[-1] for row in sorted(rows, key=lambda row: row[:-1])]
+
+
+def _idle_at(entry: Candidate) -> float:
+    return -math.inf if entry.idle_at is None else entry.idle_at
 
 
 def _worth(entry: Candidate) -> tuple[bool, float, int]:

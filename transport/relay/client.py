@@ -217,6 +217,8 @@ class RelayClient:
                 stream.scope = life  # useless without the stream
                 await stream.send_message(pack(Accepted(), limit=MAX_BYTES))
                 await self._endpoint.take_inbound(raw)
+                if not raw.closed:
+                    self.candidates.brought(relay.node_id)
                 await raw.wait_closed()
         finally:
             self._incoming -= 1

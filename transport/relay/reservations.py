@@ -4,6 +4,11 @@ Problem: relays come and go, are full, or are far away; the node must stay reach
 Idea: hold `wanted` reservations, renewed at half their life, with the candidates of the shortest round trip. Whoever was measured
 once needs no second look: when a relay dies, the other one still works, and the next best has taken its place within seconds.
 
+A relay that is near may still carry nothing. So the places are in different networks where that can be had, and every IMPROVE_S
+there is a look at what the relays have brought: one that brought nobody while another did gives its place to the next candidate;
+while none has brought anybody, which may be nobody's fault, one of them, chosen at random, does. The last one that is known to work
+is not exchanged for a nearer one that is not.
+
 Invariants: at most `wanted` reservations, plus one while a better one replaces the worst; `addresses` names exactly the relays
 that hold a reservation now; a relay is always a peer connected without a relay; every wait here has an end.
 """
@@ -18,13 +23,14 @@ import attrs
 import trio
 
 from transport.address import Address
+from transport.admission import network_of
 from transport.codec import decode_untrusted, pack
 from transport.endpoint import Endpoint
 from transport.errors import MalformedMessage, RemoteCallFailed, TransportError
 from transport.identity import NodeId
 from transport.network import Path
 from transport.peer import Peer
-from transport.relay.candidates import MAX_ADDRESSES, Candidate, Candidates
+from transport.relay.candidates import MAX_ADDRESSES, Candidate, Candidates, in_turn
 from transport.relay.messages import (
     ENDED,
     MAX_BYTES,
@@ -50,7 +56,9 @@ GATHER_S: Final = 0.5
 PROBES: Final = 6
 """Candidates tried side by side: enough to find a near one, few enough connections to keep."""
 IMPROVE_S: Final = 600.0
-"""How often a nearer relay is looked for."""
+"""How often a nearer relay is looked for, and one that brings nobody is replaced."""
+TRIAL_S: Final = IMPROVE_S / 2
+"""How long a relay may bring nobody before that counts against it."""
 BETTER: Final = 0.7
 """A new relay must have at most this share of the round trip of the one it replaces: moving costs everybody a look-up."""
 
@@ -70,11 +78,12 @@ class RelayStatus:
 
 @attrs.define
 class _Held:
-    """A reservation: with whom, on which connection, and when to renew it."""
+    """A reservation: with whom, on which connection, when to renew it, and how long there has been one."""
 
     status: RelayStatus
     peer: Peer
     renew_at: float
+    since: float
 
 
 class Reservations:
@@ -230,39 +239,94 @@ class Reservations:
     async def _fill(self) -> None:
         """Reserve with the best candidates until there are enough reservations, or nobody is left to ask."""
         while (missing := self._wanted - len(self._held)) > 0:
-            ready = self.candidates.ready(trio.current_time(), self._held)
+            taken = {self._network(held.peer.node_id) for held in self._held.values()}
+            ready = self._ready(taken)
             if not ready:
                 return
             near = [c for c in ready if c.rtt_s is not None and c.node_id in self._endpoint.peers]
+            probed: list[Candidate] = []
             if not near:
-                await self._probe(ready[:PROBES], missing)
-                near = [c for c in ready[:PROBES] if c.rtt_s is not None]
+                probed = ready[:PROBES]
+                await self._probe(probed, missing)
+            elif taken and all(self._network(c.node_id) in taken for c in near):
+                # They can wait: there is a place already, and the next should be somewhere else.
+                probed = [c for c in ready if self._network(c.node_id) not in taken][:PROBES]
+                await self._probe(probed, 1)
+            near += [c for c in probed if c.rtt_s is not None]
             async with trio.open_nursery() as nursery:
-                for candidate in sorted(near, key=lambda c: c.rtt_s or 0.0)[:missing]:
+                for candidate in self._choose(near, missing, taken):
                     peer = self._endpoint.peers.get(candidate.node_id)
                     if peer is None:
                         self._fail(candidate.node_id, "the connection ended")
                     else:
                         nursery.start_soon(self._reserve, peer)
 
+    def _choose(self, near: list[Candidate], count: int, taken: set[str]) -> list[Candidate]:
+        """The nearest, each in a network of its own; one at least if there is any."""
+        chosen: list[Candidate] = []
+        for candidate in in_turn(sorted(near, key=_rtt), lambda c: self._network(c.node_id), taken):
+            network = self._network(candidate.node_id)
+            if len(chosen) < count and (not chosen or network not in taken):
+                chosen.append(candidate)
+                taken = {*taken, network}
+        return chosen
+
+    def _ready(self, taken: set[str]) -> list[Candidate]:
+        """Whom to try now, those of networks that are not `taken` first."""
+        ready = self.candidates.ready(trio.current_time(), self._held)
+        return in_turn(ready, lambda c: self._network(c.node_id), taken)
+
+    def _network(self, node_id: NodeId) -> str:
+        """Where a node is: as we see it, else as it is said."""
+        peer, entry = self._endpoint.peers.get(node_id), self.candidates.get(node_id)
+        if peer is not None and not peer.address.relay:
+            return network_of(peer.address.host)
+        return "" if entry is None else network_of(entry.addresses[0].host)
+
     async def _improve(self) -> None:
-        """Replace the farthest relay if a much nearer one is to be had."""
+        """Replace a relay that brings nobody, or the farthest if a much nearer one is to be had."""
         if not self._held or len(self._held) < self._wanted:
             return
-        ready = self.candidates.ready(trio.current_time(), self._held)[:PROBES]
+        ready = self._ready({self._network(node_id) for node_id in self._held})[:PROBES]
         held = [entry for node_id in self._held if (entry := self.candidates.get(node_id))]
         await self._probe([*held, *ready], len(held) + len(ready))
-        if not self._held:
-            return
-        worst = max(self.relays, key=self._measured)
-        for candidate in sorted(ready, key=lambda c: math.inf if c.rtt_s is None else c.rtt_s):
-            if candidate.rtt_s is None or candidate.rtt_s > BETTER * self._measured(worst):
+        ready = [entry for entry in ready if entry.rtt_s is not None]
+        proved = [relay for relay in self.relays if self._has_brought(relay.node_id)]
+        idle = [relay for relay in self.relays if self._is_idle(relay.node_id)]
+        if not (proved and idle):
+            spare = [relay for relay in self.relays if len(proved) != 1 or relay not in proved]
+            worst = max(spare, key=self._measured, default=None)
+            limit_s = -math.inf if worst is None else BETTER * self._measured(worst)
+            nearer = [c for c in ready if c.idle_at is None and (c.rtt_s or 0.0) <= limit_s]
+            if worst is not None and await self._exchange(worst, sorted(nearer, key=_rtt)):
                 return
+        if idle:
+            await self._exchange(self._endpoint.rng.choice(idle), ready)
+
+    async def _exchange(self, relay: RelayStatus, candidates: Sequence[Candidate]) -> bool:
+        """Give the place of `relay` to the first of the candidates that takes it; return whether one did."""
+        for candidate in candidates:
             peer = self._endpoint.peers.get(candidate.node_id)
             if peer is not None and await self._reserve(peer):
-                self._drop(worst.node_id)
-                await self._release(worst.node_id)
-                return
+                if self._is_idle(relay.node_id):
+                    self.candidates.idle(relay.node_id, trio.current_time())
+                self._drop(relay.node_id)
+                await self._release(relay.node_id)
+                return True
+        return False
+
+    def _has_brought(self, node_id: NodeId) -> bool:
+        entry = self.candidates.get(node_id)
+        return entry is not None and entry.circuits > 0
+
+    def _is_idle(self, node_id: NodeId) -> bool:
+        """Whether a relay has brought nobody, and has had the time to."""
+        held = self._held.get(node_id)
+        return (
+            held is not None
+            and trio.current_time() - held.since >= TRIAL_S
+            and not self._has_brought(node_id)
+        )
 
     def _measured(self, relay: RelayStatus) -> float:
         entry = self.candidates.get(relay.node_id)
@@ -336,10 +400,7 @@ class Reservations:
     def _hold(self, peer: Peer, terms: Granted) -> None:
         node_id, now = peer.node_id, trio.current_time()
         entry = self.candidates.get(node_id)
-        known = () if entry is None else entry.addresses
-        proved = [peer.address.direct] if peer.initiated else []
-        addresses = dict.fromkeys([*proved, *known, *(a for a in peer.listen if not a.relay)])
-        published = [attrs.evolve(a, relay=str(node_id)) for a in addresses if a.port]
+        published = [attrs.evolve(a, relay=str(node_id)) for a in self._proved(peer)]
         status = RelayStatus(
             node_id,
             tuple(published[:MAX_ADDRESSES]),
@@ -348,9 +409,21 @@ class Reservations:
             terms,
         )
         # At least a pause: a relay must not make us ask without end.
-        self._held[node_id] = _Held(status, peer, now + max(1.0, terms.expires_s / 2))
+        renew_at, old = now + max(1.0, terms.expires_s / 2), self._held.get(node_id)
+        self._held[node_id] = _Held(status, peer, renew_at, now if old is None else old.since)
         self.candidates.worked(node_id)
         self._publish()
+
+    def _proved(self, peer: Peer) -> list[Address]:
+        """Where a relay listens for certain, or as it says of the very host we see it at.
+
+        What else it says, or others say of it, is not repeated in our name: everybody who looks for us would dial that.
+        """
+        seen = peer.address.direct
+        entry = self.candidates.get(peer.node_id)
+        named = [*(() if entry is None else entry.addresses), *peer.listen]
+        here = [a for a in named if a.is_ip and a.host == seen.host and a.port and not a.relay]
+        return list(dict.fromkeys([*([seen] if peer.initiated else []), *here]))
 
     def _drop(self, node_id: NodeId) -> None:
         if self._held.pop(node_id, None) is not None:
@@ -373,6 +446,10 @@ class Reservations:
         if found != self._published:
             self._published = found
             self.on_change(found)
+
+
+def _rtt(candidate: Candidate) -> float:
+    return math.inf if candidate.rtt_s is None else candidate.rtt_s
 
 
 def _distance(relay: RelayStatus) -> tuple[float, NodeId]:
