@@ -6,7 +6,7 @@ at a time; each answer brings nearer candidates; stop when the k nearest that re
 What is added, and why:
 * *Disjoint paths* (Baumgart and Mies, "S/Kademlia", 2007, section 4.4). The seeds are dealt out to d paths; what a node answers is
   used by the path that asked it alone, and no node is asked twice. A path is done when the 2 k / d nearest nodes that no other
-  path has taken have been asked, so the same liars cannot fill every path, and eight paths cost about twice as much as one, not
+  path has taken have been asked, so the same liars cannot fill every path, and eight paths cost about three times as much as one, not
   eight times. Then the paths are closed: whatever is still unasked among the nearest of all that any path has heard of is asked.
 * *Region.* With `region` not 0, all nodes that near the target are asked, not merely the k nearest (at most 3 k). An attacker who
   grinds k ids next to a key fills the k nearest places, but cannot empty the region (arXiv 2505.01139; see `density`).
