@@ -34,6 +34,8 @@ FIXED = {
     "transport.handshake:MAX_HANDSHAKE_BYTES": "Bytes that a handshake reads from the other side, whatever they are; a full introduction fits.",
     "transport.admission:PROBATION": "Handshakes under way from a members' source that has used up its tokens: its own oldest give way.",
     "transport.admission:MEMBER_MEMORY_S": "How long a source is treated as a members' source after a member came from it (seconds).",
+    "transport.inbound:MAX_EARLY": "Bulk connections that have come before their peer and wait for it, one of each node.",
+    "transport.first_flights:MAX_SEEN": "First flights of handshakes that are known again when somebody repeats them.",
     "transport.limits:HANDSHAKE_BYTES": "Memory reserved for one handshake; four times what was measured.",
     "transport.limits:MIN_RATE_BYTES_PER_S": "Least rate cap: below it, heartbeats and control messages would not get through in time.",
     "transport.tcp:BACKLOG": "Connections that the kernel completes before we look at them.",

@@ -174,6 +174,7 @@ class BulkDoor:
             candidates,
             establish,
             lambda delivery: delivery[0].abort(),
+            hold=self._context.dialing,
         )
 
     async def _shake_hands(

@@ -18,12 +18,13 @@ import trio
 from transport.address import Address
 from transport.dialed import RememberingNetwork
 from transport.errors import EndpointClosed
+from transport.first_flights import FirstFlights
 from transport.handshake import Handshake, HandshakeRole, Intro
 from transport.identity import Identity, NodeId
 from transport.limits import Admission, Limits
 from transport.network import Network, Path, RawStream
 from transport.reporter import Reporter
-from transport.scopes import ResourceScopes
+from transport.scopes import Reservation, ResourceScopes
 from transport.swarm import Swarm
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Context:
         self.counters: Counter[str] = Counter()
         self.reporter = Reporter(LOGGER, self.counters)
         self.admission = Admission(limits)
+        self.first_flights = FirstFlights()
         self.scopes = ResourceScopes(limits)
         self.listening: tuple[Address, ...] = ()
         self.advertised: tuple[Address, ...] = ()
@@ -97,6 +99,7 @@ class Context:
             random_bytes=self.random_bytes,
             expected=expected,
             punching=punching,
+            is_new=self.first_flights.is_new,
         )
 
     def control_intro(self, raw: RawStream, label: bytes = b"") -> Intro:
@@ -112,6 +115,16 @@ class Context:
     def handshake_deadline(self) -> float:
         """Trio time by which a handshake that begins now must be done."""
         return trio.current_time() + self.limits.handshake_timeout_s
+
+    def dialing(self, address: Address) -> Reservation:
+        """Reserve for one dial, until it has become a connection or nothing.
+
+        Raises:
+            ScopeExceeded: too many are under way.
+        """
+        return self.scopes.unauthenticated.reserve(
+            connections=1, descriptors=0 if address.relay else 1
+        )
 
     def check_open(self) -> None:
         """Make sure that the endpoint is not closing.

@@ -15,6 +15,7 @@ is closed; the reason of each attempt is kept, in the order of the candidates.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Generic, TypeVar
 
 import trio
@@ -46,6 +47,8 @@ T = TypeVar("T")
 Commit = Callable[[], bool]
 Connect = Callable[[Address], Awaitable[RawStream]]
 """Opens a raw stream to an address, relayed ones included."""
+Hold = Callable[[Address], AbstractContextManager[object]]
+"""Reserves what an attempt needs, for as long as it lasts; may raise a `TransportError` instead."""
 Establish = Callable[[RawStream, Address, Commit], Awaitable[T]]
 """Turns a raw stream into the result; closes the stream itself when it fails."""
 
@@ -57,6 +60,7 @@ async def dial(
     discard: Callable[[T], None],
     *,
     connect: Connect | None = None,
+    hold: Hold = nullcontext,
     head_start_s: float = RELAY_DELAY_S,
 ) -> T:
     """Connect to the candidates, staggered, and return what the first `establish` returns.
@@ -69,12 +73,14 @@ async def dial(
         establish: makes a result of a stream, or closes the stream and raises.
         discard: closes a result that nobody can take any more (a late cancellation).
         connect: how to open a stream; `network.connect` when None.
+        hold: what each attempt reserves before it begins.
         head_start_s: how long relayed candidates wait for the direct ones.
 
     Raises:
         PeerUnreachable: every attempt failed; its `attempts` say how.
     """
-    race: _Race[T] = _Race(network, establish, network.connect if connect is None else connect)
+    connect = network.connect if connect is None else connect
+    race: _Race[T] = _Race(network, establish, connect, hold)
     addresses = await race.resolve(candidates)
     try:
         async with trio.open_nursery() as nursery:
@@ -101,10 +107,13 @@ async def dial(
 class _Race(Generic[T]):
     """One dial: who runs, who has won, and why the others lost."""
 
-    def __init__(self, network: Network, establish: Establish[T], connect: Connect) -> None:
+    def __init__(
+        self, network: Network, establish: Establish[T], connect: Connect, hold: Hold
+    ) -> None:
         self.network = network
         self.establish = establish
         self.connect = connect
+        self.hold = hold
         self.running = 0
         self.winner: list[T] = []
         self.reasons: dict[int, tuple[str, str]] = {}  # at most MAX_CANDIDATES
@@ -146,15 +155,8 @@ class _Race(Generic[T]):
             return self._committed == index
 
         try:
-            with trio.move_on_after(CONNECT_TIMEOUT_S) as connecting:
-                raw = await self.connect(address)
-            if connecting.cancelled_caught:
-                raise ConnectFailed("connection timed out")
-            try:
-                result = await self.establish(raw, address, commit)
-            except BaseException:
-                raw.abort()
-                raise
+            with self.hold(address):
+                result = await self._connect_and_establish(address, commit)
         except TransportError as error:
             stage = RELAY if address.relay else DIRECT
             self.reasons[index] = (str(address), f"{stage}: {error}")
@@ -168,3 +170,14 @@ class _Race(Generic[T]):
             self.running -= 1
             self._failures.unpark_all()
             failed.set()
+
+    async def _connect_and_establish(self, address: Address, commit: Commit) -> T:
+        with trio.move_on_after(CONNECT_TIMEOUT_S) as connecting:
+            raw = await self.connect(address)
+        if connecting.cancelled_caught:
+            raise ConnectFailed("connection timed out")
+        try:
+            return await self.establish(raw, address, commit)
+        except BaseException:
+            raw.abort()
+            raise

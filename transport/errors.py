@@ -149,6 +149,12 @@ class SelfDialed(HandshakeFailed):
     )
 
 
+class Replayed(HandshakeFailed):
+    """The other side sent what somebody else had sent before."""
+
+    code = "replayed"
+
+
 class HandshakeTimeout(HandshakeFailed):
     """The handshake did not finish before its deadline."""
 

@@ -26,7 +26,8 @@ The initiator's first flight goes out before the responder's hello is known. Tha
 encryption, so its bytes do not depend on the prologue, and the prologue is mixed in before message 2 is made or read.
 
 The responder answers nothing until the proof shows that the initiator holds the swarm key; the exceptions are another version or
-another swarm tag, answered with the bare hello (28 bytes) so that both sides can say what is wrong, and an agreed punch. The initiator compares the
+another swarm tag, answered with the bare hello (28 bytes) so that both sides can say what is wrong, and an agreed punch. A first
+flight that came before gets no answer either: whoever sends it may have recorded it (`transport.first_flights`). The initiator compares the
 responder's id with the expected one before it sends its own identity. Nothing but the handshake is taken or given before
 message 3 is verified (no 0-RTT), and the two together read at most 4 KiB each.
 
@@ -48,6 +49,7 @@ from transport.errors import (
     HandshakeFailed,
     InvalidPublicKey,
     NotNoded,
+    Replayed,
     SelfDialed,
     UsageError,
     VersionMismatch,
@@ -133,6 +135,7 @@ class Handshake:
         random_bytes: source of the fresh keys and the tie-break; os.urandom outside simulations.
         expected: the only acceptable node id, if one is known.
         punching: for a responder: take part in a punch if the other side's hello says so, with one of these nodes.
+        is_new: for a responder: whether an ephemeral key that came with a valid proof is no copy of an earlier one.
 
     Raises:
         UsageError: the intro is too large to send.
@@ -148,6 +151,7 @@ class Handshake:
         random_bytes: Callable[[int], bytes],
         expected: NodeId | None = None,
         punching: Collection[NodeId] = (),
+        is_new: Callable[[bytes], bool] = lambda _ephemeral: True,
     ) -> None:
         self._punched = role == "punch"
         self._punching = punching if role == "responder" else ()
@@ -157,6 +161,7 @@ class Handshake:
         self._swarm = swarm
         self._intro = encode_intro(intro)
         self._expected = expected
+        self._is_new = is_new
         self._ephemeral = KeyPair.from_private(random_bytes(DH_BYTES))
         self._static = KeyPair.from_private(random_bytes(DH_BYTES))
         self._tie_break = int.from_bytes(random_bytes(8), "big")
@@ -319,6 +324,8 @@ class Handshake:
         proof = self._proof(self._remote_hello, message[:DH_BYTES])
         if not hmac.compare_digest(message[DH_BYTES:], proof):
             raise WrongSwarm("the other side names our swarm but does not hold its key")
+        if not self._is_new(message[:DH_BYTES]):
+            raise Replayed("the other side repeats the first flight of an earlier handshake")
         self._noise = self._make_noise(self._remote_hello, self._hello)
         self._noise.read_message(message)
         if not self._punched:

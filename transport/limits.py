@@ -75,7 +75,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     peer_memory_bytes: int = 67108864
     """Of that, for one peer (bytes): 9 MiB of stream window, and 8 bulk links of up to 6 MiB; so one member cannot take what others need."""
     descriptors: int = 896
-    """Sockets of connections and dials at once (count): the usual limit of 1,024 open files, less 128 for the program's own."""
+    """Sockets of connections and dials at once (count): the usual limit of 1,024 open files, less 128 for the program's own,
+    for punches and for dial-back tests."""
     upload_bytes_per_s: int = 0
     """Cap on what is sent to all peers together (bytes per second, 0 = none). For metered or shared lines: half of the upstream keeps a
     home line usable. Heartbeats go first, so a cap slows training and loses nobody."""

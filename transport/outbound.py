@@ -138,6 +138,7 @@ class Outbound:
             establish,
             lambda _: None,
             connect=connect,
+            hold=self._context.dialing,
             head_start_s=RELAY_DELAY_S if promising else STAGGER_S,
         )
 

@@ -6,13 +6,15 @@ scopes above it or in none, before anything is allocated; a reservation is given
 whatever is left in it.
 
     system                      everything held for remote parties
-      unauthenticated           of that: handshakes, in both directions
+      unauthenticated           of that: handshakes that others begin, and our dials
       peer 3f9a...              of that: one peer
         stream                  of that: one of its streams
 
-    with scopes.unauthenticated.reserve(bytes=HANDSHAKE_BYTES, connections=1, descriptors=1) as held:
+    with scopes.unauthenticated.reserve(bytes=HANDSHAKE_BYTES, connections=1, descriptors=1):
         ...                                  ScopeExceeded says which scope and which limit
-        held.move(peer_scope)                the handshake was theirs: the peer holds it from now on
+        peer_scope.reserve(...)              the handshake was theirs: the peer holds the connection
+
+Punches, dial-back tests and probes are few at a time by rules of their own and are not counted here.
 
 Invariants: in no scope any amount is negative or above its limit; a scope's amount is the sum over its own reservations and its
 children; a refused call has changed nothing; when everything is released or closed, every amount is 0.
@@ -328,7 +330,7 @@ class ResourceScopes:
 
     Attributes:
         system: the root.
-        unauthenticated: for handshakes in both directions.
+        unauthenticated: for handshakes that others begin, and for our dials.
     """
 
     def __init__(self, limits: Limits, *, descriptors: int | None = None) -> None:

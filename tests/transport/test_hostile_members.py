@@ -9,6 +9,7 @@ from tests.transport.nodes import SWARM, identity, node, seeded_bytes
 from transport.address import Address
 from transport.dialer import CONNECT_TIMEOUT_S
 from transport.errors import PeerUnreachable
+from transport.first_flights import FirstFlights
 from transport.handshake import Handshake, HandshakeResult, Intro
 from transport.inbound import MAX_EARLY
 from transport.limits import LINK_BYTES, Limits
@@ -199,3 +200,59 @@ async def test_who_is_refused_for_want_of_room_is_reserved_for_until_it_is_gone(
         assert system.used == alone
         first.abort()
         second.abort()
+
+
+async def test_a_recorded_first_flight_gets_no_place_and_no_answer(autojump_clock: object) -> None:
+    world = MemoryNetwork(1)
+    limits = Limits(pending_handshakes=8)
+    recorded = Handshake(
+        role="initiator",
+        identity=identity(2),
+        swarm=SWARM,
+        intro=Intro(),
+        random_bytes=seeded_bytes("recorded"),
+    ).outgoing()
+    async with node(world.host("11.0.0.1"), 1, listen=[VICTIM], limits=limits) as victim:
+        for number in range(20):
+            raw = await world.host(f"12.{number}.0.1").connect(VICTIM)
+            await raw.send_all(recorded)
+            await trio.sleep(0.01)
+            if number:
+                with pytest.raises(trio.BrokenResourceError):
+                    await raw.receive_into(memoryview(bytearray(1)))
+        assert victim.counters["handshake-replayed"] == 19
+        assert victim._context.admission.pending == 1
+        await joins(world, "13.0.0.1", 100)
+
+
+def test_the_keys_of_first_flights_are_forgotten_in_turn() -> None:
+    flights = FirstFlights(max_seen=2)
+    assert flights.is_new(b"a")
+    assert flights.is_new(b"b")
+    assert not flights.is_new(b"a")  # seen again, so it stays
+    assert flights.is_new(b"c")
+    assert not flights.is_new(b"a")
+    assert flights.is_new(b"b")
+    assert len(flights) == 2
+
+
+async def test_dials_count_as_descriptors_and_stop_at_the_limit(autojump_clock: object) -> None:
+    world = MemoryNetwork(1)
+    world.host("10.9.0.2", behind=world.nat("11.9.9.9", "port-restricted"))
+    limits = Limits(descriptors=8)
+    async with node(world.host("11.0.0.1"), 1, listen=[VICTIM], limits=limits) as dialing:
+        reasons: list[str] = []
+
+        async def connect(number: int) -> None:
+            try:
+                await dialing.connect([Address("11.9.9.9", number)])
+            except PeerUnreachable as error:
+                reasons.append(str(error))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(1, 7):
+                nursery.start_soon(connect, number)
+            await trio.sleep(1)
+            assert dialing._context.scopes.system.used == (0, 0, 4, 4)
+        assert sum("would exceed the limit of 4" in reason for reason in reasons) == 2
+        assert dialing._context.scopes.system.used == (0, 0, 0, 0)
