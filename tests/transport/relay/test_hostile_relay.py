@@ -128,8 +128,7 @@ async def test_an_old_circuit_replayed_is_no_connection(autojump_clock: object) 
         with pytest.raises(PeerUnreachable):
             await w.endpoints[2].connect(w.clients[1].addresses, expected=w.endpoints[1].node_id)
         assert set(w.endpoints[1].peers) == {w.relays[0].node_id}
-        counters = w.endpoints[1].counters  # noticed as a replay, or by what cannot be decrypted
-        assert counters["handshake-replayed"] + counters["handshake-replayed"] >= 1
+        assert w.endpoints[1].counters["handshake-replayed"] >= 1
 
 
 async def test_a_slow_relay_is_only_slow(autojump_clock: object) -> None:
