@@ -62,6 +62,8 @@ class Facts:
     """Addresses in `network.bootstrap`."""
     bootstrap_reached: int | None = None
     """How many of them ever answered."""
+    bootstrap_reasons: Sequence[str] = ()
+    """Of those that did not: the address and why."""
     peers_connected: int = 0
     peers_lost: Sequence[tuple[str, str]] = ()
     """Peers that were members and are gone: (name, reason)."""
@@ -184,8 +186,11 @@ def _network(facts: Facts) -> list[HealthWarning]:
                 HealthWarning(
                     "bootstrap-silent",
                     Severity.WARNING,
-                    f"none of {facts.bootstrap_configured} bootstrap addresses answers",
-                    "check the addresses, that a node runs there, and the firewalls between",
+                    "; ".join(facts.bootstrap_reasons)
+                    or f"none of {facts.bootstrap_configured} bootstrap addresses answers",
+                    "its swarm's key is not ours: use the join line of that node"
+                    if any("another swarm" in reason for reason in facts.bootstrap_reasons)
+                    else "check the addresses, that a node runs there, and the firewalls between",
                 )
             )
         elif not facts.peers_lost:
@@ -202,14 +207,15 @@ def _network(facts: Facts) -> list[HealthWarning]:
         shown = ", ".join(f"{name} ({reason})" for name, reason in facts.peers_lost[:3])
         more = len(facts.peers_lost) - 3
         lost = f"lost {shown}" + (f" and {more} more" if more > 0 else "")
-    if facts.quorum_missing:
+    if facts.quorum_missing and not facts.run_finished:
         found.append(
             HealthWarning(
                 "quorum-missing",
                 Severity.WARNING,
-                "the run waits here, as most of its members are out of sight"
-                + (f": {lost}" if lost else ""),
-                "it goes on by itself once they are back; look at their logs and at their network",
+                "the run waits here: no majority of its members is in sight"
+                + (f", {lost}" if lost else ""),
+                "it goes on by itself once they are back; two nodes that shall not wait for each "
+                'other need run.quorum = "any", or a third one',
             )
         )
     elif lost:

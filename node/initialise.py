@@ -137,15 +137,21 @@ def initialise(
             swarm.key_text,
             address or f"HOST:{_first_port(config.network.listen)}",
             "" if config.run is None else config.run.name,
+            own_trainer=not config.trainer.auto,
         ),
         join_address=address,
     )
 
 
-def join_line(swarm_key: str, address: str, run: str = "") -> str:
-    """The command that makes another machine's node join, and take part in the same run."""
+def join_line(swarm_key: str, address: str, run: str = "", *, own_trainer: bool = False) -> str:
+    """The command that makes another machine's node join, and take part in the same run.
+
+    `own_trainer`: training is left to a script, there as here.
+    """
     line = f"noded init --swarm {swarm_key} --bootstrap {address}"
-    return f"{line} --run {run}" if run else line
+    if run:
+        line += f" --run {run}"
+    return f"{line} --set trainer.auto=false" if run and own_trainer else line
 
 
 def _first_port(listen: Sequence[str]) -> int:

@@ -331,6 +331,7 @@ def _facts(parts: Parts) -> Facts:
         uptime_s=trio.current_time() - parts.started_at,
         bootstrap_configured=len(parts.config.network.bootstrap),
         bootstrap_reached=sum(1 for reason in status.values() if not reason) if status else None,
+        bootstrap_reasons=[f"{at} does not answer: {why}" for at, why in status.items() if why],
         peers_connected=len(endpoint.peers),
         peers_lost=[
             (lost.name or node.short, lost.reason)

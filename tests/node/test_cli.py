@@ -235,6 +235,14 @@ def test_the_swarm_key_can_come_from_standard_input(capsys, home, monkeypatch):
     assert json.loads(out)["swarm"] == swarm.id.hex()
 
 
+def test_a_node_that_leaves_training_to_a_script_asks_others_to_do_the_same(capsys, home):
+    config = ["--config", str(home / "a" / "noded.toml")]
+    made = ["init", "--run", "r", "--create", "--set", "trainer.auto=false", "--json", *config]
+    code, out, _ = run(capsys, *made)
+    assert code == 0
+    assert json.loads(out)["join_line"].endswith("--run r --set trainer.auto=false")
+
+
 @pytest.mark.parametrize("option", ["--protocol", "--task"])
 def test_a_local_swarm_of_something_unknown_makes_no_folder(capsys, home, option):
     code, _, err = run(capsys, "local", option, "nope", "--out", str(home / "out"))

@@ -83,3 +83,23 @@ def test_many_lost_peers_are_one_warning():
     facts = Facts(peers_lost=[(f"p{n}", "reset") for n in range(10)])
     (warning,) = assess(facts)
     assert warning.text.endswith("and 7 more")
+
+
+def test_a_bootstrap_address_says_why_it_is_silent():
+    silent = Facts(
+        uptime_s=100,
+        bootstrap_configured=1,
+        bootstrap_reached=0,
+        bootstrap_reasons=["10.0.0.1:7447 does not answer: it belongs to another swarm"],
+    )
+    (warning,) = [w for w in assess(silent) if w.code == "bootstrap-silent"]
+    assert "10.0.0.1:7447" in warning.text
+    assert "swarm's key" in warning.hint
+
+
+def test_a_finished_run_waits_for_nobody():
+    assert not [
+        w
+        for w in assess(Facts(uptime_s=100, run="r", run_finished=True, quorum_missing=True))
+        if w.code == "quorum-missing"
+    ]
