@@ -52,6 +52,7 @@ class Victim:
         self.address = address
         self.node_id = identity(NUMBER).node_id
         self._rest = b""
+        self._joined = 0
 
     async def about(self) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -80,7 +81,10 @@ class Victim:
 
     async def join(self, number: int = 1) -> None:
         """An honest node connects, is served, and leaves."""
-        async with node(TcpNetwork(), number, listen=[], limits=LIVELY) as honest:
+        self._joined += 1  # new keys each time: a node that repeats its first flight is refused
+        async with node(
+            TcpNetwork(), number, listen=[], limits=LIVELY, seed=self._joined
+        ) as honest:
             peer = await honest.connect([self.address], expected=self.node_id)
             assert await peer.call("echo", b"served") == b"served"
 
