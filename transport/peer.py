@@ -327,9 +327,11 @@ class Peer:
 
     def set_listen(self, addresses: Iterable[Address]) -> None:
         """Take what the peer says about where it can be dialed, in place of what it said before."""
+        before = [address for address in self.listen if not address.relay]
         self._said_listen = tuple(addresses)
         self.listen = seen_from_here(self._said_listen, self.address)
-        self.bulk_way = ""  # it may be easier to dial now
+        if [address for address in self.listen if not address.relay] != before:
+            self.bulk_way = ""  # it may be easier to dial now
 
     def connection_named(self, connection_id: bytes) -> Connection | None:
         """The living connection with that id, if there is one."""
