@@ -16,8 +16,8 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, Final, Protocol
 
 import attrs
@@ -31,6 +31,7 @@ from transport.address import Address
 from transport.errors import MalformedMessage, RemoteCallFailed, TransportError
 from transport.identity import Identity, NodeId, verify
 from transport.swarm import Swarm
+from transport.watch import Watchers
 
 GOODBYE_S: Final = 0.5
 """For the last words; peers that do not take them in time find out by themselves."""
@@ -40,7 +41,6 @@ MAX_DIALS: Final = 8
 """Dials at once. They are for members that are about to be given up."""
 KEEP_CONNECTIONS: Final = 128
 """Above so many peers, a connection that was made only to see whether a member lives is closed again."""
-EVENT_BUFFER: Final = 256
 ORDERLY: Final = frozenset({"closed by the peer: idle", "closed here: idle", "idle"})
 """Ends of connections that say nothing about the node."""
 
@@ -115,7 +115,7 @@ class Membership:
         self._in_flight: Counter[NodeId] = Counter()
         self._addresses: dict[NodeId, tuple[Address, ...]] = {}  # bounded by the core's table
         self._dialing: set[NodeId] = set()
-        self._channels: list[trio.MemorySendChannel[MemberEvent | Missed]] = []
+        self._watchers: Watchers[MemberEvent | Missed] = Watchers(Missed())
         self._sent = trio.Event()  # set whenever a message has ended
 
     # For the daemon
@@ -133,18 +133,9 @@ class Membership:
         """Return what is known of one; None if it never said that it takes part."""
         return self._swim.member(node_id)
 
-    @contextmanager
-    def watch(self) -> Iterator[trio.MemoryReceiveChannel[MemberEvent | Missed]]:
+    def watch(self) -> AbstractContextManager[trio.MemoryReceiveChannel[MemberEvent | Missed]]:
         """Receive what happens to members from now on; whoever falls 256 events behind gets `Missed`."""
-        send, receive = trio.open_memory_channel[MemberEvent | Missed](EVENT_BUFFER)
-        self._channels.append(send)
-        try:
-            yield receive
-        finally:
-            if send in self._channels:
-                self._channels.remove(send)
-            send.close()
-            receive.close()
+        return self._watchers.watch()
 
     async def leave(self, reason: str = "shutting down") -> None:
         """Tell all connected peers that we go, and wait until they have taken it.
@@ -275,15 +266,7 @@ class Membership:
             _log.info(
                 "member %s (%s) is %s%s", member.node_id.short, member.name, member.state, why
             )
-        for channel in self._channels:
-            free = EVENT_BUFFER - channel.statistics().current_buffer_used
-            try:
-                if free > 1:
-                    channel.send_nowait(event)
-                elif free == 1:
-                    channel.send_nowait(Missed())
-            except trio.BrokenResourceError:  # closed by the watcher inside its block
-                continue
+        self._watchers.tell(event)
 
     def _failed_within(self, what: str) -> None:
         self.counters["internal_errors"] += 1
@@ -292,9 +275,7 @@ class Membership:
     async def _goodbye(self) -> None:
         with trio.move_on_after(GOODBYE_S, shield=True):
             await self.leave()
-        for channel in self._channels:
-            channel.close()
-        self._channels.clear()
+        self._watchers.close()
 
 
 @asynccontextmanager

@@ -55,7 +55,7 @@ from transport.diagnosis import Standing
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import AddressInUse, ListenFailed, TransportError
 from transport.identity import Identity, NodeId
-from transport.peer import WILDCARDS, Peer
+from transport.peer import Peer
 from transport.reach import PORT_MAPPING_METHODS, Reach, ReachSettings, open_reach
 from transport.swarm import Swarm
 from transport.tcp import TcpNetwork
@@ -401,7 +401,7 @@ def _reach_settings(config: Config, identity: Identity) -> ReachSettings:
 
 def _advertised(endpoint: Endpoint) -> tuple[str, ...]:
     """Addresses that others can do something with."""
-    return tuple(str(at) for at in endpoint.advertised if at.host not in WILDCARDS)
+    return tuple(str(at) for at in endpoint.advertised if not at.is_wildcard)
 
 
 def _can_be_dialed(reach: Reach) -> bool:

@@ -23,7 +23,7 @@ from node.run import RunService
 from node.schema import Config
 from node.traffic import TrafficMeter
 from transport.endpoint import Endpoint
-from transport.peer import WILDCARDS, Peer
+from transport.peer import Peer
 from transport.reach import Reach
 from transport.watch import LostPeer
 
@@ -66,7 +66,7 @@ def status_document(parts: Parts, *, stopping: bool = False) -> dict[str, Any]:
             "id": str(parts.endpoint.node_id),
             "short_id": parts.endpoint.node_id.short,
             "name": parts.config.node.name,
-            "addresses": [str(at) for at in parts.endpoint.advertised if at.host not in WILDCARDS],
+            "addresses": [str(at) for at in parts.endpoint.advertised if not at.is_wildcard],
             "reach": parts.reach.diagnosis.standing.value,
             "uptime_s": round(trio.current_time() - parts.started_at, 1),
             "pid": os.getpid(),

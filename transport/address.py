@@ -135,6 +135,11 @@ class Address:
         )
 
     @property
+    def is_wildcard(self) -> bool:
+        """Whether the host means "any interface": good for listening only."""
+        return self.host in {"0.0.0.0", "::"}  # noqa: S104  (recognised, not bound)
+
+    @property
     def direct(self) -> Self:
         """The same place without the relay's id: what to dial in either case."""
         return attrs.evolve(self, relay="") if self.relay else self

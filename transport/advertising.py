@@ -73,7 +73,7 @@ def bound_addresses(bound: Iterable[Address], interfaces: Sequence[str]) -> list
     """Where the listeners can be dialed: each wildcard once per interface address of its family."""
     found: list[Address] = []
     for address in bound:
-        if not is_wildcard(address.host):
+        if not address.is_wildcard:
             found.append(address)
             continue
         family = 6 if ":" in address.host else 4
@@ -83,11 +83,6 @@ def bound_addresses(bound: Iterable[Address], interfaces: Sequence[str]) -> list
             if (6 if ":" in host else 4) == family and _is_usable(host)
         ]
     return _distinct(found)
-
-
-def is_wildcard(host: str) -> bool:
-    """Whether `host` means "any interface"."""
-    return host in {"0.0.0.0", "::"}  # noqa: S104  (recognised, not bound)
 
 
 def is_public(host: str) -> bool:

@@ -39,8 +39,6 @@ CONNECT_TIMEOUT_S: Final = 127.0
 FIRST_RETRY_S: Final = 1.0
 """After the first SYN; doubles each time (RFC 6298, section 2)."""
 
-WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104  (recognised, not bound)
-
 
 class Attempt:
     """A connection being opened: the state SYN-SENT of one pair of addresses."""
@@ -97,7 +95,7 @@ class MemoryHost(Network):
         await trio.lowlevel.checkpoint()
         if self.name in self.world._dead:
             raise ListenFailed(f"cannot listen on {address}: network is down")
-        if address.host not in WILDCARDS and address.host != self.ip:
+        if not address.is_wildcard and address.host != self.ip:
             raise ListenFailed(f"cannot listen on {address}: this host is {self.ip}")
         port = address.port or self._ephemeral_port()
         if port in self._listeners:
@@ -113,7 +111,7 @@ class MemoryHost(Network):
         """Choose the address to dial from."""
         if source is None:
             port = self._ephemeral_port()
-        elif source.host in WILDCARDS or source.host == self.ip:
+        elif source.is_wildcard or source.host == self.ip:
             port = source.port or self._ephemeral_port()
         else:
             raise SourceBusy(f"this host is {self.ip}, not {source.host}")
@@ -292,21 +290,21 @@ class MultiHomedHost(Network):
     async def connect(self, address: Address, *, source: Address | None = None) -> RawStream:
         """See `Network.connect`."""
         for host in self.hosts:
-            if source is not None and source.host not in WILDCARDS:
+            if source is not None and not source.is_wildcard:
                 fits = source.host == host.ip
             else:
                 fits = (":" in host.ip) == (":" in address.host)
             if fits:
                 return await host.connect(address, source=source)
         await trio.lowlevel.checkpoint()
-        if source is not None and source.host not in WILDCARDS:
+        if source is not None and not source.is_wildcard:
             raise SourceBusy(f"this host has no address {source.host}")
         raise ConnectFailed("network is unreachable")
 
     async def listen(self, address: Address) -> RawListener:
         """See `Network.listen`; a wildcard means the first address of its family."""
         for host in self.hosts:
-            wildcard = address.host in WILDCARDS and (":" in host.ip) == (":" in address.host)
+            wildcard = address.is_wildcard and (":" in host.ip) == (":" in address.host)
             if wildcard or address.host == host.ip:
                 return await host.listen(address)
         await trio.lowlevel.checkpoint()

@@ -100,7 +100,7 @@ class ObservedAddresses:
         if not seen.is_ip or seen.relay or seen.port == 0 or kind_of(seen.host) in _USELESS:
             return
         six = ":" in seen.host
-        if six != (":" in observer_host) or seen.host in {"0.0.0.0", "::"}:  # noqa: S104
+        if six != (":" in observer_host) or seen.is_wildcard:
             return
         reports = self._reports[six]
         network = source_of(observer_host)

@@ -47,8 +47,6 @@ OK: Final = b"\x00"
 REFUSED: Final = b"\x01"
 MAX_REASON_BYTES: Final = 256
 
-WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104  (recognised, not bound)
-
 
 def seen_from_here(listen: Iterable[Address], remote: Address) -> tuple[Address, ...]:
     """Where a peer can be dialed, without doubles: "any interface" becomes the host we see it at.
@@ -57,7 +55,7 @@ def seen_from_here(listen: Iterable[Address], remote: Address) -> tuple[Address,
     """
     found: dict[Address, None] = {}
     for address in listen:
-        if address.host not in WILDCARDS or address.relay:
+        if not address.is_wildcard or address.relay:
             found[address] = None
         elif not remote.relay:
             found[Address(remote.host, address.port)] = None

@@ -40,7 +40,7 @@ from transport.network import Path, RawStream
 from transport.pacing import Budgets
 from transport.peer import Peer
 from transport.scopes import Reservation, Scope, ScopeExceeded
-from transport.watch import LostPeer, PeerDown, PeerPathChanged, PeerUp, Watchers
+from transport.watch import Lagged, LostPeer, PeerDown, PeerEvent, PeerPathChanged, PeerUp, Watchers
 
 if TYPE_CHECKING:
     from transport.endpoint import Endpoint
@@ -61,7 +61,7 @@ class Registry:
 
     def __init__(self, context: Context, endpoint: "Endpoint") -> None:
         self.handlers: dict[str, Handler] = {}
-        self.watchers = Watchers()
+        self.watchers: Watchers[PeerEvent] = Watchers(Lagged())
         self.arrivals = trio.lowlevel.ParkingLot()
         self.on_up: Callable[[Peer], None] = lambda _peer: None
         self._context = context

@@ -16,8 +16,6 @@ from collections.abc import Iterable
 from transport.address import Address
 from transport.errors import ConnectFailed
 
-_WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  (recognised, not bound)
-
 
 class SourceBusy(ConnectFailed):
     """The local address to dial from cannot be used for this target.
@@ -44,7 +42,7 @@ def source_for(listening: Iterable[Address], target: Address) -> Address | None:
         if address.is_ip
         and address.port
         and (":" in address.host) == (":" in target.host)
-        and (address.host in _WILDCARDS or address.is_loopback == target.is_loopback)
+        and (address.is_wildcard or address.is_loopback == target.is_loopback)
     ]
     # The exact host last: a wildcard lets the system choose the interface that leads to the target.
-    return min(fitting, key=lambda address: address.host not in _WILDCARDS, default=None)
+    return min(fitting, key=lambda address: not address.is_wildcard, default=None)

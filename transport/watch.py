@@ -10,7 +10,7 @@ Invariant: after `Lagged`, no event is delivered that happened before the watche
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import attrs
 import trio
@@ -74,13 +74,21 @@ class LostPeer:
 PeerEvent = PeerUp | PeerDown | PeerPathChanged | Lagged
 
 
-class Watchers:
-    """All watchers of one endpoint."""
+T = TypeVar("T")
 
-    def __init__(self) -> None:
-        self._channels: list[trio.MemorySendChannel[PeerEvent]] = []
 
-    def tell(self, event: PeerEvent) -> None:
+class Watchers(Generic[T]):
+    """All watchers of one source of events.
+
+    Args:
+        missed: what a watcher gets in place of the events that it has no room for.
+    """
+
+    def __init__(self, missed: T) -> None:
+        self._missed = missed
+        self._channels: list[trio.MemorySendChannel[T]] = []
+
+    def tell(self, event: T) -> None:
         """Give the event to all watchers that have room; never blocks."""
         for channel in self._channels:
             free = BUFFER - channel.statistics().current_buffer_used
@@ -88,14 +96,14 @@ class Watchers:
                 if free > 1:
                     channel.send_nowait(event)
                 elif free == 1:
-                    channel.send_nowait(Lagged())
+                    channel.send_nowait(self._missed)
             except trio.BrokenResourceError:  # closed by the watcher inside its block
                 continue
 
     @contextmanager
-    def watch(self) -> Iterator[trio.MemoryReceiveChannel[PeerEvent]]:
-        """Receive the events from now on; the channel ends with the block or the endpoint."""
-        send, receive = trio.open_memory_channel[PeerEvent](BUFFER)
+    def watch(self) -> Iterator[trio.MemoryReceiveChannel[T]]:
+        """Receive the events from now on; the channel ends with the block or the source."""
+        send, receive = trio.open_memory_channel[T](BUFFER)
         self._channels.append(send)
         try:
             yield receive
