@@ -55,8 +55,8 @@ def rank_main(rank: int, world: int, ports: list[int], sizes: list[int]) -> None
     import torch.distributed as dist
     import trio
 
-    from gossip.epoch_events import EpochSettings
-    from gossip.group import open_group
+    from gossip.collective.epoch_events import EpochSettings
+    from gossip.collective.group import open_group
     from transport.address import Address
     from transport.endpoint import open_endpoint
     from transport.identity import Identity

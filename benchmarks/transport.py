@@ -10,7 +10,7 @@ keeps them out of all contenders alike. `control` and `long` need root: they run
 One JSON line per case on stdout (medians), tables on stderr. GB are 1e9 bytes.
 
 What is compared: one connection, one way. iperf3 and the plain trio socket send unencrypted; TLS
-is 1.3 with AES-256-GCM. `bulk link` is one connection of `transport.bulk` in transfers of 1 MiB,
+is 1.3 with AES-256-GCM. `bulk link` is one connection of `transport.bulk.link` in transfers of 1 MiB,
 `bulk pool` a region over as many of them as pay, `stream` a stream of the control connection.
 """
 # ruff: noqa: E402  (this file is called like a package that its sides import: the path comes first)

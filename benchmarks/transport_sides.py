@@ -23,16 +23,16 @@ from typing import Any
 import trio
 
 from transport.address import Address
-from transport.bulk import BulkLink
-from transport.bulk_pool import BulkPool, open_bulk_pool
+from transport.bulk.link import BulkLink
+from transport.bulk.pool import BulkPool, open_bulk_pool
 from transport.endpoint import Endpoint, open_endpoint
-from transport.handshake import Handshake
 from transport.identity import Identity
-from transport.intro import Intro
-from transport.link import shake_hands
 from transport.network import RawStream
 from transport.peer import Peer
-from transport.stream import Stream
+from transport.secure.handshake import Handshake
+from transport.secure.intro import Intro
+from transport.secure.link import shake_hands
+from transport.streams.stream import Stream
 from transport.swarm import Swarm
 from transport.tcp import TcpNetwork
 

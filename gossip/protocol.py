@@ -29,7 +29,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gossip.buffers import as_bytes
+from gossip.collective.buffers import as_bytes
 from gossip.errors import InvalidSettings, UnknownProtocol
 
 ENTRY_POINT_GROUP = "noded.protocols"

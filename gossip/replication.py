@@ -34,8 +34,8 @@ from gossip.antientropy import AntiEntropy, RefusedUpdate
 from gossip.errors import GossipError
 from transport.codec import decode_untrusted, pack
 from transport.errors import EndOfStream, MalformedMessage, TransportError, UsageError
-from transport.frames import MAX_PROTOCOL_CHARS
 from transport.identity import NodeId
+from transport.streams.frames import MAX_PROTOCOL_CHARS
 
 RETRY_FIRST_S: Final = 0.5
 """Delay after the first failure to speak to a peer; doubles up to `RETRY_MOST_S`."""
@@ -53,7 +53,7 @@ class ReplicationClosed(GossipError):
 
 
 class StateStream(Protocol):
-    """What this driver needs of a stream (`transport.stream.Stream`)."""
+    """What this driver needs of a stream (`transport.streams.stream.Stream`)."""
 
     @property
     def peer(self) -> StatePeer: ...  # noqa: D102

@@ -17,9 +17,9 @@ import attrs
 import numpy as np
 import trio
 
+from gossip.collective.group import Behind, Group, Reduced
+from gossip.collective.handover import Handover
 from gossip.errors import DescriptorMismatch, StateUnavailable
-from gossip.group import Behind, Group, Reduced
-from gossip.handover import Handover
 from gossip.protocol import (
     Apply,
     Averager,

@@ -4,8 +4,8 @@ What it is for: everything that a person or a training script touches. The only 
 all the others.
 
 Two processes make a node. The *daemon* (`node.daemon`, trio, never torch) holds the connections and the
-run's state; the *trainer* (`node.worker`, or a script of yours with `node.join`) computes. The command
-line (`node.cli`) is a third, short-lived one that imports neither.
+run's state; the *trainer* (`node.training.worker`, or a script of yours with `node.join`) computes. The command
+line (`node.cli.main`) is a third, short-lived one that imports neither.
 
 Cores: `health`, `manifest`, `trainer_messages`, `errors`. Drivers: `daemon`, `control`, `trainer`,
 `systemd`. Errors: `node.errors.NodedError` and the frozen exit codes.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from node.config import Config, load_config
     from node.errors import ExitCode, NodedError
-    from node.session import join
+    from node.training.session import join
 
 __all__ = ["Config", "ExitCode", "NodedError", "__version__", "join", "load_config"]
 
@@ -32,7 +32,7 @@ _HOMES = {
     "load_config": "node.config",
     "ExitCode": "node.errors",
     "NodedError": "node.errors",
-    "join": "node.session",
+    "join": "node.training.session",
 }
 
 

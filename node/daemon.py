@@ -26,8 +26,8 @@ import msgspec
 import trio
 
 from dht.service import Dht, open_dht
-from gossip.membership import open_membership
-from gossip.swim_settings import LAN, WAN
+from gossip.membership.service import open_membership
+from gossip.membership.settings import LAN, WAN
 from node import __version__, keys, log
 from node.control import Handlers, open_control
 from node.errors import (
@@ -44,19 +44,19 @@ from node.errors import (
 from node.paths import ensure_private_dir
 from node.probe import LagProbe
 from node.relay_budget import keep_spent, load_spent
-from node.run import open_run_service
-from node.run_state import state_document
+from node.run.run import open_run_service
+from node.run.state import state_document
 from node.schema import Config
 from node.status import Parts, find_peer, peer_rows, status_document
 from node.systemd import Notifier, run_watchdog
 from node.traffic import TrafficMeter
 from transport.address import Address
-from transport.diagnosis import Standing
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import AddressInUse, ListenFailed, TransportError
 from transport.identity import Identity, NodeId
 from transport.peer import Peer
-from transport.reach import PORT_MAPPING_METHODS, Reach, ReachSettings, open_reach
+from transport.reach.diagnosis import Standing
+from transport.reach.reach import PORT_MAPPING_METHODS, Reach, ReachSettings, open_reach
 from transport.swarm import Swarm
 from transport.tcp import TcpNetwork
 

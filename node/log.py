@@ -27,7 +27,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TextIO
 
-from node.render import MAX_TEXT_CHARS, printable
+from node.cli.render import MAX_TEXT_CHARS, printable
 
 __all__ = [
     "HumanFormatter",
@@ -56,7 +56,7 @@ _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 class HumanFormatter(logging.Formatter):
-    """`12:03:44 warning  transport.listener  refused a connection  peer=nd-7kq2 reason=garbage`."""
+    """`12:03:44 warning  transport.connect.listener  refused a connection  peer=nd-7kq2 reason=garbage`."""
 
     def __init__(self, *, colour: bool = False) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class HumanFormatter(logging.Formatter):
 
 
 class JournalFormatter(logging.Formatter):
-    """`<4>transport.listener  refused ...`: systemd strips the prefix and adds its own time."""
+    """`<4>transport.connect.listener  refused ...`: systemd strips the prefix and adds its own time."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Each line carries the priority: journald takes every line for a message of its own."""

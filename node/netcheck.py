@@ -18,11 +18,11 @@ from node import keys
 from node.errors import NodedError, first_error
 from node.schema import Config
 from transport.address import Address
-from transport.diagnosis import Standing
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import AddressInUse, TransportError
 from transport.identity import Identity
-from transport.reach import PORT_MAPPING_METHODS, Reach, ReachSettings, open_reach
+from transport.reach.diagnosis import Standing
+from transport.reach.reach import PORT_MAPPING_METHODS, Reach, ReachSettings, open_reach
 from transport.relay.settings import RelaySettings
 from transport.swarm import Swarm
 from transport.tcp import TcpNetwork

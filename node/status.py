@@ -15,16 +15,16 @@ import trio
 
 from crdt.record import Progress
 from dht.service import Dht
-from gossip.membership import Membership
-from gossip.swim_table import MemberState, MemberView
+from gossip.membership.service import Membership
+from gossip.membership.table import MemberState, MemberView
 from node.health import Facts, assess, verdict
 from node.probe import LagProbe, descriptor_limit, open_descriptors, process_snapshot
-from node.run import RunService
+from node.run.run import RunService
 from node.schema import Config
 from node.traffic import TrafficMeter
 from transport.endpoint import Endpoint
 from transport.peer import Peer
-from transport.reach import Reach
+from transport.reach.reach import Reach
 from transport.watch import LostPeer
 
 SCHEMA: Final = "noded.status/1"

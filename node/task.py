@@ -30,7 +30,7 @@ import attrs
 import msgspec
 
 from node.errors import ExitCode, NodedError
-from node.manifest import Setting
+from node.run.manifest import Setting
 
 if TYPE_CHECKING:
     import torch

@@ -40,7 +40,7 @@ import msgspec
 from msgspec import Meta
 
 from node.errors import NodedError
-from node.manifest import RunManifest
+from node.run.manifest import RunManifest
 
 __all__ = [
     "MAX_MESSAGE_BYTES",

@@ -38,48 +38,48 @@ THIRD_PARTY = {
 
 # Drivers: the files that meet the event loop. Every other file of these rooms is a core (see CORE_BANS).
 DRIVERS = {
-    "transport/announce.py",
-    "transport/bulk.py",
-    "transport/bulk_door.py",
-    "transport/bulk_pool.py",
-    "transport/bulk_stream.py",
-    "transport/connection.py",
-    "transport/context.py",
-    "transport/deterministic.py",
-    "transport/dial_back.py",
-    "transport/dialer.py",
+    "transport/connect/announce.py",
+    "transport/bulk/link.py",
+    "transport/bulk/door.py",
+    "transport/bulk/pool.py",
+    "transport/bulk/in_stream.py",
+    "transport/connect/connection.py",
+    "transport/connect/context.py",
+    "transport/simulated/deterministic.py",
+    "transport/reach/dial_back.py",
+    "transport/connect/dialer.py",
     "transport/endpoint.py",
-    "transport/inbound.py",
-    "transport/interfaces.py",
-    "transport/link.py",
-    "transport/listener.py",
-    "transport/memory.py",
-    "transport/memory_host.py",
-    "transport/memory_stream.py",
-    "transport/migration.py",
+    "transport/connect/inbound.py",
+    "transport/reach/interfaces.py",
+    "transport/secure/link.py",
+    "transport/connect/listener.py",
+    "transport/simulated/memory.py",
+    "transport/simulated/host.py",
+    "transport/simulated/stream.py",
+    "transport/connect/migration.py",
     "transport/nat/gateway.py",
     "transport/nat/gateway_socket.py",
     "transport/nat/portmap.py",
     "transport/nat/upnp.py",
-    "transport/outbound.py",
-    "transport/outlet.py",
-    "transport/outside.py",
-    "transport/pacing.py",
+    "transport/connect/outbound.py",
+    "transport/connect/outlet.py",
+    "transport/reach/outside.py",
+    "transport/budget/pacing.py",
     "transport/peer.py",
-    "transport/punch_run.py",
-    "transport/puncher.py",
-    "transport/registry.py",
+    "transport/punch/attempt.py",
+    "transport/punch/puncher.py",
+    "transport/connect/registry.py",
     "transport/relay/bridge.py",
     "transport/relay/client.py",
     "transport/relay/reservations.py",
     "transport/relay/service.py",
-    "transport/reach.py",
-    "transport/reach_report.py",
-    "transport/rendezvous.py",
-    "transport/stream.py",
-    "transport/stream_raw.py",
+    "transport/reach/reach.py",
+    "transport/reach/report.py",
+    "transport/bulk/rendezvous.py",
+    "transport/streams/stream.py",
+    "transport/streams/raw.py",
     "transport/tcp.py",
-    "transport/upgrader.py",
+    "transport/punch/upgrader.py",
     "transport/wakeup.py",
     "transport/watch.py",
     "dht/bootstrap.py",
@@ -87,12 +87,12 @@ DRIVERS = {
     "dht/service.py",
     "dht/table_file.py",
     "dht/warm.py",
-    "gossip/group.py",
-    "gossip/handover.py",
-    "gossip/membership.py",
+    "gossip/collective/group.py",
+    "gossip/collective/handover.py",
+    "gossip/membership/service.py",
     "gossip/replication.py",
-    "gossip/ring.py",
-    "gossip/ring_links.py",
+    "gossip/collective/ring.py",
+    "gossip/collective/ring_links.py",
     "gossip/rounds.py",
 }
 
@@ -100,8 +100,8 @@ DRIVERS = {
 NODE_CORES = {
     "node/errors.py",
     "node/health.py",
-    "node/layout.py",
-    "node/manifest.py",
+    "node/run/layout.py",
+    "node/run/manifest.py",
     "node/trainer_messages.py",
 }
 
@@ -113,23 +113,23 @@ NODE_TRIO = {
     "node/private_socket.py",
     "node/probe.py",
     "node/relay_budget.py",
-    "node/run.py",
-    "node/run_finder.py",
+    "node/run/run.py",
+    "node/run/finder.py",
     "node/status.py",
     "node/systemd.py",
     "node/traffic.py",
-    "node/trainer.py",
-    "node/trainer_link.py",
+    "node/run/trainer.py",
+    "node/run/trainer_link.py",
 }
 
 # Who may hold a raw socket: the network itself, and the ends of the local Unix sockets.
 SOCKET = {
-    "transport/interfaces.py",  # asks the kernel for its addresses (netlink)
+    "transport/reach/interfaces.py",  # asks the kernel for its addresses (netlink)
     "transport/nat/gateway_socket.py",  # datagrams to the router
     "transport/tcp.py",
-    "node/client.py",  # the command line's HTTP over the control socket
+    "node/cli/client.py",  # the command line's HTTP over the control socket
     "node/control.py",
-    "node/daemon_link.py",  # the trainer's end of the trainer socket
+    "node/training/daemon_link.py",  # the trainer's end of the trainer socket
     "node/private_socket.py",  # makes both: owner only
     "node/shared_buffer.py",  # passes the memory's file descriptor
     "node/systemd.py",  # one datagram to the notify socket
@@ -137,14 +137,14 @@ SOCKET = {
 
 # The trainer's side: code that never runs in the daemon's process.
 TORCH = {
-    "node/binding.py",
-    "node/session.py",
-    "node/snapshot.py",
-    "node/solo.py",  # a process of its own: training without a swarm, to compare with
+    "node/training/binding.py",
+    "node/training/session.py",
+    "node/training/snapshot.py",
+    "node/training/solo.py",  # a process of its own: training without a swarm, to compare with
     "node/task.py",  # the interface of a task: torch in its signatures only, see test_import_without_torch.py
-    "node/task_loop.py",
+    "node/training/task_loop.py",
     "node/tasks/*",
-    "node/worker.py",
+    "node/training/worker.py",
 }
 TORCH_PACKAGES = {"torch", "safetensors"}
 
@@ -400,7 +400,7 @@ def test_the_cores_of_node_exist():
         (third_party, "crdt/x.py", "import msgpack"),
         (third_party, "transport/x.py", "import numpy as np"),
         (third_party, "node/x.py", "import requests"),
-        (world, "transport/mux.py", "import trio"),
+        (world, "transport/streams/mux.py", "import trio"),
         (world, "node/config.py", "from trio import sleep"),
         (world, "dht/service.py", "import socket"),
         (world, "node/daemon.py", "def f():\n    import torch"),

@@ -16,13 +16,13 @@ ROOMS = ("node", "transport", "gossip", "dht", "crdt")
 
 # The trainer's side, which is never imported by a daemon.
 TRAINER_SIDE = (
-    "node.binding",
-    "node.session",
-    "node.snapshot",
-    "node.solo",
-    "node.task_loop",
+    "node.training.binding",
+    "node.training.session",
+    "node.training.snapshot",
+    "node.training.solo",
+    "node.training.task_loop",
     "node.tasks.*",
-    "node.worker",
+    "node.training.worker",
 )
 
 # Packages of the extras; a node installed without extras has none of them.
@@ -77,7 +77,7 @@ def fresh_interpreter(code: str, argument: object) -> object:
 
 def test_no_module_of_the_daemon_loads_torch():
     names = modules()
-    assert {"node.daemon", "node.cli", "transport.endpoint", "dht.service"} <= set(names)
+    assert {"node.daemon", "node.cli.main", "transport.endpoint", "dht.service"} <= set(names)
     assert fresh_interpreter(IMPORT_EACH, names) == {}
 
 
@@ -89,9 +89,9 @@ def test_the_check_would_notice():
 
 
 def test_a_node_without_extras_has_everything_it_imports():
-    fresh_interpreter(IMPORT_WITHOUT_EXTRAS, [["node", "node.cli", "node.daemon"], EXTRAS])
+    fresh_interpreter(IMPORT_WITHOUT_EXTRAS, [["node", "node.cli.main", "node.daemon"], EXTRAS])
 
 
 def test_the_command_line_starts_without_the_event_loop():
     # A health check runs `noded status --check` every few seconds on every node: it must not pay for a daemon's imports.
-    assert fresh_interpreter(IMPORT_WITHOUT_EXTRAS, [["node.cli"], EXTRAS]) == []
+    assert fresh_interpreter(IMPORT_WITHOUT_EXTRAS, [["node.cli.main"], EXTRAS]) == []

@@ -3,9 +3,9 @@
 `open_endpoint` is the only way in, and its block is the lifetime of everything: listeners,
 handshakes, connections, handlers. Leaving it says goodbye to every peer and leaves no task.
 
-The work is done by the parts: `transport.outbound` dials, `transport.inbound` takes what others
-opened, `transport.registry` decides what a connection is for its node, `transport.bulk_door` opens
-bulk connections, `transport.announce` tells peers of new addresses. This file holds them together
+The work is done by the parts: `transport.connect.outbound` dials, `transport.connect.inbound` takes what others
+opened, `transport.connect.registry` decides what a connection is for its node, `transport.bulk.door` opens
+bulk connections, `transport.connect.announce` tells peers of new addresses. This file holds them together
 and is what the rooms above see.
 
 Invariants: `peers` holds exactly the nodes with a live control connection, at most
@@ -20,24 +20,25 @@ from contextlib import AbstractContextManager, asynccontextmanager
 
 import trio
 
-from transport import announce, bulk_door
 from transport.address import Address
-from transport.announce import Announcer
-from transport.bulk import BulkLink
-from transport.bulk_door import BulkDoor
-from transport.bulk_stream import serve_bulk_streams
-from transport.connection import Handler
-from transport.context import Context
+from transport.bulk import door as bulk_door
+from transport.bulk.door import BulkDoor
+from transport.bulk.in_stream import serve_bulk_streams
+from transport.bulk.link import BulkLink
+from transport.connect import announce
+from transport.connect.announce import Announcer
+from transport.connect.connection import Handler
+from transport.connect.context import Context
+from transport.connect.inbound import Inbound
+from transport.connect.outbound import Outbound
+from transport.connect.registry import Registry
 from transport.errors import UsageError
-from transport.frames import is_protocol_name
-from transport.handshake import MAX_LISTEN, HandshakeRole
 from transport.identity import Identity, NodeId
-from transport.inbound import Inbound
 from transport.limits import Limits
 from transport.network import Network, Path, RawStream
-from transport.outbound import Outbound
 from transport.peer import CallHandler, Peer, handler_of_calls
-from transport.registry import Registry
+from transport.secure.handshake import MAX_LISTEN, HandshakeRole
+from transport.streams.frames import is_protocol_name
 from transport.swarm import Swarm
 from transport.watch import LostPeer, PeerDown, PeerEvent, PeerPathChanged, PeerUp
 
@@ -326,7 +327,7 @@ async def open_endpoint(
     Args:
         identity: our key.
         swarm: whom we talk with.
-        network: `transport.tcp.TcpNetwork()`, or a host of a `transport.memory.MemoryNetwork`.
+        network: `transport.tcp.TcpNetwork()`, or a host of a `transport.simulated.memory.MemoryNetwork`.
         listen: addresses to listen on; none makes a node that only dials.
         name: what to call ourselves; at most 64 printable characters.
         limits: budgets; the defaults when None.

@@ -2,7 +2,7 @@
 
 Problem: everything a remote party can make us hold or compute needs a number, in one place, with its reason. Idea: one frozen
 struct, used as the configuration section directly; `docs/limits.md` is its table, beside the limits that are fixed by the protocol.
-Who may start a handshake is decided in `transport.admission`; what is held for whom is counted in `transport.scopes`.
+Who may start a handshake is decided in `transport.budget.admission`; what is held for whom is counted in `transport.budget.scopes`.
 
 Invariants: every figure is positive and finite, except the rate caps, where 0 means that there is none.
 """
@@ -13,8 +13,8 @@ from typing import Final
 
 import msgspec
 
-from transport.admission import Admission, Refusal, source_of
-from transport.frames import WIDEST_CLASS_BYTES
+from transport.budget.admission import Admission, Refusal, source_of
+from transport.streams.frames import WIDEST_CLASS_BYTES
 
 __all__ = ["NO_CAP", "Admission", "Limits", "Refusal", "source_of"]
 

@@ -2,7 +2,7 @@
 
 Everything above this file (handshake driver, peers, endpoints, the DHT, the collectives) sees
 only these three abstract classes, so the same code runs over kernel TCP (`transport.tcp`) and
-over the seeded in-memory network (`transport.memory`) under a virtual clock.
+over the seeded in-memory network (`transport.simulated.memory`) under a virtual clock.
 
 A raw stream is *not* a `trio.abc.Stream`: it receives into the caller's buffer (no allocation
 per read, which is what makes 256 KiB records cheap), and it may skip trio's "always a

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from transport.address import Address
-from transport.bulk import BulkLink
+from transport.budget.scopes import Scope, ScopeExceeded
+from transport.bulk.link import BulkLink
 from transport.codec import MAX_MESSAGE_BYTES
-from transport.connection import Connection, Handler
+from transport.connect.connection import Connection, Handler
 from transport.errors import (
     MessageTooLarge,
     PeerLost,
@@ -32,13 +33,12 @@ from transport.errors import (
     StreamLimitReached,
     StreamReset,
 )
-from transport.frames import CloseCode, Priority, ResetCode
-from transport.handshake import HandshakeResult
 from transport.identity import NodeId
 from transport.limits import BULK_LINK_BYTES
 from transport.network import Path, RawStream
-from transport.scopes import Scope, ScopeExceeded
-from transport.stream import Stream
+from transport.secure.handshake import HandshakeResult
+from transport.streams.frames import CloseCode, Priority, ResetCode
+from transport.streams.stream import Stream
 
 if TYPE_CHECKING:
     from transport.endpoint import Endpoint

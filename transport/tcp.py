@@ -35,9 +35,9 @@ import trio
 
 from transport.address import Address
 from transport.buffer import Buffer
+from transport.connect.source import SourceBusy
 from transport.errors import AddressInUse, ConnectFailed, ConnectionBroken, ListenFailed
 from transport.network import AcceptOverloaded, Network, RawListener, RawStream
-from transport.source import SourceBusy
 
 YIELD_AFTER_S: Final = 0.001
 """How long one stream may work before it lets other tasks run."""

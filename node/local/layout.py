@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from gossip.protocol import installed_protocols
 from node import keys
-from node.cli_text import parse_assignments
+from node.cli.text import parse_assignments
 from node.config import parse_config
 from node.config_text import render_config
 from node.errors import ConfigError, NodedError, UsageError

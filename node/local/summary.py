@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
+from node.cli.render import Style, duration, human_bytes, number, printable, table
 from node.local.layout import PeerFiles
 from node.local.watch import PeerView
-from node.render import Style, duration, human_bytes, number, printable, table
 
 __all__ = ["Summary", "losses_of", "read_metrics", "summarise"]
 

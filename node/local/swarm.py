@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from node.cli.render import style_for
 from node.errors import ExitCode, NodedError
 from node.local import LocalOptions
 from node.local.chart import draw_losses
@@ -40,7 +41,6 @@ from node.local.layout import (
 from node.local.summary import Summary, losses_of, summarise
 from node.local.view import JsonView, Progress, View, open_view
 from node.local.watch import PeerView, Watcher
-from node.render import style_for
 
 __all__ = ["LocalSwarm"]
 

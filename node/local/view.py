@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from node.cli.render import duration, human_bytes, number, printable
 from node.local.watch import PeerView
-from node.render import duration, human_bytes, number, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from node.client import Client
+from node.cli.client import Client
 from node.errors import NodedError
 from node.local.fleet import Daemon
 

@@ -23,8 +23,8 @@ from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional
 
-from node.corpus import load_corpus
 from node.task import Evaluation, InvalidTaskSettings, Task, TaskContext
+from node.training.corpus import load_corpus
 
 __all__ = ["ByteGPT", "ByteGPTSettings", "Transformer"]
 

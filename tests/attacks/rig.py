@@ -16,17 +16,17 @@ import trio
 
 from tests.attacks.victim import NUMBER
 from tests.transport.nodes import SWARM, identity, node
-from transport import frames
 from transport.address import Address
-from transport.frames import Frame
-from transport.handshake import Handshake, HandshakeResult
 from transport.identity import NodeId
-from transport.intro import Intro
 from transport.limits import Limits
-from transport.link import shake_hands
 from transport.network import RawStream
 from transport.peer import Peer
-from transport.record import HEADER_BYTES, OVERHEAD_BYTES, RecordKind
+from transport.secure.handshake import Handshake, HandshakeResult
+from transport.secure.intro import Intro
+from transport.secure.link import shake_hands
+from transport.secure.record import HEADER_BYTES, OVERHEAD_BYTES, RecordKind
+from transport.streams import frames
+from transport.streams.frames import Frame
 from transport.tcp import TcpNetwork
 
 ROOT = Path(__file__).parents[2]

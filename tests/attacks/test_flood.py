@@ -16,7 +16,7 @@ from tests.attacks.rig import (
     many_files,
     victim,
 )
-from transport.handshake import HELLO_BYTES
+from transport.secure.handshake import HELLO_BYTES
 
 pytestmark = pytest.mark.real
 

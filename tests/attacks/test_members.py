@@ -7,11 +7,11 @@ import pytest
 import trio
 
 from tests.attacks.rig import GROWTH_BYTES, OPEN_TO_ALL, PATIENCE_S, friend, hostile, victim
-from transport import frames
 from transport.errors import RemoteCallFailed
-from transport.frames import Priority
-from transport.intro import Intro
-from transport.record import RecordKind
+from transport.secure.intro import Intro
+from transport.secure.record import RecordKind
+from transport.streams import frames
+from transport.streams.frames import Priority
 
 pytestmark = pytest.mark.real
 

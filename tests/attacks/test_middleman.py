@@ -10,8 +10,8 @@ from tests.attacks.rig import LIVELY, OPEN_TO_ALL, PATIENCE_S, Victim, victim
 from tests.transport.nodes import identity, node
 from transport.address import Address
 from transport.errors import PeerUnreachable, TransportError
-from transport.handshake import HELLO_BYTES, VERSION
-from transport.record import HEADER_BYTES, OVERHEAD_BYTES
+from transport.secure.handshake import HELLO_BYTES, VERSION
+from transport.secure.record import HEADER_BYTES, OVERHEAD_BYTES
 from transport.swarm import Swarm
 from transport.tcp import TcpNetwork
 

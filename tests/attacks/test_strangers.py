@@ -16,7 +16,7 @@ from tests.attacks.rig import (
     until_hung_up,
     victim,
 )
-from transport.handshake import HELLO_BYTES, MAX_HANDSHAKE_BYTES
+from transport.secure.handshake import HELLO_BYTES, MAX_HANDSHAKE_BYTES
 
 pytestmark = pytest.mark.real
 

@@ -20,7 +20,7 @@ from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import MalformedMessage, RemoteCallFailed
 from transport.limits import Limits
 from transport.peer import Peer
-from transport.stream import Stream
+from transport.streams.stream import Stream
 from transport.tcp import TcpNetwork
 
 NUMBER = 99

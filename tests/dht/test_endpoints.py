@@ -12,13 +12,13 @@ from dht.contact import sane_address
 from dht.key import record_key
 from dht.service import Dht, _parsed, open_dht
 from transport.address import Address
-from transport.deterministic import run_deterministically
 from transport.endpoint import Endpoint, open_endpoint
 from transport.identity import Identity, NodeId
-from transport.memory import MemoryNetwork
 from transport.network import Path
 from transport.relay.client import RelayClient
 from transport.relay.service import RelayService
+from transport.simulated.deterministic import run_deterministically
+from transport.simulated.memory import MemoryNetwork
 from transport.swarm import Swarm
 
 SWARM = Swarm(bytes(range(32)))

@@ -17,18 +17,20 @@ from dht.messages import (
     Refused,
     Store,
 )
-from gossip.messages import Abort, Begin
-from gossip.messages import encode as encode_gossip
-from node.manifest import RunManifest
+from gossip.collective.messages import Abort, Begin
+from gossip.collective.messages import encode as encode_gossip
+from node.run.manifest import RunManifest
 from tests.fuzz import CORPUS
 from tests.fuzz.targets import FIRST, KEY, NONCE, RECORD, RECORDS, SECOND, THIRD, run_state
-from transport import bulk_messages, frames, punch
 from transport.address import Address
+from transport.bulk import messages as bulk_messages
 from transport.codec import pack
-from transport.frames import Priority
 from transport.identity import NodeId
-from transport.intro import Intro, encode_intro
+from transport.punch import agreement as punch
 from transport.relay import messages as relay
+from transport.secure.intro import Intro, encode_intro
+from transport.streams import frames
+from transport.streams.frames import Priority
 
 TRAINER = (
     (

@@ -23,16 +23,16 @@ from dht.contact import sane_address, split_address
 from dht.errors import InvalidRecord
 from dht.messages import Answer, Query, from_hints
 from dht.record import SignedRecord, check, make_record
-from gossip.messages import decode_message_untrusted
-from gossip.messages import encode as encode_gossip
+from gossip.collective.messages import decode_message_untrusted
+from gossip.collective.messages import encode as encode_gossip
 from node.config import load_config
 from node.control import ControlServer
 from node.errors import NodedError
-from node.manifest import RunManifest
+from node.run.manifest import RunManifest
 from node.trainer_messages import decode_trainer_message
-from transport import bulk_messages, frames, punch
 from transport.address import Address
-from transport.admission import source_of
+from transport.budget.admission import source_of
+from transport.bulk import messages as bulk_messages
 from transport.codec import decode_untrusted, pack, unpack_untrusted
 from transport.errors import (
     HandshakeFailed,
@@ -44,14 +44,16 @@ from transport.errors import (
     RecordError,
     TransportError,
 )
-from transport.handshake import Handshake
 from transport.identity import Identity, NodeId, verify
-from transport.intro import Intro, decode_intro, encode_intro
 from transport.limits import Limits
-from transport.mux import Mux
 from transport.nat import natpmp, pcp
-from transport.record import HEADER_BYTES, OVERHEAD_BYTES, Opener, RecordKind, Sealer
+from transport.punch import agreement as punch
 from transport.relay import messages as relay
+from transport.secure.handshake import Handshake
+from transport.secure.intro import Intro, decode_intro, encode_intro
+from transport.secure.record import HEADER_BYTES, OVERHEAD_BYTES, Opener, RecordKind, Sealer
+from transport.streams import frames
+from transport.streams.mux import Mux
 from transport.swarm import Swarm
 
 SWARM = Swarm(bytes(range(32)))

@@ -8,14 +8,14 @@ from typing import Any
 import trio
 import trio.testing
 
-from gossip.ring import RingPlace
+from gossip.collective.ring import RingPlace
 from transport.address import Address
-from transport.bulk import BulkLink
-from transport.handshake import HandshakeResult, Intro
+from transport.bulk.link import BulkLink
 from transport.identity import Identity
-from transport.memory import MemoryNetwork
 from transport.network import RawStream
-from transport.record import Opener, Sealer
+from transport.secure.handshake import HandshakeResult, Intro
+from transport.secure.record import Opener, Sealer
+from transport.simulated.memory import MemoryNetwork
 
 PORT = 4000
 

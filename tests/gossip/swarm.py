@@ -10,12 +10,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import attrs
 import trio
 
-from gossip.epoch_events import EpochSettings
-from gossip.group import Group, open_group
+from gossip.collective.epoch_events import EpochSettings
+from gossip.collective.group import Group, open_group
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.identity import Identity
-from transport.memory import MemoryNetwork
+from transport.simulated.memory import MemoryNetwork
 from transport.swarm import Swarm
 
 RUN = hashlib.sha256(b"the run of the tests").digest()

@@ -15,10 +15,10 @@ from typing import Any
 
 import attrs
 
-from gossip.swim import Dial, Send, Swim
-from gossip.swim_messages import Message, decode, encode
-from gossip.swim_settings import LAN, SwimSettings
-from gossip.swim_table import MemberState, SwimKeys
+from gossip.membership.messages import Message, decode, encode
+from gossip.membership.settings import LAN, SwimSettings
+from gossip.membership.swim import Dial, Send, Swim
+from gossip.membership.table import MemberState, SwimKeys
 from transport.identity import NodeId
 
 HEARTBEAT_S = 1.0

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip.averaging import MeanOfParameters, ParameterAveraging
-from gossip.diloco import OuterNesterov
 from gossip.errors import InvalidSettings
 from gossip.protocol import Averager, CollectiveOutcome, Contribution, ReduceMean
+from gossip.protocols.averaging import MeanOfParameters, ParameterAveraging
+from gossip.protocols.diloco import OuterNesterov
 
 F32 = np.float32
 

@@ -10,7 +10,7 @@ import attrs
 import msgspec
 import pytest
 
-from gossip.certificate import (
+from gossip.collective.certificate import (
     GENESIS,
     Ballot,
     Certificate,

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from gossip.conformance import CHECKS, Nonconforming, Subject, check, fingerprint, main
-from gossip.diloco import DiLoCo, MeanOncePerRound, OuterNesterov
 from gossip.errors import GossipError
 from gossip.protocol import Apply, installed_protocols, load_protocol
+from gossip.protocols.diloco import DiLoCo, MeanOncePerRound, OuterNesterov
 
 ROOT = Path(__file__).parents[2]
 
@@ -434,10 +434,10 @@ def test_the_example_of_the_page_keeps_all_rules(tmp_path: Path) -> None:
 
 def test_the_page_names_what_there_is() -> None:
     import gossip.conformance
-    import gossip.diloco
     import gossip.protocol
+    import gossip.protocols.diloco
 
-    modules = (gossip.conformance, gossip.diloco, gossip.protocol)
+    modules = (gossip.conformance, gossip.protocols.diloco, gossip.protocol)
     for name in ("MeanOncePerRound", "ReduceMean", "Apply", "CHECKS", "Nonconforming"):
         assert f"`{name}" in PAGE
         assert any(hasattr(module, name) for module in modules)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip import diloco
-from gossip.diloco import DiLoCo, OuterNesterov
 from gossip.protocol import Averager
+from gossip.protocols import diloco
+from gossip.protocols.diloco import DiLoCo, OuterNesterov
 
 F32 = np.float32
 

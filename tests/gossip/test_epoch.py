@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gossip.epoch_events import EpochSettings
+from gossip.collective.epoch_events import EpochSettings
 from tests.gossip.epoch_world import World
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.certificate import GENESIS, Ballot, Certificate
-from gossip.formation import (
+from gossip.collective.certificate import GENESIS, Ballot, Certificate
+from gossip.collective.formation import (
     WAIT_EXTENSION_S,
     Collecting,
     choose_start,
@@ -18,7 +18,7 @@ from gossip.formation import (
     has_quorum,
     proposer_of,
 )
-from gossip.messages import Promise, Wait
+from gossip.collective.messages import Promise, Wait
 from transport.identity import NodeId
 
 A, B, C, D, E = NODES = tuple(NodeId(bytes([letter]) * 32) for letter in b"ABCDE")

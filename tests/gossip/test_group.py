@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import trio
 
-from gossip.epoch_events import EpochSettings
+from gossip.collective.epoch_events import EpochSettings
+from gossip.collective.group import Behind, Reduced
+from gossip.collective.messages import Vote
 from gossip.errors import CollectiveAborted, DescriptorMismatch, Indeterminate
-from gossip.group import Behind, Reduced
-from gossip.messages import Vote
 from tests.gossip.swarm import Node, open_node, open_swarm
 
 START = hashlib.sha256(b"start").digest()

@@ -15,9 +15,8 @@ import pytest
 import trio
 import trio.testing
 
-from gossip import handover as module
-from gossip.errors import StateUnavailable
-from gossip.handover import (
+from gossip.collective import handover as module
+from gossip.collective.handover import (
     MAX_TRANSFERS,
     MIN_BYTES_PER_S,
     STALL_S,
@@ -25,14 +24,15 @@ from gossip.handover import (
     HeldState,
     open_handover,
 )
+from gossip.errors import StateUnavailable
 from tests.gossip.swarm import RUN, Node, open_swarm
-from transport.bulk import MAX_PAYLOAD_BYTES, BulkLink
+from transport.bulk.link import MAX_PAYLOAD_BYTES, BulkLink
 from transport.endpoint import Endpoint
 from transport.errors import RemoteCallFailed
 from transport.identity import NodeId
-from transport.link_model import LinkSettings
-from transport.memory import MemoryNetwork
 from transport.peer import Peer
+from transport.simulated.link_model import LinkSettings
+from transport.simulated.memory import MemoryNetwork
 
 PROTOCOL = f"handover/{RUN.hex()[:32]}"
 ROUND = 12

@@ -10,17 +10,17 @@ import attrs
 import pytest
 import trio
 
-from gossip.membership import Membership, Missed, open_membership
-from gossip.swim import MemberEvent
-from gossip.swim_messages import PROTOCOL
-from gossip.swim_settings import LAN
-from gossip.swim_table import MemberState
+from gossip.membership.messages import PROTOCOL
+from gossip.membership.service import Membership, Missed, open_membership
+from gossip.membership.settings import LAN
+from gossip.membership.swim import MemberEvent
+from gossip.membership.table import MemberState
 from transport.address import Address
-from transport.deterministic import run_deterministically
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import RemoteCallFailed
 from transport.identity import Identity
-from transport.memory import MemoryNetwork
+from transport.simulated.deterministic import run_deterministically
+from transport.simulated.memory import MemoryNetwork
 from transport.swarm import Swarm
 
 SWARM = Swarm(key=b"m" * 32)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.certificate import Ballot, Certificate, SignedBy
-from gossip.messages import (
+from gossip.collective.certificate import Ballot, Certificate, SignedBy
+from gossip.collective.messages import (
     MAX_MEMBERS,
     Abort,
     Accept,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from gossip.certificate import GENESIS, Ballot, Epoch
-from gossip.operation import Operation, OperationState
+from gossip.collective.certificate import GENESIS, Ballot, Epoch
+from gossip.collective.operation import Operation, OperationState
 from tests.gossip.epoch_world import make_identities
 
 IDENTITIES = sorted(make_identities(3), key=lambda identity: identity.node_id)

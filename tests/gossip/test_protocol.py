@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gossip import protocol as module
-from gossip.diloco import DiLoCo, OuterNesterov
 from gossip.errors import GossipError, InvalidSettings, UnknownProtocol
 from gossip.protocol import installed_protocols, load_protocol
+from gossip.protocols.diloco import DiLoCo, OuterNesterov
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,9 @@ def test_installed_protocols_load_under_their_own_name(name: str) -> None:
     assert load_protocol(name).name == name
 
 
-@pytest.mark.parametrize("value", ["gossip.diloco:PIECE", "gossip.diloco:OuterNesterov"])
+@pytest.mark.parametrize(
+    "value", ["gossip.protocols.diloco:PIECE", "gossip.protocols.diloco:OuterNesterov"]
+)
 def test_an_entry_point_that_is_no_protocol_is_refused(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,7 +74,9 @@ def test_an_entry_point_that_is_no_protocol_is_refused(
         load_protocol("odd")
 
 
-@pytest.mark.parametrize("value", ["gossip.no_such_file:Thing", "gossip.diloco:NoSuchThing"])
+@pytest.mark.parametrize(
+    "value", ["gossip.no_such_file:Thing", "gossip.protocols.diloco:NoSuchThing"]
+)
 def test_an_entry_point_that_cannot_be_loaded_is_a_typed_error(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

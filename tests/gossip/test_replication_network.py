@@ -13,10 +13,10 @@ from crdt.state import RunState
 from gossip.errors import GossipError
 from gossip.replication import open_replication, protocol_of
 from tests.transport.nodes import address, node, nodes
-from transport.deterministic import run_deterministically
 from transport.errors import EndOfStream
 from transport.identity import Identity, verify
-from transport.memory import LinkSettings, MemoryNetwork
+from transport.simulated.deterministic import run_deterministically
+from transport.simulated.memory import LinkSettings, MemoryNetwork
 
 NOW_MS = 1_700_000_000_000
 RUN = bytes(range(32)).hex()

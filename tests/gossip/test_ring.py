@@ -16,14 +16,14 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip import ring
-from gossip.certificate import result_root
+from gossip.collective import ring
+from gossip.collective.certificate import result_root
+from gossip.collective.ring import Reduction, RingPlace, RingResult, chunk_bounds, ring_all_reduce
 from gossip.errors import CollectiveAborted, DescriptorMismatch, GossipError
-from gossip.ring import Reduction, RingPlace, RingResult, chunk_bounds, ring_all_reduce
 from tests.gossip.links import Between, ring_of, virtual
 from tests.gossip.swarm import open_swarm
-from transport.bulk import LinkClosed
-from transport.memory import MemoryNetwork
+from transport.bulk.link import LinkClosed
+from transport.simulated.memory import MemoryNetwork
 
 DESCRIPTOR = hashlib.sha256(b"what is reduced").digest()
 PLAIN = Reduction(0, DESCRIPTOR)
@@ -190,7 +190,7 @@ def test_same_inputs_same_bits_whatever_the_network() -> None:
     sources = random_sources(5, 1001, "float32", 3)
 
     async def run(seed: int) -> bytes:
-        from transport.link_model import LinkSettings
+        from transport.simulated.link_model import LinkSettings
 
         network = MemoryNetwork(
             seed, default=LinkSettings(latency_s=0.01, jitter_s=0.05, split=0.3)

@@ -15,13 +15,13 @@ import pytest
 import trio
 import trio.testing
 
-from gossip.certificate import GENESIS, Ballot, Certificate, Epoch
-from gossip.diloco import DiLoCo
-from gossip.epoch_events import EpochSettings
+from gossip.collective.certificate import GENESIS, Ballot, Certificate, Epoch
+from gossip.collective.epoch_events import EpochSettings
+from gossip.collective.group import Behind, Reduced
+from gossip.collective.handover import HeldState, open_handover
 from gossip.errors import DescriptorMismatch, StateUnavailable
-from gossip.group import Behind, Reduced
-from gossip.handover import HeldState, open_handover
 from gossip.protocol import Apply, Contribution
+from gossip.protocols.diloco import DiLoCo
 from gossip.rounds import (
     Offer,
     Position,

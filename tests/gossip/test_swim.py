@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip.swim import Dial, Swim
-from gossip.swim_messages import Alive, Doubt, Gossip, Left, Message, Sync
-from gossip.swim_settings import LAN
-from gossip.swim_table import MemberState
+from gossip.membership.messages import Alive, Doubt, Gossip, Left, Message, Sync
+from gossip.membership.settings import LAN
+from gossip.membership.swim import Dial, Swim
+from gossip.membership.table import MemberState
 from tests.gossip.swim_world import World
 
 ALIVE, SUSPECT, LEFT, LOST = MemberState

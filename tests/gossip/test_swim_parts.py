@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.dissemination import BUDGET_BYTES, Dissemination, times
 from gossip.errors import InvalidSettings
-from gossip.local_health import LATE_S, MOST, LocalHealth
-from gossip.suspicion import Suspicion, wait_s
-from gossip.swim_messages import (
+from gossip.membership.dissemination import BUDGET_BYTES, Dissemination, times
+from gossip.membership.local_health import LATE_S, MOST, LocalHealth
+from gossip.membership.messages import (
     MAX_HOPS,
     MAX_INCARNATION,
     MAX_MESSAGE_BYTES,
@@ -31,9 +30,10 @@ from gossip.swim_messages import (
     encode,
     size_of,
 )
-from gossip.swim_relay import ProbeRelay
-from gossip.swim_settings import LAN, WAN, SwimSettings
-from gossip.swim_table import Member, MemberState, Table
+from gossip.membership.relay import ProbeRelay
+from gossip.membership.settings import LAN, WAN, SwimSettings
+from gossip.membership.suspicion import Suspicion, wait_s
+from gossip.membership.table import Member, MemberState, Table
 from transport.codec import pack
 from transport.errors import MalformedMessage
 from transport.identity import NodeId

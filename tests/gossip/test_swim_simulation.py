@@ -11,9 +11,9 @@ import sys
 
 import pytest
 
-from gossip.swim_messages import Gossip, Message, Probe
-from gossip.swim_settings import LAN, WAN, SwimSettings
-from gossip.swim_table import MemberState
+from gossip.membership.messages import Gossip, Message, Probe
+from gossip.membership.settings import LAN, WAN, SwimSettings
+from gossip.membership.table import MemberState
 from tests.gossip.swim_world import Node, World, quantiles
 
 

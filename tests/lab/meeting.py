@@ -6,7 +6,7 @@ fails at once is repeated after a random 20 to 300 ms. Whichever connection carr
 way counts, whether it came from a dial or to a listener.
 
 It needs `transport.network.Network`s only, so it runs over the lab (`PlacedNetwork`) and over
-`transport.memory` alike.
+`transport.simulated.memory` alike.
 """
 
 import random
@@ -18,9 +18,9 @@ import trio
 
 from tests.lab.namespaces import Namespace, placed
 from transport.address import Address
+from transport.connect.source import SourceBusy
 from transport.errors import ConnectFailed
 from transport.network import Network, RawListener, RawStream
-from transport.source import SourceBusy
 from transport.tcp import TcpNetwork
 
 PORT = 7447

@@ -1,6 +1,6 @@
 """The kinds of NAT as rules of the Linux packet filter, one nft file per router.
 
-What each kind does is said in RFC 4787 and RFC 5382, and in `transport.nat_model`, whose names for
+What each kind does is said in RFC 4787 and RFC 5382, and in `transport.simulated.nat_model`, whose names for
 the kinds are used here; `tests/lab/test_model_agrees.py` holds the two against each other.
 
 * Mapping. MASQUERADE keeps the inside port, so every far side sees the same one (endpoint-

@@ -23,7 +23,7 @@ from transport.errors import TransportError
 from transport.identity import Identity, NodeId
 from transport.network import Path
 from transport.peer import Peer
-from transport.reach import Reach, ReachSettings, open_reach
+from transport.reach.reach import Reach, ReachSettings, open_reach
 from transport.relay.settings import RelaySettings
 from transport.swarm import Swarm
 from transport.tcp import TcpNetwork

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from node.client import Client
+from node.cli.client import Client
 from tests.lab.daemons import Json, LabCluster, LabNode
 from tests.lab.marks import slow
 from tests.lab.nat_types import NatType

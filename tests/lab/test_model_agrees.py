@@ -16,9 +16,9 @@ from tests.lab.nat_types import NatType, direct_possible
 from tests.lab.switch import LinkProfile
 from tests.lab.topology import Lab
 from transport.address import Address
-from transport.deterministic import run_deterministically
-from transport.link_model import LinkSettings
-from transport.memory import MemoryNetwork, NatKind
+from transport.simulated.deterministic import run_deterministically
+from transport.simulated.link_model import LinkSettings
+from transport.simulated.memory import MemoryNetwork, NatKind
 
 pytestmark = pytest.mark.real
 

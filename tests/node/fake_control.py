@@ -6,7 +6,7 @@ from pathlib import Path
 
 import trio
 
-from node.cli import main
+from node.cli.main import main
 from node.control import open_control
 
 STATUS = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from gossip.protocol import load_protocol
-from node.manifest import RunManifest
+from node.run.manifest import RunManifest
 from node.shared_buffer import SharedBuffer, send_with_fd
 from node.trainer_messages import (
     Attach,

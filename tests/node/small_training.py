@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from node.manifest import RunManifest
+from node.run.manifest import RunManifest
 
 MANIFEST = RunManifest(name="demo", task="byte-gpt", every=4)
 

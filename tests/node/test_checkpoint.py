@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from node import checkpoint as module
-from node.checkpoint import (
+from node.run import checkpoint as module
+from node.run.checkpoint import (
     CheckpointCorrupt,
     CheckpointMissing,
     CheckpointNotSaved,
@@ -27,7 +27,7 @@ from node.checkpoint import (
     sweep,
     verify,
 )
-from node.tensor_file import write_tensors
+from node.run.tensor_file import write_tensors
 from transport.identity import Identity
 
 ALICE = Identity.from_seed(b"a" * 32)

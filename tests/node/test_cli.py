@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import node
-from node.cli import cli
+from node.cli.main import cli
 from node.errors import NotReady, PeerNotReachable
 from tests.node.fake_control import PEER, STATUS, FakeDaemon, run
 from transport.swarm import Swarm
@@ -123,9 +123,9 @@ def test_watch_prints_until_it_is_interrupted(capsys, daemon, monkeypatch):
 
 
 def test_init_makes_a_node_and_the_line_for_the_next_one(capsys, home, monkeypatch):
-    import node.client
+    import node.cli.client
 
-    monkeypatch.setattr(node.client, "own_host", lambda: "192.0.2.20")
+    monkeypatch.setattr(node.cli.client, "own_host", lambda: "192.0.2.20")
     code, out, err = run(capsys, "init", "--name", "attic", "--run", "demo", "--create")
     assert (code, err) == (0, "")
     (line,) = [line.strip() for line in out.splitlines() if "--bootstrap" in line]
@@ -151,9 +151,9 @@ def test_init_makes_a_node_and_the_line_for_the_next_one(capsys, home, monkeypat
 
 
 def test_the_join_line_never_names_loopback_unless_asked(capsys, home, monkeypatch):
-    import node.client
+    import node.cli.client
 
-    monkeypatch.setattr(node.client, "own_host", lambda: "")
+    monkeypatch.setattr(node.cli.client, "own_host", lambda: "")
     config = ["--config", str(home / "a" / "noded.toml")]
     out = run(capsys, "init", *config, "--listen", "127.0.0.1:7447")[1]
     assert "--bootstrap HOST:7447" in out
@@ -331,7 +331,7 @@ def test_the_documented_verbs_are_the_real_ones():
 def modules_after(*arguments: str) -> set[str]:
     """What a command has imported when it ends, seen from inside its process."""
     program = (
-        "import sys; from node.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from node.cli.main import main; code = main(sys.argv[1:]);"
         "print('|'.join(sorted(sys.modules)))"
     )
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -363,7 +363,7 @@ def test_importing_the_package_imports_nothing():
     out = subprocess.run(
         [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
     ).stdout
-    assert not {"trio", "torch", "click", "msgspec", "node.cli", "node.errors"} & set(
+    assert not {"trio", "torch", "click", "msgspec", "node.cli.main", "node.errors"} & set(
         out.strip().split("|")
     )
     assert node.NodedError.__module__ == "node.errors"

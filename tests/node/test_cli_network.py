@@ -5,9 +5,9 @@ import os
 
 import pytest
 
+from node.cli.render_network import netcheck_text
 from node.config import parse_config
 from node.netcheck import check_alone
-from node.render_network import netcheck_text
 from tests.node.fake_control import PEER, FakeDaemon, run
 
 RELAY = "nd-rela-yyyy-aaaa"

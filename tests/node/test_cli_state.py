@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from crdt.entry import MAX_ENTRY_BYTES
 from crdt.record import CheckpointInfo, MemberInfo, Metrics, Progress
-from node import sequence
-from node.manifest import RunManifest
-from node.render_state import state_text
-from node.run_state import open_state, run_info, state_document
+from node.cli.render_state import state_text
+from node.run import sequence
+from node.run.manifest import RunManifest
+from node.run.state import open_state, run_info, state_document
 from tests.node.fake_control import FakeDaemon, run
 from transport.identity import Identity
 
@@ -152,7 +152,7 @@ def test_numbers_go_up_over_restarts_whatever_the_clock_does(tmp_path, monkeypat
     first = open_state(ALICE, MANIFEST, tmp_path)
     used = first.sequence
     assert sequence.next_start(tmp_path / "sequence") > used
-    monkeypatch.setattr("node.run_state._wall_ms", lambda: 1000)
+    monkeypatch.setattr("node.run.state._wall_ms", lambda: 1000)
     assert open_state(ALICE, MANIFEST, tmp_path).sequence > used
     (tmp_path / "sequence").write_text("nonsense")
     assert sequence.next_start(tmp_path / "sequence") == 0

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from node import control, private_socket
-from node.client import Client
+from node.cli.client import Client
 from node.control import MAX_CONNECTIONS, MAX_HEADER_BYTES, open_control
 from node.errors import (
     DaemonNotRunning,

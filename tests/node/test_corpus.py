@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from node import corpus
-from node.corpus import CorpusMissing, CorpusTooSmall, load_corpus
 from node.errors import ExitCode
+from node.training import corpus
+from node.training.corpus import CorpusMissing, CorpusTooSmall, load_corpus
 
 
 def write_folder(root, files, size=2000):

@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from node.daemon_link import DaemonLink, DaemonLost
 from node.errors import DaemonNotRunning
 from node.trainer_messages import Hurry, SaveNow, Stop, encode
+from node.training.daemon_link import DaemonLink, DaemonLost
 
 
 @pytest.fixture

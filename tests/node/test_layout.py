@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.layout import Layout
+from node.run.layout import Layout
 
 SHAPES = {"b.weight": (2, 3), "a.bias": (17,), "scalar": (), "c": (16,)}
 

@@ -244,7 +244,7 @@ def test_a_configuration_that_cannot_be_written_names_the_key(tmp_path):
 def test_bad_options_are_found_before_anything_is_made(
     tmp_path, monkeypatch, capsys, arguments, code, word
 ):
-    from node.cli import main
+    from node.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     assert main(["local", *arguments]) == code

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from node.cli.render import Style
 from node.local.chart import draw_losses
 from node.local.layout import PeerFiles
 from node.local.summary import losses_of, perplexity, read_metrics, summarise
 from node.local.view import JsonView, LiveView, PlainView, Progress
 from node.local.watch import PeerView
 from node.paths import node_paths
-from node.render import Style
 
 
 def daemon(tmp_path: Path, number: int = 1) -> SimpleNamespace:

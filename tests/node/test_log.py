@@ -19,7 +19,7 @@ from node.log import (
 
 
 def record(message: str, *args: object, level: int = logging.INFO, **extra: object):
-    made = logging.LogRecord("transport.listener", level, "file.py", 1, message, args, None)
+    made = logging.LogRecord("transport.connect.listener", level, "file.py", 1, message, args, None)
     made.__dict__.update(extra)
     return made
 
@@ -37,7 +37,7 @@ def root():
 
 def test_a_persons_line():
     line = HumanFormatter().format(record("refused %s", "x", peer="nd-1", why="two words"))
-    assert line[8:] == ' info     transport.listener  refused x  peer=nd-1 why="two words"'
+    assert line[8:] == ' info     transport.connect.listener  refused x  peer=nd-1 why="two words"'
     painted = HumanFormatter(colour=True).format(record("x", level=logging.ERROR))
     assert "\x1b[31merror\x1b[0m" in painted
 
@@ -52,7 +52,8 @@ def test_a_strangers_text_stays_on_its_line_and_off_the_terminal():
 
 def test_the_journals_lines_carry_a_priority_and_no_time():
     assert (
-        JournalFormatter().format(record("x", level=logging.WARNING)) == "<4>transport.listener  x"
+        JournalFormatter().format(record("x", level=logging.WARNING))
+        == "<4>transport.connect.listener  x"
     )
     assert JournalFormatter().format(record("x", level=logging.DEBUG)).startswith("<7>")
 
@@ -79,7 +80,7 @@ def test_json_carries_the_facts():
     made = record("m", peer=b"\x01\x02", count=3, odd=object)
     entry = json.loads(JsonFormatter().format(made))
     assert entry["level"] == "info"
-    assert entry["logger"] == "transport.listener"
+    assert entry["logger"] == "transport.connect.listener"
     assert (entry["peer"], entry["count"]) == ("0102", 3)
     assert isinstance(entry["odd"], str)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.manifest import InvalidManifest, RunManifest, rounds_of
+from node.run.manifest import InvalidManifest, RunManifest, rounds_of
 
 MANIFEST = RunManifest(
     name="demo",

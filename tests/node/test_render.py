@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.render import (
+from node.cli.render import (
     Style,
     duration,
     human_bytes,

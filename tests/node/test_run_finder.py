@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from node.run_finder import RunFinder
+from node.run.finder import RunFinder
 from transport.address import Address
 from transport.identity import Identity
 

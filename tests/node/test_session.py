@@ -9,10 +9,8 @@ import torch
 from torch import nn
 
 from gossip.protocol import load_protocol
-from node.daemon_link import DaemonLink, DaemonLost
 from node.errors import DaemonNotRunning
-from node.manifest import RunManifest
-from node.session import JoinRefused, Session, join
+from node.run.manifest import RunManifest
 from node.trainer_messages import (
     Applied,
     Attach,
@@ -27,6 +25,8 @@ from node.trainer_messages import (
     Start,
     Stop,
 )
+from node.training.daemon_link import DaemonLink, DaemonLost
+from node.training.session import JoinRefused, Session, join
 from tests.node.fake_daemon import FakeDaemon
 from tests.node.small_training import MANIFEST, assert_equal, build, flat_of, state_of, train
 

@@ -9,10 +9,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from node.checkpoint import CheckpointCorrupt, publish
-from node.manifest import RunManifest
-from node.session import join
+from node.run.checkpoint import CheckpointCorrupt, publish
+from node.run.manifest import RunManifest
 from node.trainer_messages import Applied, Failed, Outcome, Ready, Saved, SaveFailed, SaveNow
+from node.training.session import join
 from tests.node.fake_daemon import FakeDaemon
 from tests.node.small_training import MANIFEST, assert_equal, build, state_of, train
 from transport.identity import Identity

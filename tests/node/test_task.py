@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from node.errors import ExitCode
-from node.manifest import RunManifest
-from node.solo import train_alone
+from node.run.manifest import RunManifest
 from node.task import (
     InvalidTaskSettings,
     Task,
@@ -18,6 +17,7 @@ from node.task import (
     load_task,
 )
 from node.tasks.byte_gpt import ByteGPT, _printable
+from node.training.solo import train_alone
 
 TINY = {"layers": 1, "width": 16, "heads": 2, "context": 16, "batch": 4,
         "evaluation_windows": 8, "sample_bytes": 20}  # fmt: skip

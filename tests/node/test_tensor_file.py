@@ -9,7 +9,7 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.tensor_file import (
+from node.run.tensor_file import (
     BadTensorFile,
     check_finite,
     open_regular,

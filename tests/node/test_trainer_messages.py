@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.manifest import RunManifest
+from node.run.manifest import RunManifest
 from node.trainer_messages import (
     MAX_MESSAGE_BYTES,
     Applied,

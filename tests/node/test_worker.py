@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from node.checkpoint import publish
 from node.errors import ExitCode
-from node.launch import WorkerOptions, worker_command, worker_environment
-from node.manifest import RunManifest
+from node.run.checkpoint import publish
+from node.run.launch import WorkerOptions, worker_command, worker_environment
+from node.run.manifest import RunManifest
 from node.trainer_messages import (
     Applied,
     Attach,
@@ -25,7 +25,7 @@ from node.trainer_messages import (
     SaveNow,
     Stop,
 )
-from node.worker import main
+from node.training.worker import main
 from tests.node.fake_daemon import FakeDaemon
 from transport.identity import Identity
 
@@ -224,8 +224,8 @@ def test_what_a_restart_cannot_mend_has_its_own_exit_code(tmp_path, run_here, wh
 
 
 TORCH_FREE = (
-    "node", "node.checkpoint", "node.corpus", "node.daemon_link", "node.launch", "node.layout",
-    "node.manifest", "node.shared_buffer", "node.task", "node.tensor_file", "node.trainer_messages",
+    "node", "node.run.checkpoint", "node.training.corpus", "node.training.daemon_link", "node.run.launch", "node.run.layout",
+    "node.run.manifest", "node.shared_buffer", "node.task", "node.run.tensor_file", "node.trainer_messages",
 )  # fmt: skip
 
 
@@ -241,7 +241,7 @@ def test_the_daemons_side_does_not_import_torch():
 def test_the_command_keeps_the_working_directory_off_the_path(tmp_path):
     options = WorkerOptions(socket=tmp_path / "s", manifest=tmp_path / "m", threads=2, data="/d")
     command = worker_command(options, python="py")
-    assert command[:4] == ["py", "-P", "-m", "node.worker"]
+    assert command[:4] == ["py", "-P", "-m", "node.training.worker"]
     assert command[command.index("--data") + 1] == "/d"
     assert "--task" not in command
     environment = worker_environment({"HOME": "/h"}, options)

@@ -20,7 +20,7 @@ from typing import Any, Self
 import psutil
 
 from node import keys
-from node.client import Client
+from node.cli.client import Client
 from node.config_text import render_config
 from node.errors import NodedError
 from node.local.layout import clean_environ

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from node.checkpoint import verify
+from node.run.checkpoint import verify
 from tests.real.cluster import Cluster, at_round
 
 pytestmark = pytest.mark.real

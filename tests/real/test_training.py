@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from node import keys
-from node.checkpoint import Trust, verify
-from node.client import Client
+from node.cli.client import Client
+from node.run.checkpoint import Trust, verify
 from tests.real.cluster import Cluster, finished
 
 pytestmark = pytest.mark.real

@@ -9,7 +9,7 @@ import sys
 import trio
 
 from tests.simulation.world import World
-from transport.deterministic import run_deterministically
+from transport.simulated.deterministic import run_deterministically
 
 COUNT = 16
 LIMIT_S = 600.0

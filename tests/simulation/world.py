@@ -18,20 +18,20 @@ from crdt.entry import Author
 from crdt.record import MemberInfo, Progress
 from crdt.state import RunState
 from dht.service import open_dht
-from gossip.diloco import DiLoCo
-from gossip.epoch_events import EpochSettings
-from gossip.group import open_group
-from gossip.handover import HeldState, open_handover
+from gossip.collective.epoch_events import EpochSettings
+from gossip.collective.group import open_group
+from gossip.collective.handover import HeldState, open_handover
 from gossip.protocol import Apply, Averager, Contribution
+from gossip.protocols.diloco import DiLoCo
 from gossip.replication import open_replication
 from gossip.rounds import Offer, Position, RunReport, TrainerPort, run_rounds
-from node.manifest import RunManifest
-from node.run_finder import RunFinder
+from node.run.finder import RunFinder
+from node.run.manifest import RunManifest
 from transport.address import Address
 from transport.endpoint import open_endpoint
 from transport.identity import Identity, NodeId, verify
-from transport.link_model import LinkSettings
-from transport.memory import MemoryNetwork
+from transport.simulated.link_model import LinkSettings
+from transport.simulated.memory import MemoryNetwork
 from transport.swarm import Swarm
 
 SWARM = Swarm(key=b"s" * 32)

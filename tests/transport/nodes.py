@@ -9,8 +9,8 @@ from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.identity import Identity
 from transport.limits import Limits
-from transport.memory import MemoryNetwork
 from transport.network import Network
+from transport.simulated.memory import MemoryNetwork
 from transport.swarm import Swarm
 
 SWARM = Swarm(bytes(range(32)))

@@ -10,13 +10,13 @@ from typing import Any
 import trio
 
 from transport.address import Address
-from transport.bulk import BulkLink
-from transport.bulk_pool import BulkPool, running
-from transport.handshake import HandshakeResult, Intro
+from transport.bulk.link import BulkLink
+from transport.bulk.pool import BulkPool, running
 from transport.identity import Identity
-from transport.memory import MemoryNetwork
 from transport.network import RawListener, RawStream
-from transport.record import Opener, Sealer
+from transport.secure.handshake import HandshakeResult, Intro
+from transport.secure.record import Opener, Sealer
+from transport.simulated.memory import MemoryNetwork
 
 HOSTS = ("10.0.0.1", "10.0.0.2")
 PORT = 4000

@@ -13,11 +13,11 @@ from transport.endpoint import Endpoint
 from transport.errors import PeerLost, StreamReset
 from transport.identity import NodeId
 from transport.limits import Limits
-from transport.link_model import LinkSettings
-from transport.memory import MemoryNetwork
 from transport.network import Path, RawListener, RawStream
 from transport.peer import Peer
-from transport.stream import Stream
+from transport.simulated.link_model import LinkSettings
+from transport.simulated.memory import MemoryNetwork
+from transport.streams.stream import Stream
 
 FAR = Address("10.9.0.2", 9)
 """Where the circuits to the second endpoint end; dialed from 10.9.0.1."""

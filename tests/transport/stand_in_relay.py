@@ -8,8 +8,8 @@ import trio
 from transport.address import Address
 from transport.endpoint import Endpoint
 from transport.network import Network, Path, RawStream
-from transport.punch import IPInterface
-from transport.puncher import Puncher, serve_punch
+from transport.punch.agreement import IPInterface
+from transport.punch.puncher import Puncher, serve_punch
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transport.admission import MEMBER_MEMORY_S, PROBATION, Admission, Pending, Refusal
+from transport.budget.admission import MEMBER_MEMORY_S, PROBATION, Admission, Pending, Refusal
 from transport.errors import UsageError
 from transport.limits import Limits
 

@@ -4,12 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transport.address import Address
-from transport.advertising import (
+from transport.identity import NodeId
+from transport.reach.advertising import (
     KnownAddresses,
     addresses_to_tell,
     bound_addresses,
 )
-from transport.identity import NodeId
 
 RELAY = str(NodeId(bytes(32)))
 ANY4, ANY6 = Address("0.0.0.0", 7447), Address("::", 7447)

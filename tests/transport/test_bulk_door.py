@@ -8,10 +8,10 @@ import trio
 from tests.transport.nodes import address, nodes
 from tests.transport.relayed import relayed_pair
 from transport.address import Address
-from transport.bulk_door import DIAL_BACK, NOT_REACHED, TOKEN_BYTES
+from transport.bulk.door import DIAL_BACK, NOT_REACHED, TOKEN_BYTES
 from transport.errors import RemoteCallFailed
 from transport.limits import Limits
-from transport.memory import LinkSettings, MemoryNetwork
+from transport.simulated.memory import LinkSettings, MemoryNetwork
 
 VICTIM = "10.9.9.9"
 

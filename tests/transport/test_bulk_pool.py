@@ -9,8 +9,9 @@ import trio
 from tests.transport.nodes import node, nodes
 from tests.transport.pool_links import HOSTS, hostile, pools
 from transport.address import Address
-from transport.bulk import LinkClosed
-from transport.bulk_messages import (
+from transport.bulk.chunks import MIN_CHUNK_BYTES, ChunkRefused
+from transport.bulk.link import LinkClosed
+from transport.bulk.messages import (
     Ack,
     Bye,
     ChunkHead,
@@ -23,7 +24,7 @@ from transport.bulk_messages import (
     decode,
     encode,
 )
-from transport.bulk_pool import (
+from transport.bulk.pool import (
     BARREN_LINKS,
     HELLO_S,
     LINKLESS_S,
@@ -34,10 +35,9 @@ from transport.bulk_pool import (
     TransferMismatch,
     open_bulk_pool,
 )
-from transport.chunks import MIN_CHUNK_BYTES, ChunkRefused
 from transport.errors import ConnectFailed, PeerLost, UsageError
-from transport.link_model import LinkSettings
-from transport.memory import MemoryNetwork
+from transport.simulated.link_model import LinkSettings
+from transport.simulated.memory import MemoryNetwork
 from transport.tcp import TcpNetwork
 
 K = MIN_CHUNK_BYTES

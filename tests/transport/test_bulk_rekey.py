@@ -3,7 +3,7 @@
 import trio
 
 from tests.transport.nodes import address, nodes
-from transport.memory import MemoryNetwork
+from transport.simulated.memory import MemoryNetwork
 
 
 async def test_an_old_key_is_changed_before_the_next_transfer(autojump_clock):

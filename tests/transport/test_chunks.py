@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from transport.chunks import (
+from transport.bulk.chunks import (
     CHUNKS_WANTED,
     MAX_CHUNK_BYTES,
     MAX_REGION_BYTES,

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio._core import _run
 
-from transport.deterministic import run_deterministically
+from transport.simulated.deterministic import run_deterministically
 
 
 async def task_order() -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import pytest
 
 from transport.address import Address
-from transport.diagnosis import Facts, Relay, Standing, diagnose
+from transport.reach.diagnosis import Facts, Relay, Standing, diagnose
 
 PUBLIC, LAN = Address("11.1.1.7", 7447), Address("192.168.1.7", 7447)
 SOME = {"peers": 3, "far_peers": 2}

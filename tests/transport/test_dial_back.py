@@ -11,14 +11,19 @@ from hypothesis import strategies as st
 
 from tests.transport.nodes import PORT, identity, node
 from transport.address import Address
-from transport.dial_back import (
+from transport.endpoint import Endpoint
+from transport.errors import MalformedMessage, RemoteCallFailed, UsageError
+from transport.identity import NodeId
+from transport.network import Network
+from transport.peer import Peer
+from transport.reach.dial_back import (
     DialBackResult,
     DialBackServer,
     ask_dial_back,
     can_be_asked,
     serve_dial_back,
 )
-from transport.dial_back_rules import (
+from transport.reach.dial_back_rules import (
     PROTOCOL,
     DialBackAnswer,
     DialBackGate,
@@ -31,14 +36,9 @@ from transport.dial_back_rules import (
     encode_request,
     objection,
 )
-from transport.endpoint import Endpoint
-from transport.errors import MalformedMessage, RemoteCallFailed, UsageError
-from transport.identity import NodeId
-from transport.link_model import LinkSettings
-from transport.memory import MemoryNetwork, NatKind
-from transport.network import Network
-from transport.peer import Peer
-from transport.reachability import Reachability, ReachabilitySettings, Verdict
+from transport.reach.reachability import Reachability, ReachabilitySettings, Verdict
+from transport.simulated.link_model import LinkSettings
+from transport.simulated.memory import MemoryNetwork, NatKind
 
 HERE = Address("0.0.0.0", PORT)
 NONCE = bytes(range(16))

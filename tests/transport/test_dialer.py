@@ -6,10 +6,10 @@ import pytest
 import trio
 
 from transport.address import Address
-from transport.dialer import CONNECT_TIMEOUT_S, MAX_CANDIDATES, STAGGER_S, Commit, dial
+from transport.connect.dialer import CONNECT_TIMEOUT_S, MAX_CANDIDATES, STAGGER_S, Commit, dial
 from transport.errors import ConnectFailed, HandshakeFailed, PeerUnreachable
-from transport.memory import MemoryNetwork
 from transport.network import Network, RawListener, RawStream
+from transport.simulated.memory import MemoryNetwork
 
 
 class ScriptedNetwork(Network):

@@ -11,7 +11,6 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.transport.nodes import address, identity, node, nodes
 from transport.address import Address
-from transport.deterministic import run_deterministically
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import (
     AddressInUse,
@@ -23,9 +22,10 @@ from transport.errors import (
     UsageError,
 )
 from transport.limits import HANDSHAKE_BYTES, Limits
-from transport.memory import LinkSettings, MemoryNetwork
 from transport.peer import Peer
-from transport.stream import Stream
+from transport.simulated.deterministic import run_deterministically
+from transport.simulated.memory import LinkSettings, MemoryNetwork
+from transport.streams.stream import Stream
 from transport.swarm import Swarm
 from transport.watch import BUFFER, Lagged, PeerDown, PeerEvent, PeerUp
 
@@ -549,7 +549,7 @@ def test_the_same_seed_gives_the_same_history() -> None:
 def test_history_does_not_depend_on_the_hash_seed() -> None:
     program = (
         "from tests.transport.test_endpoint import _story\n"
-        "from transport.deterministic import run_deterministically\n"
+        "from transport.simulated.deterministic import run_deterministically\n"
         "print(run_deterministically(5, _story, 5))"
     )
     digests = {

@@ -13,13 +13,13 @@ from trio.testing import wait_all_tasks_blocked
 from tests.transport.nodes import node
 from tests.transport.relayed import Traffic
 from transport.address import Address
-from transport.bulk import BulkLink
+from transport.bulk.link import BulkLink
 from transport.endpoint import Endpoint
 from transport.identity import NodeId
 from transport.network import Path as Way
 from transport.network import RawStream
 from transport.peer import Peer
-from transport.stream import Stream
+from transport.streams.stream import Stream
 from transport.tcp import TcpNetwork
 
 pytestmark = pytest.mark.real

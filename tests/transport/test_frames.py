@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transport.errors import ProtocolViolation
-from transport.frames import (
+from transport.streams.frames import (
     CLASS_WINDOW_BYTES,
     LARGEST_CONTROL_FRAME_BYTES,
     MAX_FRAME_PAYLOAD_BYTES,

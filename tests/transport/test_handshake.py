@@ -20,14 +20,14 @@ from transport.errors import (
     WrongPeer,
     WrongSwarm,
 )
-from transport.handshake import (
+from transport.identity import Identity, NodeId
+from transport.secure.handshake import (
     HELLO_BYTES,
     MAGIC,
     MAX_HANDSHAKE_BYTES,
     Handshake,
     Intro,
 )
-from transport.identity import Identity, NodeId
 from transport.swarm import Swarm
 
 SWARM = Swarm(bytes(range(32)))

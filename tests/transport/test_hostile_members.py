@@ -7,15 +7,15 @@ import trio
 
 from tests.transport.nodes import SWARM, identity, node, seeded_bytes
 from transport.address import Address
-from transport.dialer import CONNECT_TIMEOUT_S
+from transport.connect.dialer import CONNECT_TIMEOUT_S
+from transport.connect.inbound import MAX_EARLY
 from transport.errors import PeerUnreachable
-from transport.first_flights import FirstFlights
-from transport.handshake import Handshake, HandshakeResult, Intro
-from transport.inbound import MAX_EARLY
 from transport.limits import LINK_BYTES, Limits
-from transport.link import GOODBYE_S, shake_hands
-from transport.memory import MemoryNetwork
 from transport.network import Path, RawStream
+from transport.secure.first_flights import FirstFlights
+from transport.secure.handshake import Handshake, HandshakeResult, Intro
+from transport.secure.link import GOODBYE_S, shake_hands
+from transport.simulated.memory import MemoryNetwork
 
 VICTIM = Address("11.0.0.1", 7447)
 JOIN_S = 5.0

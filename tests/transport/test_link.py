@@ -15,18 +15,18 @@ from transport.errors import (
     WrongPeer,
     WrongSwarm,
 )
-from transport.handshake import Handshake, HandshakeResult, Intro
 from transport.identity import NodeId
-from transport.link import (
+from transport.network import RawStream
+from transport.secure.handshake import Handshake, HandshakeResult, Intro
+from transport.secure.link import (
     RECEIVE_BYTES,
     REST_AFTER_S,
     SEND_BYTES,
     SecureLink,
     shake_hands,
 )
-from transport.memory import LinkSettings, MemoryNetwork
-from transport.network import RawStream
-from transport.record import MAX_RECORD_BYTES, REKEY_AGE_S, RecordKind
+from transport.secure.record import MAX_RECORD_BYTES, REKEY_AGE_S, RecordKind
+from transport.simulated.memory import LinkSettings, MemoryNetwork
 from transport.swarm import Swarm
 
 

@@ -9,13 +9,13 @@ import pytest
 import trio
 
 from transport.address import Address
-from transport.admission import Admission, Pending
+from transport.budget.admission import Admission, Pending
+from transport.connect.listener import serve_listener
 from transport.errors import ConnectionBroken
 from transport.limits import Limits
-from transport.listener import serve_listener
-from transport.memory import MemoryNetwork
 from transport.network import AcceptOverloaded, RawListener, RawStream
 from transport.reporter import Reporter
+from transport.simulated.memory import MemoryNetwork
 
 HERE = Address("10.0.0.2", 7)
 

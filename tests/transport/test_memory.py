@@ -10,10 +10,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from transport.address import Address
-from transport.deterministic import run_deterministically
 from transport.errors import AddressInUse, ConnectFailed
-from transport.memory import LinkSettings, MemoryNetwork
 from transport.network import RawStream
+from transport.simulated.deterministic import run_deterministically
+from transport.simulated.memory import LinkSettings, MemoryNetwork
 
 SERVER = Address(host="10.0.0.2", port=7447)
 
@@ -247,7 +247,7 @@ def test_same_seed_same_trace_other_seed_other_trace() -> None:
 def test_the_trace_does_not_depend_on_the_hash_seed() -> None:
     program = (
         "from tests.transport.test_memory import _chatter\n"
-        "from transport.deterministic import run_deterministically\n"
+        "from transport.simulated.deterministic import run_deterministically\n"
         "print(run_deterministically(7, _chatter, 7))"
     )
     digests = {

@@ -14,13 +14,13 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from transport.address import Address
-from transport.deterministic import run_deterministically
+from transport.connect.source import SourceBusy
 from transport.errors import ConnectFailed
-from transport.link_model import LinkSettings
-from transport.memory import MemoryHost, MemoryNetwork, MultiHomedHost, NatKind
-from transport.nat_model import Nat
 from transport.network import Network, RawListener, RawStream
-from transport.source import SourceBusy
+from transport.simulated.deterministic import run_deterministically
+from transport.simulated.link_model import LinkSettings
+from transport.simulated.memory import MemoryHost, MemoryNetwork, MultiHomedHost, NatKind
+from transport.simulated.nat_model import Nat
 
 PORT = 7447
 HERE = Address("0.0.0.0", PORT)

@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 
 from tests.transport.relayed import Pair, Traffic, relayed_pair
 from transport.address import Address
-from transport.deterministic import run_deterministically
+from transport.connect.inbound import MAX_UNNAMED
+from transport.connect.migration import MAX_PENDING, Switch
 from transport.endpoint import Endpoint
 from transport.errors import ProtocolViolation
-from transport.inbound import MAX_UNNAMED
 from transport.limits import Limits
-from transport.link_model import LinkSettings
-from transport.memory import MemoryNetwork
-from transport.migration import MAX_PENDING, Switch
 from transport.network import Path, RawStream
 from transport.peer import Peer
-from transport.record import RecordKind
+from transport.secure.record import RecordKind
+from transport.simulated.deterministic import run_deterministically
+from transport.simulated.link_model import LinkSettings
+from transport.simulated.memory import MemoryNetwork
 from transport.watch import PeerDown, PeerPathChanged
 
 ROUGH = LinkSettings(latency_s=0.05, jitter_s=0.02, split=0.3, stall=0.02)

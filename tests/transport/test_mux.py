@@ -3,7 +3,9 @@
 import pytest
 
 from transport.errors import ProtocolViolation, StreamClosed, StreamLimitReached, UsageError
-from transport.frames import (
+from transport.limits import Limits
+from transport.secure.record import RECORD_BYTES
+from transport.streams.frames import (
     CLASS_WINDOW_BYTES,
     FRAME_PAYLOAD_BYTES,
     MAX_CREDIT_BYTES,
@@ -22,10 +24,9 @@ from transport.frames import (
     encode,
     stream_id,
 )
-from transport.frames import Pong as PongFrame
-from transport.frames import Reset as ResetFrame
-from transport.limits import Limits
-from transport.mux import (
+from transport.streams.frames import Pong as PongFrame
+from transport.streams.frames import Reset as ResetFrame
+from transport.streams.mux import (
     MAX_CONTROL_FRAMES,
     MAX_NUMBER,
     MAX_PINGS,
@@ -38,7 +39,6 @@ from transport.mux import (
     Reset,
     Writable,
 )
-from transport.record import RECORD_BYTES
 
 NORMAL, URGENT = Priority.NORMAL, Priority.URGENT
 NOW = 5.0

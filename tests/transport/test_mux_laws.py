@@ -14,12 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transport import mux as mux_module
-from transport import mux_state
 from transport.errors import StreamClosed, StreamLimitReached
-from transport.frames import ClassCredit, Credit, Data, Priority, decode
 from transport.limits import Limits
-from transport.mux import (
+from transport.streams import mux as mux_module
+from transport.streams import mux_state
+from transport.streams.frames import ClassCredit, Credit, Data, Priority, decode
+from transport.streams.mux import (
     Closed,
     DataReceived,
     Finished,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from transport.address import Address
 from transport.errors import UsageError
-from transport.nat_model import Nat, NatKind, Refusal, Session
-from transport.nat_topology import Arrival, Departure, Realm, arrive, depart
+from transport.simulated.nat_model import Nat, NatKind, Refusal, Session
+from transport.simulated.nat_topology import Arrival, Departure, Realm, arrive, depart
 
 PUBLIC = "198.51.100.1"
 INSIDE = Address("192.168.1.2", 7447)

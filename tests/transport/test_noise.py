@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from transport.errors import HandshakeFailed, UsageError
-from transport.noise import CipherState, KeyPair, NoiseXX
+from transport.secure.noise import CipherState, KeyPair, NoiseXX
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "noise_xx.json").read_text())["vectors"]
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from transport.address import Address
 from transport.errors import UsageError
-from transport.observed import MappingBehaviour, ObservedAddresses
+from transport.reach.observed import MappingBehaviour, ObservedAddresses
 
 TRUE = Address("198.51.100.1", 7447)
 FALSE = Address("198.51.100.66", 66)

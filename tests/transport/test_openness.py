@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from tests.transport.nodes import address, nodes
 from transport.address import Address
-from transport.dialed import MAX_HOSTS, RememberingNetwork
+from transport.connect.dialed import MAX_HOSTS, RememberingNetwork
 from transport.errors import ConnectFailed
-from transport.memory import MemoryNetwork
-from transport.openness import EXPIRY_S, MAX_ADDRESSES, Openness
+from transport.reach.openness import EXPIRY_S, MAX_ADDRESSES, Openness
+from transport.simulated.memory import MemoryNetwork
 
 AT, OTHER = Address("11.1.1.1", 7447), Address("11.1.1.1", 7448)
 

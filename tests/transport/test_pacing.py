@@ -7,10 +7,10 @@ import pytest
 import trio
 
 from transport.address import Address
+from transport.budget.pacing import Budget, Budgets, PacedStream, pace
 from transport.limits import Limits
-from transport.memory import MemoryNetwork
 from transport.network import Path, RawStream
-from transport.pacing import Budget, Budgets, PacedStream, pace
+from transport.simulated.memory import MemoryNetwork
 
 CAP = 100_000
 PORT = 7447

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transport.parallel import IDLE_S, MAX_HOLD_S, LinkCount
+from transport.bulk.parallel import IDLE_S, MAX_HOLD_S, LinkCount
 
 
 class Path:

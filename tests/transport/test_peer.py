@@ -7,8 +7,9 @@ import pytest
 import trio
 
 from tests.transport.nodes import address, node, nodes
-from transport.bulk import BulkLink, LinkClosed
-from transport.bulk_door import NOT_REACHED
+from transport.bulk.door import NOT_REACHED
+from transport.bulk.link import BulkLink, LinkClosed
+from transport.bulk.rendezvous import ARRIVAL_WAIT_S
 from transport.endpoint import Endpoint
 from transport.errors import (
     MessageTooLarge,
@@ -19,10 +20,9 @@ from transport.errors import (
     UsageError,
 )
 from transport.limits import Limits
-from transport.memory import LinkSettings, MemoryNetwork
 from transport.peer import Peer
-from transport.rendezvous import ARRIVAL_WAIT_S
-from transport.stream import Stream
+from transport.simulated.memory import LinkSettings, MemoryNetwork
+from transport.streams.stream import Stream
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transport.address import Address
 from transport.codec import pack
 from transport.errors import MalformedMessage, TransportError, UsageError
-from transport.punch import (
+from transport.punch.agreement import (
     CROSSED,
     MAX_ADDRESSES,
     MAX_GAP_S,

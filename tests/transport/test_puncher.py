@@ -16,12 +16,9 @@ from transport.address import Address
 from transport.codec import pack
 from transport.endpoint import Endpoint
 from transport.errors import ConnectFailed, UsageError
-from transport.link_model import LinkSettings
-from transport.memory import MemoryNetwork
-from transport.memory_host import MultiHomedHost
 from transport.network import Path, RawStream
 from transport.peer import Peer
-from transport.punch import (
+from transport.punch.agreement import (
     BUSY,
     MAX_FAILED_HANDSHAKES,
     MAX_MESSAGE_BYTES,
@@ -33,9 +30,12 @@ from transport.punch import (
     decode,
     encode,
 )
-from transport.punch_run import MESSAGE_S
-from transport.puncher import FOLLOW_AGAIN_S, FOLLOW_BURST, Puncher, punch, serve_punch
-from transport.stream import Stream
+from transport.punch.attempt import MESSAGE_S
+from transport.punch.puncher import FOLLOW_AGAIN_S, FOLLOW_BURST, Puncher, punch, serve_punch
+from transport.simulated.host import MultiHomedHost
+from transport.simulated.link_model import LinkSettings
+from transport.simulated.memory import MemoryNetwork
+from transport.streams.stream import Stream
 
 WILD = [Address("0.0.0.0", 7447)]
 THIRD = Address("192.0.2.10", 9000)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from transport.budget.rates import BURST_S, URGENT_RUN, Meter, Ticket, TokenBucket
 from transport.errors import UsageError
-from transport.rates import BURST_S, URGENT_RUN, Meter, Ticket, TokenBucket
 
 RATE = 1_000_000
 

@@ -11,15 +11,15 @@ import trio
 
 from tests.transport.nodes import SWARM, identity
 from transport.address import Address
-from transport.diagnosis import Standing
 from transport.endpoint import Endpoint, open_endpoint
-from transport.link_model import LinkSettings
-from transport.memory import MemoryNetwork
 from transport.nat.mapping_core import MapMethod, Mapping
-from transport.nat_model import Nat
 from transport.network import Path
-from transport.reach import Reach, ReachSettings, open_reach
+from transport.reach.diagnosis import Standing
+from transport.reach.reach import Reach, ReachSettings, open_reach
 from transport.relay.settings import RelaySettings
+from transport.simulated.link_model import LinkSettings
+from transport.simulated.memory import MemoryNetwork
+from transport.simulated.nat_model import Nat
 
 PORT = 7447
 PUBLIC = {"relay": "11.1.1.1", "far-1": "11.1.2.1", "far-2": "11.1.3.1"}

@@ -6,19 +6,19 @@ import trio
 from tests.transport.nodes import address, node, nodes
 from tests.transport.relayed import FAR, relayed_pair
 from transport.address import Address
-from transport.announce import PROTOCOL
 from transport.codec import pack
+from transport.connect.announce import PROTOCOL
+from transport.connect.source import SourceBusy
 from transport.endpoint import Endpoint
 from transport.errors import ConnectFailed, PeerUnreachable, RemoteCallFailed, UsageError
-from transport.handshake import Handshake, Intro
 from transport.identity import NodeId
 from transport.limits import Limits
-from transport.link import shake_hands
-from transport.link_model import LinkSettings
-from transport.memory import MemoryNetwork
 from transport.network import Network, Path, RawListener, RawStream
 from transport.peer import Peer, seen_from_here
-from transport.source import SourceBusy
+from transport.secure.handshake import Handshake, Intro
+from transport.secure.link import shake_hands
+from transport.simulated.link_model import LinkSettings
+from transport.simulated.memory import MemoryNetwork
 
 FAST = LinkSettings(latency_s=0.01)
 

@@ -6,8 +6,8 @@ import pytest
 
 from tests.transport.nodes import identity
 from transport.address import Address
-from transport.diagnosis import Diagnosis, Standing
-from transport.reach_log import BURST, PAUSE_S, ReachLog
+from transport.reach.diagnosis import Diagnosis, Standing
+from transport.reach.log import BURST, PAUSE_S, ReachLog
 
 LAN = Address("192.168.1.2", 7447)
 RELAYS = [Address(f"11.1.0.{number}", 7447, str(identity(number).node_id)) for number in (1, 2)]

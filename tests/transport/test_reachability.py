@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from transport.address import Address
 from transport.errors import UsageError
-from transport.reachability import Reachability, ReachabilitySettings, Verdict
+from transport.reach.reachability import Reachability, ReachabilitySettings, Verdict
 
 AT = Address("198.51.100.1", 7447)
 OTHER = Address("198.51.100.1", 7448)

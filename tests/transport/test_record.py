@@ -7,7 +7,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transport import record
 from transport.errors import (
     AuthenticationFailed,
     MalformedRecord,
@@ -15,7 +14,8 @@ from transport.errors import (
     RecordTooLarge,
     UsageError,
 )
-from transport.record import (
+from transport.secure import record
+from transport.secure.record import (
     HEADER_BYTES,
     MAX_RECORD_BYTES,
     OVERHEAD_BYTES,

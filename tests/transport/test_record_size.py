@@ -1,6 +1,6 @@
 """How large a record may be follows how long writes take."""
 
-from transport.record_size import LEAST_BYTES, MOST_BYTES, RecordSize
+from transport.secure.record_size import LEAST_BYTES, MOST_BYTES, RecordSize
 
 
 def write(size: RecordSize, bytes_per_s: float, records: int) -> None:

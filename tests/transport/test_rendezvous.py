@@ -7,10 +7,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.transport.nodes import identity
+from transport.bulk.rendezvous import ARRIVAL_WAIT_S, MAX_WAITING_PER_PEER, Delivery, Rendezvous
 from transport.errors import PeerLost, StreamLimitReached
-from transport.handshake import HandshakeResult
 from transport.network import RawStream
-from transport.rendezvous import ARRIVAL_WAIT_S, MAX_WAITING_PER_PEER, Delivery, Rendezvous
+from transport.secure.handshake import HandshakeResult
 
 PEER = identity(1).node_id
 OTHER = identity(2).node_id

@@ -4,9 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from transport.errors import UsageError
-from transport.limits import HANDSHAKE_BYTES, Limits
-from transport.scopes import (
+from transport.budget.scopes import (
     Reservation,
     Resource,
     ResourceScopes,
@@ -14,6 +12,8 @@ from transport.scopes import (
     ScopeExceeded,
     ScopeLimits,
 )
+from transport.errors import UsageError
+from transport.limits import HANDSHAKE_BYTES, Limits
 
 NOTHING = (0, 0, 0, 0)
 

@@ -3,8 +3,8 @@
 import pytest
 
 from transport.address import Address
+from transport.connect.source import SourceBusy, source_for
 from transport.errors import ConnectFailed
-from transport.source import SourceBusy, source_for
 
 
 @pytest.mark.parametrize(

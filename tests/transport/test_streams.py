@@ -16,9 +16,9 @@ from transport.errors import (
     StreamClosed,
     StreamReset,
 )
-from transport.frames import Priority, ResetCode
-from transport.memory import LinkSettings, MemoryNetwork
-from transport.stream import Stream
+from transport.simulated.memory import LinkSettings, MemoryNetwork
+from transport.streams.frames import Priority, ResetCode
+from transport.streams.stream import Stream
 
 
 class Pairs:

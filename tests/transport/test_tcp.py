@@ -11,9 +11,9 @@ import pytest
 import trio
 
 from transport.address import Address
+from transport.connect.source import SourceBusy
 from transport.errors import AddressInUse, ConnectFailed
 from transport.network import AcceptOverloaded, RawStream
-from transport.source import SourceBusy
 from transport.tcp import TcpNetwork
 
 pytestmark = pytest.mark.real

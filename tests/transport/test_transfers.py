@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from transport.bulk_messages import Ack, ChunkHead, Want, decode, encode
-from transport.chunks import MIN_CHUNK_BYTES, ChunkRefused
-from transport.transfers import (
+from transport.bulk.chunks import MIN_CHUNK_BYTES, ChunkRefused
+from transport.bulk.messages import Ack, ChunkHead, Want, decode, encode
+from transport.bulk.transfers import (
     MAX_CONTROL,
     Transfer,
     TransferCancelled,

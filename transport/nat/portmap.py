@@ -23,12 +23,12 @@ import trio
 
 from transport.address_kinds import AddressKind
 from transport.errors import MalformedMessage, TransportError
-from transport.interfaces import changes, local_addresses
 from transport.nat import natpmp, pcp
 from transport.nat.gateway import Gateway, default_gateway
 from transport.nat.gateway_socket import GatewaySilent, GatewaySocket, open_announcements
 from transport.nat.mapping_core import Ask, Check, Grant, Idle, MapMethod, Mapping, MappingCore
 from transport.nat.upnp import Igd, Upnp, load_igd
+from transport.reach.interfaces import changes, local_addresses
 
 __all__ = ["Gateway", "Igd", "MapMethod", "Mapping", "PortMapper"]
 

@@ -21,11 +21,11 @@ from typing import Final
 import trio
 
 from transport.errors import PeerLost, StreamError, StreamReset
-from transport.frames import ResetCode
 from transport.relay.ledger import Circuit, Ledger
 from transport.relay.messages import CircuitEnd
 from transport.relay.settings import CHUNK_BYTES
-from transport.stream import Stream
+from transport.streams.frames import ResetCode
+from transport.streams.stream import Stream
 
 OPENING_S: Final = 5.0
 """How long a new circuit may carry nothing: its source has a handshake to begin, and whoever has not must not hold a place."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
-from transport.rates import TokenBucket
+from transport.budget.rates import TokenBucket
 from transport.relay.settings import RelaySettings
 
 MAX_SOURCES: Final = 4096

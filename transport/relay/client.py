@@ -29,7 +29,6 @@ from transport.errors import (
     StreamReset,
     TransportError,
 )
-from transport.frames import ResetCode
 from transport.identity import NodeId
 from transport.network import Path, RawStream
 from transport.peer import Peer
@@ -50,8 +49,9 @@ from transport.relay.messages import (
 from transport.relay.reservations import ANSWER_S, RelayStatus, Reservations
 from transport.relay.settings import RelaySettings
 from transport.reporter import Reporter
-from transport.stream import Stream
-from transport.stream_raw import StreamRaw
+from transport.streams.frames import ResetCode
+from transport.streams.raw import StreamRaw
+from transport.streams.stream import Stream
 
 __all__ = ["MAX_INCOMING", "RelayClient", "RelayStatus"]
 

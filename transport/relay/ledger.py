@@ -25,10 +25,10 @@ from typing import Any
 
 import attrs
 
+from transport.budget.rates import TokenBucket
 from transport.errors import UsageError
 from transport.identity import NodeId
 from transport.limits import source_of
-from transport.rates import TokenBucket
 from transport.relay.budget import MAX_SOURCES, Budget
 from transport.relay.messages import CircuitEnd, Reason
 from transport.relay.settings import CHUNK_BYTES, RelaySettings

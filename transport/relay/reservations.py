@@ -23,7 +23,7 @@ import attrs
 import trio
 
 from transport.address import Address
-from transport.admission import network_of
+from transport.budget.admission import network_of
 from transport.codec import decode_untrusted, pack
 from transport.endpoint import Endpoint
 from transport.errors import MalformedMessage, RemoteCallFailed, TransportError

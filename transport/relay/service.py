@@ -51,7 +51,7 @@ from transport.relay.messages import (
 )
 from transport.relay.settings import RelaySettings
 from transport.reporter import Reporter
-from transport.stream import Stream
+from transport.streams.stream import Stream
 from transport.watch import Lagged, PeerDown
 
 FAREWELL_S: Final = 0.5

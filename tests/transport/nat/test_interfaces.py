@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.transport.nat.namespaces import missing, namespaces
-from transport import interfaces, netlink
 from transport.address_kinds import AddressKind
 from transport.errors import MalformedMessage
-from transport.interfaces import changes, local_addresses
+from transport.reach import interfaces, netlink
+from transport.reach.interfaces import changes, local_addresses
 
 ROOT = Path(__file__).parents[3]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="netlink is of Linux")
@@ -125,13 +125,13 @@ def test_without_netlink_there_are_no_addresses(monkeypatch):
 
 SHOW = """
 import json
-from transport.interfaces import local_addresses
+from transport.reach.interfaces import local_addresses
 print(json.dumps([[a.host, a.interface, a.kind, a.deprecated] for a in local_addresses(link_local=True)]))
 """
 
 WATCH = """
 import trio
-from transport.interfaces import changes, local_addresses
+from transport.reach.interfaces import changes, local_addresses
 async def main():
     async for _ in changes(debounce_s=0.2):
         print(" ".join(a.host for a in local_addresses()) or "none", flush=True)

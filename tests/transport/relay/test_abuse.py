@@ -31,7 +31,7 @@ from transport.relay.messages import (
     read_reserve_answer,
 )
 from transport.relay.settings import RelaySettings
-from transport.stream import Stream
+from transport.streams.stream import Stream
 
 
 async def reserve(peer: Peer) -> Granted | str:

@@ -22,7 +22,7 @@ from transport.relay.messages import (
     read_connect_answer,
 )
 from transport.relay.settings import RelaySettings
-from transport.stream import Stream
+from transport.streams.stream import Stream
 
 
 @asynccontextmanager

@@ -13,7 +13,6 @@ from transport.address import Address
 from transport.codec import pack
 from transport.endpoint import Endpoint
 from transport.errors import TransportError
-from transport.memory import LinkSettings, MemoryNetwork
 from transport.network import Path
 from transport.peer import Peer
 from transport.relay import reservations
@@ -21,6 +20,7 @@ from transport.relay.candidates import Candidate, in_turn
 from transport.relay.client import RelayClient
 from transport.relay.messages import RESERVE, Granted
 from transport.relay.service import RelayService
+from transport.simulated.memory import LinkSettings, MemoryNetwork
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,7 @@ from tests.transport.nodes import address, identity, node
 from tests.transport.relay.worlds import run_stoppable, via, world
 from transport.address import Address
 from transport.codec import pack
-from transport.deterministic import run_deterministically
 from transport.errors import PeerLost, PeerUnreachable
-from transport.memory import LinkSettings
 from transport.network import Path
 from transport.peer import Peer
 from transport.relay.messages import (
@@ -27,7 +25,9 @@ from transport.relay.messages import (
 )
 from transport.relay.service import RelayService
 from transport.relay.settings import RelaySettings
-from transport.stream import Stream
+from transport.simulated.deterministic import run_deterministically
+from transport.simulated.memory import LinkSettings
+from transport.streams.stream import Stream
 from transport.watch import PeerDown, PeerUp
 
 

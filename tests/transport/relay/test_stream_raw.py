@@ -8,16 +8,16 @@ import pytest
 import trio
 
 from tests.transport.nodes import address, nodes
-from transport.bulk_stream import PROTOCOL, open_over_stream
+from transport.bulk.in_stream import PROTOCOL, open_over_stream
 from transport.endpoint import Endpoint
 from transport.errors import ConnectionBroken, UsageError
-from transport.handshake import Intro
-from transport.link import shake_hands
-from transport.memory import LinkSettings, MemoryNetwork
 from transport.network import Path, RawStream
 from transport.peer import Peer
-from transport.stream import Stream
-from transport.stream_raw import StreamRaw
+from transport.secure.handshake import Intro
+from transport.secure.link import shake_hands
+from transport.simulated.memory import LinkSettings, MemoryNetwork
+from transport.streams.raw import StreamRaw
+from transport.streams.stream import Stream
 
 
 @attrs.define

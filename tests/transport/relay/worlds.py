@@ -12,7 +12,6 @@ from transport.codec import decode_untrusted, pack
 from transport.endpoint import Endpoint
 from transport.errors import TransportError
 from transport.limits import Limits
-from transport.memory import LinkSettings, MemoryNetwork
 from transport.peer import Peer
 from transport.relay.client import RelayClient
 from transport.relay.messages import (
@@ -28,7 +27,8 @@ from transport.relay.messages import (
 )
 from transport.relay.service import RelayService
 from transport.relay.settings import RelaySettings
-from transport.stream import Stream
+from transport.simulated.memory import LinkSettings, MemoryNetwork
+from transport.streams.stream import Stream
 
 
 def via(relay: Endpoint, number: int = 1) -> Address:

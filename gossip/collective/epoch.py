@@ -1,0 +1,513 @@
+"""Agreement on epochs and on the outcome of operations, with no master (sans-IO).
+
+Problem: the members of a run come and go, and an exact collective needs everybody to mean the same
+member set, start from the same state, and learn the same outcome. Nobody may be special.
+
+Idea: single-decree agreement under rotating ballots (Lamport's Synod shape, with unanimous
+acceptance by the members that take part instead of a majority), plus certificates:
+
+1. Whoever is due by rule for (number, attempt) sends `Prepare`. A node that promises leaves its old
+   epoch for good, so its position is final when it reports it.
+2. From the promises the proposer makes an epoch: the responders as members, the highest position
+   among them as the start, the holders of that position, and the certificate that led there.
+3. Each member checks the proposal against what it knows itself, signs it, and sends the signature
+   to all. A member enters when it holds everybody's signature.
+4. In the epoch, operations run one at a time. Each ends with a full set of equal signatures
+   (`gossip.collective.operation`) or is aborted, which breaks the epoch and starts the next formation.
+
+Any node may be lost at any moment: attempts rotate the proposer, and time-outs grow.
+
+Invariants:
+
+* a node votes in an epoch only between entering it and its next promise;
+* one signature per (epoch, operation);
+* ``quorum = "majority"``: the members of an epoch include more than half of the epoch that the
+  start position comes from (or exactly half with its first member), not counting those that left
+  in good order, so that two parts of a partition cannot both go on; ``"any"`` drops this rule;
+* a node whose position is not the start position enters only to be brought up to date
+  (`EpochEntered.behind`), and begins no operation before it is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+from gossip.collective.certificate import Certificate, Epoch
+from gossip.collective.epoch_events import (
+    EpochEntered,
+    EpochLeft,
+    EpochSettings,
+    Event,
+    MembersWaiting,
+    OperationAborted,
+    OperationCertified,
+)
+from gossip.collective.formation import Accepted
+from gossip.collective.former import MAX_LEAP, Former
+from gossip.collective.messages import (
+    Abort,
+    Accept,
+    AnyMessage,
+    Begin,
+    Message,
+    Nack,
+    Prepare,
+    Promise,
+    Propose,
+    Status,
+    Vote,
+    Wait,
+)
+from gossip.collective.operation import Operation, OperationState
+from gossip.collective.standing import NO_MODEL, Candidate, Standing
+from gossip.errors import CollectiveAborted
+from transport.identity import Identity, NodeId
+
+DEFAULTS = EpochSettings()
+
+
+class EpochMachine:
+    """One node's part in the epochs and operations of one run."""
+
+    def __init__(
+        self,
+        run: bytes,
+        identity: Identity,
+        *,
+        model: bytes = NO_MODEL,
+        rng: random.Random,
+        settings: EpochSettings = DEFAULTS,
+    ) -> None:
+        self.settings = settings
+        self.epoch: Epoch | None = None
+        self.operation: Operation | None = None
+        self._standing = Standing(run, identity, model)
+        self._me = identity.node_id
+        self._former = Former(
+            self._standing,
+            settings,
+            rng,
+            busy=lambda: self._operation_pending,
+            present=lambda: self.epoch,
+            on_leave=self._leave_epoch,
+            on_enter=self._enter,
+        )
+        self._settling = False  # certified, but the new position is not known yet
+        self._sequence = 0
+        self._aborted: Operation | None = None
+        self._begins: dict[NodeId, Begin] = {}
+        self._began = 0.0
+        self._announce_due: float | None = None
+        self._straggler_due: float | None = None
+        self._give_way_due: float | None = None
+        self._events: deque[Event] = deque()
+
+    # ---- what can be seen --------------------------------------------------------------------
+
+    @property
+    def model(self) -> bytes:
+        """Hash of the model that candidates must share; set it before `set_ready`."""
+        return self._standing.model
+
+    @model.setter
+    def model(self, model: bytes) -> None:
+        self._standing.model = model
+
+    @property
+    def last_certificate(self) -> Certificate | None:
+        """Of the operation that succeeded last."""
+        return self._standing.last_certificate
+
+    @property
+    def quorum_missing(self) -> bool:
+        """True while too few of the last epoch's members are here to go on."""
+        return self._former.quorum_missing
+
+    def candidates(self) -> tuple[NodeId, ...]:
+        """Ready nodes of the same model, this one included when it is ready; ascending."""
+        return self._standing.candidates()
+
+    @property
+    def can_begin(self) -> bool:
+        """True when `begin` would be accepted."""
+        epoch, standing = self.epoch, self._standing
+        return (
+            epoch is not None
+            and self.operation is None
+            and not self._settling
+            and (standing.round > epoch.round or standing.holds(epoch.round, epoch.state))
+        )
+
+    @property
+    def _operation_pending(self) -> bool:
+        """True from the first member's `Begin` until this node knows the new position."""
+        return (
+            self.operation is not None
+            or self._settling
+            or any(begin.sequence == self._sequence for begin in self._begins.values())
+        )
+
+    # ---- what the driver tells -------------------------------------------------------------
+
+    def set_ready(self, round_: int, state: bytes, now: float) -> None:
+        """This node stands at `state` after `round_` rounds and wants to take part."""
+        standing = self._standing
+        if standing.leaving:
+            return
+        was_ready, standing.ready = standing.ready, True
+        standing.round, standing.state = round_, state
+        self._settling = False
+        if not was_ready:
+            standing.broadcast_status()
+        epoch = self.epoch
+        if epoch is not None and round_ == epoch.round and state != epoch.state:
+            self._break("the state here is not the one the epoch starts from", now)
+            return
+        self._former.answer_deferred(now)
+        self._former.reconsider(now)
+
+    def set_not_ready(self, reason: str, now: float) -> None:
+        """This node cannot take part for the time being (its trainer is gone, say)."""
+        if not self._standing.ready:
+            return
+        self._standing.ready = False
+        self._settling = False
+        self._former.withdraw()
+        self._break(reason, now)
+        self._standing.broadcast_status()
+
+    def leave(self, now: float) -> None:
+        """Leave the run in good order: the others need not count this node any more."""
+        self._standing.leaving = True
+        self._standing.ready = False
+        self._former.withdraw()
+        self._break("leaving", now)
+        self._standing.broadcast_status()
+
+    def peer_up(self, node: NodeId, public_key: bytes, now: float) -> None:
+        """A connection to `node` is there; it learns where this node stands."""
+        self._standing.peers[node] = Candidate(public_key, since=now)
+        self._standing.send(node, self._standing.status())
+
+    def peer_down(self, node: NodeId, reason: str, now: float) -> None:
+        """The connection to `node` is gone: if it was a member, the epoch is broken."""
+        self._standing.peers.pop(node, None)
+        self._begins.pop(node, None)
+        self._former.on_peer_down(node, now)
+        if self.epoch is not None and node in self.epoch.members:
+            self._break(f"lost {node.short}: {reason}", now)
+        self._former.reconsider(now)
+
+    def begin(self, descriptor: bytes, now: float) -> Operation:
+        """Start the epoch's next operation.
+
+        Raises:
+            CollectiveAborted: not in an epoch, behind its state, or another operation runs.
+        """
+        if self.epoch is None or not self.can_begin:
+            raise CollectiveAborted("no epoch to run an operation in")
+        operation = Operation(self.epoch, self._sequence, descriptor, self._standing.identity)
+        self._sequence += 1
+        self.operation = operation
+        self._began = now
+        self._announce_due = now + self.settings.announce_s
+        self._straggler_due = now + self.settings.straggler_s
+        for member, begin in sorted(self._begins.items()):
+            self._check_begin(member, begin, now)  # after a mismatch it does nothing more
+        return operation
+
+    def result(self, root: bytes, now: float) -> None:
+        """The data plane holds the running operation's result."""
+        operation = self.operation
+        if operation is None or operation.state is not OperationState.RUNNING:
+            return
+        self._to_members(operation.vote(root))
+        self._certify(now)
+
+    def fail(self, reason: str, now: float, *, mismatch: bool = False) -> None:
+        """The data plane could not complete the running operation.
+
+        `mismatch` says that a member called a different one, so that no retry can help anybody.
+        """
+        if self.operation is not None:
+            self._break(reason, now, mismatch=mismatch)
+
+    def forget_unsettled(self) -> None:
+        """The caller does not want the outcome of what it gave up any more."""
+        self._standing.unsettled = None
+
+    def break_epoch(self, reason: str, now: float) -> None:
+        """The epoch's connections do not work: form the next one."""
+        if self.epoch is not None:
+            self._break(reason, now)
+
+    # ---- messages --------------------------------------------------------------------------
+
+    def receive(self, sender: NodeId, message: AnyMessage, now: float) -> None:
+        """Take one message of a connected peer; anything out of date is ignored."""
+        if sender not in self._standing.peers:
+            return
+        former = self._former
+        match message:
+            case Status():
+                self._on_status(sender, message, now)
+            case Prepare():
+                self._on_prepare(sender, message, now)
+            case Wait():
+                former.on_wait(sender, message, now)
+            case Promise():
+                former.on_promise(sender, message, now)
+            case Nack():
+                former.on_nack(sender, message, now)
+            case Propose():
+                former.on_propose(sender, message, now)
+            case Accept():
+                former.on_accept(sender, message, now)
+            case Begin():
+                self._on_begin(sender, message, now)
+            case Vote():
+                self._on_vote(sender, message, now)
+            case Abort():
+                self._on_abort(sender, message, now)
+
+    def _on_status(self, sender: NodeId, status: Status, now: float) -> None:
+        standing = self._standing
+        peer = standing.peers[sender]
+        if status.ready and not peer.ready:
+            peer.since = now
+            peer.benched = False
+        peer.status = status
+        if status.number <= standing.number + MAX_LEAP:
+            standing.number = max(standing.number, status.number)
+        if status.leaving:
+            standing.left.add(sender)
+        elif status.ready:
+            standing.left.discard(sender)
+        if not status.ready and self.epoch is not None and sender in self.epoch.members:
+            self._break(f"{sender.short} {'left' if status.leaving else 'is not ready'}", now)
+        self._former.reconsider(now)
+
+    def _on_prepare(self, sender: NodeId, prepare: Prepare, now: float) -> None:
+        if self._former.on_prepare(sender, prepare, now):
+            return
+        # A member that asks for a new epoch has given up on the operation, unless its vote is here.
+        if self.operation is not None and sender in self.operation.epoch.members:
+            if self.operation.voted(sender):
+                self._give_way_due = now + self.settings.vote_grace_s
+            else:
+                self._give_way(now)
+
+    def _on_begin(self, sender: NodeId, begin: Begin, now: float) -> None:
+        if self._former.on_early_begin(sender, begin):
+            return  # the sender holds the last signature, which has not reached this node yet
+        if self.epoch is None or begin.epoch != self.epoch.id:
+            gone = Abort(begin.epoch, begin.sequence, "not in that epoch any more")
+            self._standing.send(sender, gone)
+            return
+        if sender not in self.epoch.members:
+            return
+        self._begins[sender] = begin
+        if self.operation is not None:
+            self._check_begin(sender, begin, now)
+        elif begin.sequence == self._sequence:
+            waiting = sum(1 for other in self._begins.values() if other.sequence == self._sequence)
+            self._events.append(MembersWaiting(waiting, len(self.epoch.members)))
+
+    def _check_begin(self, sender: NodeId, begin: Begin, now: float) -> None:
+        operation = self.operation
+        if (
+            operation is not None
+            and begin.sequence == operation.sequence
+            and begin.descriptor != operation.descriptor
+        ):
+            self._break(
+                f"{sender.short} called another operation than this node", now, mismatch=True
+            )
+
+    def _on_vote(self, sender: NodeId, vote: Vote, now: float) -> None:
+        operation = self.operation
+        if (
+            operation is None
+            or vote.epoch != operation.epoch_id
+            or vote.sequence != operation.sequence
+            or sender not in operation.epoch.members
+        ):
+            return
+        reason = operation.add_vote(sender, self._standing.peers[sender].public_key, vote)
+        if reason is not None:
+            self._break(reason, now)
+            return
+        self._certify(now)
+
+    def _certify(self, now: float) -> None:
+        operation, standing = self.operation, self._standing
+        assert operation is not None
+        keys = {node: peer.public_key for node, peer in standing.peers.items()}
+        keys[self._me] = standing.identity.public_key
+        if not set(operation.epoch.members) <= set(keys):
+            return
+        reason = operation.certify(keys)
+        if reason is not None:
+            self._break(reason, now)
+            return
+        if operation.certificate is None:
+            return
+        self._end_operation()
+        self._settling = True
+        standing.last_certificate = operation.certificate
+        self._events.append(OperationCertified(operation, operation.certificate))
+
+    def _on_abort(self, sender: NodeId, abort: Abort, now: float) -> None:
+        if (
+            self.epoch is not None
+            and abort.epoch == self.epoch.id
+            and sender in self.epoch.members
+            and (self.operation is None or abort.sequence == self.operation.sequence)
+        ):
+            operation, half = self.operation, self.settings.straggler_s / 2
+            if operation is not None and now >= self._began + half:
+                # Believed only as far as this node has waited in vain for them itself.
+                late = self._late(operation)
+                self._bench([member for member in late if member in abort.late])
+            reason = f"{sender.short}: {abort.reason}"
+            self._break(reason, now, tell=False, mismatch=abort.mismatch)
+            return
+        aborted = self._aborted
+        if (
+            abort.mismatch
+            and aborted is not None
+            and sender in aborted.epoch.members
+            and (abort.epoch, abort.sequence) == (aborted.epoch_id, aborted.sequence)
+        ):
+            # A broken link told this node first; the reason says that no retry can help.
+            self._aborted = None
+            reason = f"{sender.short}: {abort.reason}"
+            self._events.append(OperationAborted(aborted, reason, mismatch=True))
+
+    # ---- time, and what comes out ----------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When `tick` wants to be called next."""
+        times = (
+            self._announce_due,
+            self._give_way_due,
+            self._straggler_due,
+            self._former.next_deadline(),
+        )
+        return min((time for time in times if time is not None), default=None)
+
+    def tick(self, now: float) -> None:
+        """Let time-outs happen."""
+        if self._announce_due is not None and now >= self._announce_due:
+            self._announce_due = None
+            operation = self.operation
+            if operation is not None:
+                self._to_members(
+                    Begin(operation.epoch_id, operation.sequence, operation.descriptor)
+                )
+        if self._give_way_due is not None and now >= self._give_way_due:
+            self._give_way(now)
+        if self._straggler_due is not None and now >= self._straggler_due:
+            self._bench_stragglers(now)
+        self._former.tick(now)
+
+    def _bench_stragglers(self, now: float) -> None:
+        """Go on without members that are connected, but have not begun what the others have."""
+        operation = self.operation
+        assert operation is not None
+        self._straggler_due = now + self.settings.straggler_s
+        late = self._late(operation)
+        if not late:
+            self._break(f"no result in {self.settings.straggler_s:.0f} s", now)
+            return
+        self._bench(late)
+        names = ", ".join(member.short for member in late)
+        reason = f"{names} did not begin in {self.settings.straggler_s:.0f} s"
+        self._to_members(
+            Abort(operation.epoch_id, operation.sequence, reason[:200], late=tuple(late))
+        )
+        self._break(reason, now, tell=False)
+
+    def _late(self, operation: Operation) -> list[NodeId]:
+        """Members that have not said that they began `operation`."""
+        begun = {
+            member for member, begin in self._begins.items() if begin.sequence == operation.sequence
+        }
+        return [member for member in operation.epoch.members if member not in {*begun, self._me}]
+
+    def _bench(self, members: list[NodeId]) -> None:
+        for member in members:
+            peer = self._standing.peers.get(member)
+            if peer is not None:
+                peer.benched = True
+
+    def outgoing(self) -> list[tuple[NodeId, Message]]:
+        """Messages to send since the last call, in order."""
+        messages, self._standing.outbox = self._standing.outbox, []
+        return messages
+
+    def next_event(self) -> Event | None:
+        """The next thing that happened, or None."""
+        return self._events.popleft() if self._events else None
+
+    # ---- epochs come and go ------------------------------------------------------------------------
+
+    def _enter(self, accepted: Accepted, now: float) -> None:
+        standing, epoch = self._standing, accepted.epoch
+        behind = not standing.holds(epoch.round, epoch.state)
+        self.epoch = standing.previous = epoch
+        standing.number = epoch.number
+        self._sequence = 0
+        self._begins.clear()
+        unsettled, standing.unsettled = standing.unsettled, None
+        if unsettled is not None and accepted.proof is not None:
+            # Somebody holds the certificate of what this node signed: its own copy counts.
+            self._settling = True
+            standing.last_certificate = accepted.proof
+            self._events.append(OperationCertified(unsettled, accepted.proof))
+            behind = False
+        self._events.append(EpochEntered(epoch, behind, accepted.holders))
+        standing.broadcast_status()
+        for sender, begin in accepted.begins.items():
+            self._on_begin(sender, begin, now)
+        self._former.reconsider(now)
+
+    def _break(self, reason: str, now: float, *, tell: bool = True, mismatch: bool = False) -> None:
+        """The epoch cannot go on: abort what runs, leave, and form the next one."""
+        operation = self.operation
+        if operation is not None:
+            if tell:
+                self._to_members(
+                    Abort(operation.epoch_id, operation.sequence, reason[:200], mismatch)
+                )
+            if operation.state is OperationState.VOTED:
+                self._standing.unsettled = operation
+            operation.abort()
+            self._aborted = operation
+            self._end_operation()
+            self._events.append(OperationAborted(operation, reason, mismatch))
+        self._leave_epoch(reason)
+        self._former.answer_deferred(now)
+        self._former.reconsider(now)
+
+    def _end_operation(self) -> None:
+        self.operation = None
+        self._announce_due = self._give_way_due = self._straggler_due = None
+
+    def _leave_epoch(self, reason: str) -> None:
+        if self.epoch is None:
+            return
+        self.epoch = None
+        self._begins.clear()
+        self._events.append(EpochLeft(reason))
+
+    def _give_way(self, now: float) -> None:
+        """A member asked for a new epoch, and the operation did not end in the grace time."""
+        self._give_way_due = None
+        if self.operation is not None:
+            self._break("a member has moved on to the next epoch", now)
+
+    def _to_members(self, message: Message) -> None:
+        if self.operation is not None:
+            self._standing.send_all(self.operation.epoch.members, message)

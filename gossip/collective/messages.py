@@ -1,0 +1,143 @@
+"""Messages between the members of a run (one msgpack map each, <= 64 KiB).
+
+They travel on one URGENT stream per direction and pair, so they arrive in order or not at all.
+`decode_untrusted` is the only way in: wrong types, sizes and unknown tags are one typed error.
+
+=========== ======================================================================================
+Status      readiness of the sender, and where it stood then; on connect, and when readiness changes
+Prepare     a proposer asks for promises under its ballot
+Wait        an operation is running here; the promise follows when it has ended
+Promise     the sender has left its epoch for this ballot, and says where it stands
+Nack        a higher ballot was promised already, or the sender cannot take part
+Propose     the epoch that the proposer made of the promises
+Accept      signed entry into an epoch
+Begin       the sender has started operation `sequence` of `epoch`
+Vote        signed result of an operation
+Abort       the operation cannot complete at the sender
+=========== ======================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from gossip.collective.certificate import Ballot, Bytes32, Certificate, Signature
+from transport.codec import decode_untrusted, pack
+
+MAX_MEMBERS = 256
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Reason = Annotated[str, msgspec.Meta(max_length=200)]
+Members = Annotated[tuple[Bytes32, ...], msgspec.Meta(max_length=MAX_MEMBERS)]
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="t"):
+    """Base of all messages."""
+
+
+class Status(Message, frozen=True, tag="status"):
+    """Readiness and position."""
+
+    ready: bool
+    leaving: bool
+    model: Bytes32
+    number: Count
+    round: Count
+    state: Bytes32
+
+
+class Prepare(Message, frozen=True, tag="prepare"):
+    """Request for a promise."""
+
+    ballot: Ballot
+
+
+class Wait(Message, frozen=True, tag="wait"):
+    """The promise will come later."""
+
+    ballot: Ballot
+
+
+class Promise(Message, frozen=True, tag="promise"):
+    """The sender takes part in nothing below this ballot any more.
+
+    `members` is the sender's last epoch without those that left; `reaches` whom it is connected to.
+    """
+
+    ballot: Ballot
+    round: Count
+    state: Bytes32
+    epoch: Bytes32
+    members: Members
+    reaches: Members
+    certificate: Certificate | None
+
+
+class Nack(Message, frozen=True, tag="nack"):
+    """Refusal; `highest` is what the sender has promised."""
+
+    ballot: Ballot
+    highest: Ballot
+    reason: Reason
+
+
+class Propose(Message, frozen=True, tag="propose"):
+    """An epoch to accept."""
+
+    ballot: Ballot
+    members: Members
+    previous: Bytes32
+    round: Count
+    state: Bytes32
+    holders: Members
+    certificate: Certificate | None
+
+
+class Accept(Message, frozen=True, tag="accept"):
+    """Signed entry."""
+
+    epoch: Bytes32
+    signature: Signature
+
+
+class Begin(Message, frozen=True, tag="begin"):
+    """An operation has been started by the sender."""
+
+    epoch: Bytes32
+    sequence: Count
+    descriptor: Bytes32
+
+
+class Vote(Message, frozen=True, tag="vote"):
+    """A signed result."""
+
+    epoch: Bytes32
+    sequence: Count
+    descriptor: Bytes32
+    root: Bytes32
+    signature: Signature
+
+
+class Abort(Message, frozen=True, tag="abort"):
+    """The sender gave up on an operation; `late` names members that it waited for in vain."""
+
+    epoch: Bytes32
+    sequence: Count
+    reason: Reason
+    mismatch: bool = False
+    late: Members = ()
+
+
+AnyMessage = Status | Prepare | Wait | Promise | Nack | Propose | Accept | Begin | Vote | Abort
+
+
+def encode(message: Message) -> bytes:
+    """Bytes for the wire."""
+    return pack(message)
+
+
+def decode_message_untrusted(data: bytes) -> AnyMessage:
+    """A peer's bytes as a message (transport.errors.MalformedMessage, nothing else)."""
+    return decode_untrusted(data, AnyMessage)  # type: ignore[arg-type]

@@ -1,0 +1,121 @@
+"""One operation of an epoch, from `begin` to its certificate (sans-IO).
+
+States::
+
+    RUNNING --voted--> VOTED --all votes equal--> CERTIFIED
+       |                 |
+       +----failed-------+----> ABORTED
+
+A member signs at most one result per operation (`vote` is refused a second time). A vote for other
+bytes than ours ends the operation: the members diverge and the reason names who.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+from gossip.collective.certificate import Certificate, Epoch, SignedBy, vote_statement
+from gossip.collective.messages import Vote
+from transport.identity import Identity, NodeId, verify
+
+
+class OperationState(enum.Enum):
+    """Where an operation stands."""
+
+    RUNNING = "running"
+    VOTED = "voted"
+    CERTIFIED = "certified"
+    ABORTED = "aborted"
+
+
+class Operation:
+    """Book-keeping of one operation at one member."""
+
+    def __init__(self, epoch: Epoch, sequence: int, descriptor: bytes, identity: Identity) -> None:
+        self.epoch = epoch
+        self.epoch_id = epoch.id
+        self.sequence = sequence
+        self.descriptor = descriptor
+        self.state = OperationState.RUNNING
+        self.root: bytes | None = None
+        self.certificate: Certificate | None = None
+        self._identity = identity
+        self._votes: dict[NodeId, Vote] = {}
+
+    def vote(self, root: bytes) -> Vote:
+        """Sign the local result; legal once, while RUNNING."""
+        if self.state is not OperationState.RUNNING:
+            raise RuntimeError(f"cannot vote in an operation that is {self.state.value}")
+        statement = vote_statement(self.epoch_id, self.sequence, self.descriptor, root)
+        vote = Vote(
+            self.epoch_id, self.sequence, self.descriptor, root, self._identity.sign(statement)
+        )
+        self.root = root
+        self.state = OperationState.VOTED
+        self._votes[self._identity.node_id] = vote
+        return vote
+
+    def voted(self, member: NodeId) -> bool:
+        """True when that member's vote is here."""
+        return member in self._votes
+
+    def add_vote(self, member: NodeId, public_key: bytes, vote: Vote) -> str | None:
+        """Take another member's vote; returns a reason when it can never be certified."""
+        statement = vote_statement(vote.epoch, vote.sequence, vote.descriptor, vote.root)
+        if not verify(public_key, vote.signature, statement):
+            return f"{member.short} sent a vote with a wrong signature"
+        if vote.descriptor != self.descriptor:
+            return f"{member.short} runs another operation than this node"
+        self._votes.setdefault(member, vote)
+        return self._disagreement()
+
+    def _disagreement(self) -> str | None:
+        if self.root is None:
+            return None
+        for member in sorted(self._votes):
+            if self._votes[member].root != self.root:
+                return f"{member.short} holds another result than this node"
+        return None
+
+    def certify(self, public_keys: Mapping[NodeId, bytes]) -> str | None:
+        """Make the certificate once every member's vote is here and equal.
+
+        Returns a reason when members disagree; None otherwise (look at `state`).
+        """
+        if self.state is not OperationState.VOTED:
+            return None
+        reason = self._disagreement()
+        if reason is not None:
+            return reason
+        if any(member not in self._votes for member in self.epoch.members):
+            return None
+        assert self.root is not None
+        self.certificate = Certificate(
+            self.epoch_id,
+            self.sequence,
+            self.descriptor,
+            self.root,
+            tuple(
+                SignedBy(public_keys[member], self._votes[member].signature)
+                for member in self.epoch.members
+            ),
+        )
+        self.state = OperationState.CERTIFIED
+        return None
+
+    def abort(self) -> None:
+        """Give up; what was signed stays signed."""
+        if self.state is not OperationState.CERTIFIED:
+            self.state = OperationState.ABORTED
+
+    def settled_by(self, certificate: Certificate) -> bool:
+        """True when somebody else's certificate proves the result this node signed."""
+        return (
+            self.root is not None
+            and certificate.epoch == self.epoch_id
+            and certificate.sequence == self.sequence
+            and certificate.descriptor == self.descriptor
+            and certificate.root == self.root
+            and certificate.verify(self.epoch.members)
+        )

@@ -1,0 +1,1 @@
+"""The protocols that noded brings along; each is one plug-in of `gossip.protocol`."""

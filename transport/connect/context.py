@@ -1,0 +1,136 @@
+"""What all parts of one endpoint share: who we are, our budgets, and how our handshakes begin.
+
+Problem: dialing, accepting, the registry and the bulk door each need the identity, the limits and
+the counters, and none of them should know the others for that. Idea: one plain object, made by the
+endpoint and handed to each part.
+
+Invariant: every handshake of a node is made here, so that all say the same about it.
+"""
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from transport.address import Address
+from transport.budget.scopes import Reservation, ResourceScopes
+from transport.connect.dialed import RememberingNetwork
+from transport.errors import EndpointClosed
+from transport.identity import Identity, NodeId
+from transport.limits import Admission, Limits
+from transport.network import Network, Path, RawStream
+from transport.reporter import Reporter
+from transport.secure.first_flights import FirstFlights
+from transport.secure.handshake import Handshake, HandshakeRole, Intro
+from transport.swarm import Swarm
+
+if TYPE_CHECKING:
+    from transport.peer import Peer
+
+LOGGER: Final = logging.getLogger("transport.endpoint")
+
+
+class Context:
+    """The shared part of one endpoint.
+
+    Attributes:
+        listening: what we really listen on.
+        advertised: where we tell peers to dial us.
+        closed: no new peer is taken any more.
+        is_near: whether a private address may be in a network that we are in.
+        on_observed: told as what address a peer sees us.
+        on_probe: told of a dial-back test that reached us: who, and its nonce.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        swarm: Swarm,
+        network: Network,
+        *,
+        name: str,
+        limits: Limits,
+        random_bytes: Callable[[int], bytes],
+        rng: random.Random,
+        nursery: trio.Nursery,
+    ) -> None:
+        self.identity = identity
+        self.swarm = swarm
+        self.network = RememberingNetwork(network)
+        self.name = name
+        self.limits = limits
+        self.random_bytes = random_bytes
+        self.rng = rng
+        self.nursery = nursery
+        self.counters: Counter[str] = Counter()
+        self.reporter = Reporter(LOGGER, self.counters)
+        self.admission = Admission(limits)
+        self.first_flights = FirstFlights()
+        self.scopes = ResourceScopes(limits)
+        self.listening: tuple[Address, ...] = ()
+        self.advertised: tuple[Address, ...] = ()
+        self.closed = False
+        self.is_near: Callable[[str], bool] = lambda _host: True
+        self.on_observed: list[Callable[[Peer, Address], None]] = []
+        self.on_probe: Callable[[NodeId, bytes], None] | None = None
+
+    @property
+    def node_id(self) -> NodeId:
+        """Who we are."""
+        return self.identity.node_id
+
+    def handshake(
+        self,
+        role: HandshakeRole,
+        intro: Intro,
+        expected: NodeId | None = None,
+        *,
+        punching: Collection[NodeId] = (),
+    ) -> Handshake:
+        """Make our side of one handshake, in its initial state; for the arguments see `Handshake`."""
+        return Handshake(
+            role=role,
+            identity=self.identity,
+            swarm=self.swarm,
+            intro=intro,
+            random_bytes=self.random_bytes,
+            expected=expected,
+            punching=punching,
+            is_new=self.first_flights.is_new,
+        )
+
+    def control_intro(self, raw: RawStream, label: bytes = b"") -> Intro:
+        """Make what we say about ourselves on a control connection over `raw`.
+
+        Args:
+            raw: the connection; over a relay we do not see where the peer is.
+            label: the id of the connection that this one is to take over, if any.
+        """
+        observed = "" if raw.path is Path.RELAYED else str(raw.remote.direct)
+        return Intro("control", self.name, self.advertised, label, observed=observed)
+
+    def handshake_deadline(self) -> float:
+        """Trio time by which a handshake that begins now must be done."""
+        return trio.current_time() + self.limits.handshake_timeout_s
+
+    def dialing(self, address: Address) -> Reservation:
+        """Reserve for one dial, until it has become a connection or nothing.
+
+        Raises:
+            ScopeExceeded: too many are under way.
+        """
+        return self.scopes.unauthenticated.reserve(
+            connections=1, descriptors=0 if address.relay else 1
+        )
+
+    def check_open(self) -> None:
+        """Make sure that the endpoint is not closing.
+
+        Raises:
+            EndpointClosed: it is.
+        """
+        if self.closed:
+            raise EndpointClosed("the endpoint is closed")

@@ -1,0 +1,402 @@
+"""From a raw connection to an authenticated peer: hello, Noise XX, identities.
+
+Problem: before a byte of the application flows, both sides must know that they speak the same protocol version, belong to the same
+swarm, and which node is at the other end; a stranger must learn nothing and cost next to nothing. Idea: a fixed hello in clear,
+both hellos and the swarm key in the Noise prologue (so an edit of any bit breaks the handshake), and an Ed25519 signature over
+the Noise static key inside the encrypted messages.
+
+    initiator                                    responder
+      hello (28) | e (32) | proof (16)    ->
+                                          <-     hello (28) | length (2) | message 2
+      length (2) | message 3              ->
+
+    hello:      magic 93 6e 6f 64 65 64 0d 0a (8), version (1), role (1: 1 initiator, 2 responder, 3 punch), flags (2), tie-break (8),
+                swarm tag (8)
+    proof:      HMAC-SHA256(swarm key, "noded member v1" 00 | initiator hello | e), first 16 bytes; it is the payload of Noise message 1
+    prologue:   "noded handshake v1" 00 | initiator hello | responder hello | swarm key
+    payload of messages 2 and 3: Ed25519 public key (32) | signature (64) | intro, a msgpack map
+    signed:     "noded identity v1" 00 | swarm id | role (1: 1 initiator, 2 responder) | Noise static public key
+
+Two nodes that dial each other at once through their NATs cannot tell who opened the connection: one may see `accept`, the other
+`connect`, or both `connect`. So both send only their hello, of role 3, and the higher tie-break is the initiator (after libp2p's
+simultaneous open, libp2p/specs: connections/simopen.md). From there on all is as above, without the second hello. An ordinary
+responder takes a hello of role 3 only when it was told whom to expect (`punching`), and answers it with its own.
+
+The initiator's first flight goes out before the responder's hello is known. That is sound: Noise message 1 of XX carries no
+encryption, so its bytes do not depend on the prologue, and the prologue is mixed in before message 2 is made or read.
+
+The responder answers nothing until the proof shows that the initiator holds the swarm key; the exceptions are another version or
+another swarm tag, answered with the bare hello (28 bytes) so that both sides can say what is wrong, and an agreed punch. A first
+flight that came before gets no answer either: whoever sends it may have recorded it (`transport.secure.first_flights`). The initiator compares the
+responder's id with the expected one before it sends its own identity. Nothing but the handshake is taken or given before
+message 3 is verified (no 0-RTT), and the two together read at most 4 KiB each.
+
+Invariants: any split of the input gives the same result; every failure is a HandshakeFailed and final; bytes after the last
+message are kept in `result.leftover`, in order. After a failure `outgoing()` may still hold the bare hello: send it, then close.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from collections.abc import Callable, Collection
+from typing import Literal, TypeAlias
+
+import attrs
+
+from transport.buffer import Buffer
+from transport.errors import (
+    HandshakeFailed,
+    InvalidPublicKey,
+    NotNoded,
+    Replayed,
+    SelfDialed,
+    UsageError,
+    VersionMismatch,
+    WrongPeer,
+    WrongSwarm,
+)
+from transport.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, NodeId, verify
+from transport.secure.intro import MAX_LABEL_BYTES, MAX_LISTEN, Intro, decode_intro, encode_intro
+from transport.secure.noise import DH_BYTES, KeyPair, NoiseXX, Role
+from transport.secure.record import Opener, Sealer
+from transport.swarm import Swarm
+
+__all__ = [
+    "HELLO_BYTES",
+    "MAGIC",
+    "MAX_HANDSHAKE_BYTES",
+    "MAX_LABEL_BYTES",
+    "MAX_LISTEN",
+    "VERSION",
+    "Handshake",
+    "HandshakeResult",
+    "HandshakeRole",
+    "Intro",
+    "Role",
+]
+
+MAGIC = b"\x93noded\r\n"
+"""Not ASCII at first, so that text protocols differ at once; CR LF shows a line-ending translation."""
+VERSION = 1
+MAX_HANDSHAKE_BYTES = 4096
+"""Bytes either side reads before it gives up."""
+PROOF_BYTES = 16
+
+_HELLO = struct.Struct(">8sBBHQ8s")
+HELLO_BYTES = _HELLO.size
+_FIRST_FLIGHT_BYTES = HELLO_BYTES + DH_BYTES + PROOF_BYTES
+_LENGTH = struct.Struct(">H")
+_ROLE_BYTE: dict[Role, int] = {"initiator": 1, "responder": 2}
+_PUNCH_BYTE = 3
+HandshakeRole: TypeAlias = Role | Literal["punch"]
+
+_PROLOGUE_DOMAIN = b"noded handshake v1\x00"
+_PROOF_DOMAIN = b"noded member v1"
+_IDENTITY_DOMAIN = b"noded identity v1\x00"
+
+
+@attrs.frozen(eq=False)
+class HandshakeResult:
+    """An authenticated connection, from one side."""
+
+    node_id: NodeId
+    """Who the other side is."""
+    public_key: bytes
+    """Its Ed25519 key."""
+    intro: Intro
+    """What it says about itself."""
+    sealer: Sealer = attrs.field(repr=False)
+    """For what we send."""
+    opener: Opener = attrs.field(repr=False)
+    """For what we receive."""
+    session_id: bytes = attrs.field(repr=False)
+    """32 bytes, the same on both sides, different for every handshake; may be public."""
+    leftover: bytes = attrs.field(repr=False)
+    """Received after the last message of the handshake: the start of the first record."""
+    role: Role
+    """Ours."""
+    tie_break: int
+    """Our random 64 bits of the hello."""
+    remote_tie_break: int
+    """Theirs."""
+    punched: bool = False
+    """Whether the roles were decided by the tie-breaks."""
+
+
+class Handshake:
+    """One side of one handshake; sans-IO.
+
+    Args:
+        role: "initiator" if this side opened the connection, "responder" if it accepted it, "punch" if both sides dial at once.
+        identity: our key.
+        swarm: our swarm.
+        intro: what we say about ourselves.
+        random_bytes: source of the fresh keys and the tie-break; os.urandom outside simulations.
+        expected: the only acceptable node id, if one is known.
+        punching: for a responder: take part in a punch if the other side's hello says so, with one of these nodes.
+        is_new: for a responder: whether an ephemeral key that came with a valid proof is no copy of an earlier one.
+
+    Raises:
+        UsageError: the intro is too large to send.
+    """
+
+    def __init__(
+        self,
+        *,
+        role: HandshakeRole,
+        identity: Identity,
+        swarm: Swarm,
+        intro: Intro,
+        random_bytes: Callable[[int], bytes],
+        expected: NodeId | None = None,
+        punching: Collection[NodeId] = (),
+        is_new: Callable[[bytes], bool] = lambda _ephemeral: True,
+    ) -> None:
+        self._punched = role == "punch"
+        self._punching = punching if role == "responder" else ()
+        # A punching side learns its role from the other's hello; like a responder, it has nothing to say until then.
+        self._role: Role = "initiator" if role == "initiator" else "responder"
+        self._identity = identity
+        self._swarm = swarm
+        self._intro = encode_intro(intro)
+        self._expected = expected
+        self._is_new = is_new
+        self._ephemeral = KeyPair.from_private(random_bytes(DH_BYTES))
+        self._static = KeyPair.from_private(random_bytes(DH_BYTES))
+        self._tie_break = int.from_bytes(random_bytes(8), "big")
+        self._remote_tie_break = 0
+        self._hello = self._make_hello()
+        self._remote_hello = b""
+        self._noise: NoiseXX | None = None
+        self._received = bytearray()
+        self._consumed = 0
+        self._out = bytearray()
+        self._error: HandshakeFailed | None = None
+        self._result: HandshakeResult | None = None
+        if self._punched:
+            self._out += self._hello
+        elif role == "initiator":
+            self._out += self._hello
+            self._send_ephemeral()
+
+    @property
+    def result(self) -> HandshakeResult | None:
+        """Set once the other side is authenticated. The initiator still has to send `outgoing()`."""
+        return self._result
+
+    def outgoing(self) -> bytes:
+        """Bytes to send now; b"" if none. Also to be sent (best effort) after `receive` raised."""
+        data = bytes(self._out)
+        self._out.clear()
+        return data
+
+    def receive(self, data_untrusted: Buffer) -> None:
+        """Take received bytes, any split.
+
+        Raises:
+            HandshakeFailed: or a subclass; the handshake is over and every further call raises it again.
+            UsageError: the handshake already has its result (further bytes belong to the records).
+        """
+        if self._error is not None:
+            raise self._error
+        if self._result is not None:
+            raise UsageError("the handshake is finished")
+        self._received += data_untrusted
+        try:
+            while self._step():
+                pass
+        except HandshakeFailed as error:
+            self._error = error
+            self._received.clear()
+            if self._role == "initiator" or len(self._out) > HELLO_BYTES:
+                self._out.clear()  # only the bare hello may still leave
+            raise
+
+    def receive_eof(self) -> None:
+        """The connection ended; always raises, with the most likely cause.
+
+        Raises:
+            HandshakeFailed: this one, or the one that already happened.
+        """
+        if self._error is None:
+            if self._remote_hello or self._consumed:
+                self._error = HandshakeFailed(
+                    "the other side closed the connection during the handshake"
+                )
+            elif self._role == "initiator":
+                self._error = HandshakeFailed(
+                    "the other side closed the connection without an answer",
+                    hint="it may not be a noded node, it may have another swarm key, or it may be refusing connections",
+                )
+            else:
+                self._error = HandshakeFailed(
+                    "the other side closed the connection without saying hello"
+                )
+        raise self._error
+
+    def _make_hello(self) -> bytes:
+        role = _PUNCH_BYTE if self._punched else _ROLE_BYTE[self._role]
+        return _HELLO.pack(MAGIC, VERSION, role, 0, self._tie_break, self._swarm.tag)
+
+    def _send_ephemeral(self) -> None:
+        self._out += self._ephemeral.public + self._proof(self._hello, self._ephemeral.public)
+
+    def _proof(self, hello: bytes, ephemeral: bytes) -> bytes:
+        return self._swarm.proof(_PROOF_DOMAIN, hello + ephemeral)[:PROOF_BYTES]
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._received[:size])
+        del self._received[:size]
+        self._consumed += size
+        return data
+
+    def _step(self) -> bool:
+        """Consume the next unit of input; False when more bytes (or none) are needed."""
+        if not self._remote_hello:
+            return self._receive_hello()
+        if self._noise is None:  # responder only
+            return self._receive_first_message()
+        return self._receive_long_message(self._noise)
+
+    def _receive_hello(self) -> bool:
+        head = bytes(self._received[:HELLO_BYTES])
+        magic = head[: len(MAGIC)]
+        if magic != MAGIC[: len(magic)]:
+            raise NotNoded("the other side does not speak the noded protocol")
+        if len(head) > len(MAGIC) and head[len(MAGIC)] != VERSION:
+            self._answer_hello()
+            raise VersionMismatch(
+                f"the other side speaks version {head[len(MAGIC)]} of the protocol, this node version {VERSION}"
+            )
+        if len(head) < HELLO_BYTES:
+            return False
+        _, _, role, _flags, self._remote_tie_break, tag = _HELLO.unpack(head)
+        if role == _PUNCH_BYTE and self._punching:
+            self._punched = True
+            self._hello = self._make_hello()
+            self._out += self._hello
+        self._check_role(role)
+        if tag != self._swarm.tag:
+            self._answer_hello()
+            raise WrongSwarm("the other side belongs to another swarm")
+        if self._punched:
+            self._break_the_tie()
+        self._remote_hello = self._take(HELLO_BYTES)
+        if self._role == "initiator":
+            self._noise = self._make_noise(self._hello, self._remote_hello)
+            # The same bytes that go out as the first flight; the state takes them into the transcript now.
+            self._noise.write_message(self._proof(self._hello, self._ephemeral.public))
+        return True
+
+    def _check_role(self, role_untrusted: int) -> None:
+        if self._punched:
+            if role_untrusted != _PUNCH_BYTE:
+                raise HandshakeFailed("the other side does not take part in the punch")
+        elif role_untrusted == _PUNCH_BYTE:
+            raise HandshakeFailed("the other side punches, and no punch with it was agreed")
+        elif (
+            role_untrusted != _ROLE_BYTE["responder" if self._role == "initiator" else "initiator"]
+        ):
+            raise HandshakeFailed("the other side plays our own role: the connection is reflected")
+
+    def _break_the_tie(self) -> None:
+        if self._tie_break == self._remote_tie_break:
+            raise HandshakeFailed("both sides have the same tie-break: the connection is reflected")
+        if self._tie_break > self._remote_tie_break:
+            self._role = "initiator"
+            self._send_ephemeral()
+
+    def _answer_hello(self) -> None:
+        if self._role == "responder" and not self._punched:
+            self._out += self._hello
+
+    def _make_noise(self, initiator_hello: bytes, responder_hello: bytes) -> NoiseXX:
+        prologue = _PROLOGUE_DOMAIN + initiator_hello + responder_hello + self._swarm.key
+        return NoiseXX(
+            self._role, static=self._static, ephemeral=self._ephemeral, prologue=prologue
+        )
+
+    def _receive_first_message(self) -> bool:
+        if len(self._received) < DH_BYTES + PROOF_BYTES:
+            return False
+        message = self._take(DH_BYTES + PROOF_BYTES)
+        proof = self._proof(self._remote_hello, message[:DH_BYTES])
+        if not hmac.compare_digest(message[DH_BYTES:], proof):
+            raise WrongSwarm("the other side names our swarm but does not hold its key")
+        if not self._is_new(message[:DH_BYTES]):
+            raise Replayed("the other side repeats the first flight of an earlier handshake")
+        self._noise = self._make_noise(self._remote_hello, self._hello)
+        self._noise.read_message(message)
+        if not self._punched:
+            self._out += self._hello
+        self._send_identity(self._noise)
+        return True
+
+    def _receive_long_message(self, noise: NoiseXX) -> bool:
+        if len(self._received) < _LENGTH.size:
+            return False
+        (length,) = _LENGTH.unpack_from(self._received)
+        if self._consumed + _LENGTH.size + length > MAX_HANDSHAKE_BYTES:
+            raise HandshakeFailed("the handshake exceeds 4 KiB")
+        if len(self._received) < _LENGTH.size + length:
+            return False
+        payload = noise.read_message(self._take(_LENGTH.size + length)[_LENGTH.size :])
+        node_id, public_key, intro = self._check_identity(payload, noise.remote_static)
+        if self._role == "initiator":
+            self._send_identity(noise)
+        self._finish(noise, node_id, public_key, intro)
+        return False
+
+    def _signed(self, role: Role, static_public: bytes) -> bytes:
+        return _IDENTITY_DOMAIN + self._swarm.id + bytes([_ROLE_BYTE[role]]) + static_public
+
+    def _send_identity(self, noise: NoiseXX) -> None:
+        signature = self._identity.sign(self._signed(self._role, self._static.public))
+        message = noise.write_message(self._identity.public_key + signature + self._intro)
+        self._out += _LENGTH.pack(len(message)) + message
+
+    def _check_identity(
+        self, payload_untrusted: bytes, static_public: bytes
+    ) -> tuple[NodeId, bytes, Intro]:
+        end_of_signature = PUBLIC_KEY_BYTES + SIGNATURE_BYTES
+        if len(payload_untrusted) < end_of_signature:
+            raise HandshakeFailed("the other side gave no identity")
+        public_key = payload_untrusted[:PUBLIC_KEY_BYTES]
+        signature = payload_untrusted[PUBLIC_KEY_BYTES:end_of_signature]
+        try:
+            node_id = NodeId.of_public_key(public_key)
+        except InvalidPublicKey:
+            raise HandshakeFailed("the other side's public key is not acceptable") from None
+        other: Role = "responder" if self._role == "initiator" else "initiator"
+        if not verify(public_key, signature, self._signed(other, static_public)):
+            raise HandshakeFailed("the other side's identity is forged")
+        if node_id == self._identity.node_id:
+            raise SelfDialed("the other side has our own identity")
+        if self._expected is not None and node_id != self._expected:
+            raise WrongPeer(f"expected {self._expected.short}, found {node_id.short}")
+        if self._punched and self._punching and node_id not in self._punching:
+            raise WrongPeer(f"no punch with {node_id.short} was agreed")
+        return node_id, public_key, decode_intro(payload_untrusted[end_of_signature:])
+
+    def _finish(self, noise: NoiseXX, node_id: NodeId, public_key: bytes, intro: Intro) -> None:
+        to_responder, to_initiator = noise.split()
+        sends, receives = (
+            (to_responder, to_initiator)
+            if self._role == "initiator"
+            else (to_initiator, to_responder)
+        )
+        self._result = HandshakeResult(
+            node_id=node_id,
+            public_key=public_key,
+            intro=intro,
+            sealer=Sealer(sends),
+            opener=Opener(receives),
+            session_id=noise.handshake_hash,
+            leftover=bytes(self._received),
+            role=self._role,
+            tie_break=self._tie_break,
+            remote_tie_break=self._remote_tie_break,
+            punched=self._punched,
+        )
+        self._received.clear()
