@@ -1,13 +1,11 @@
 """A thousand nodes on one event heap, against the targets; `benchmarks/dht.py` does the same with ten thousand (docs/dht.md)."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from dht.key import record_key
 from tests.dht import scenarios
 from tests.dht.world import World
+from tests.hash_seeds import outputs, same_under_two_hash_seeds
 
 ROOT = Path(__file__).parents[2]
 NODES = 1000
@@ -63,10 +61,9 @@ def test_ids_ground_next_to_a_key_do_not_censor_it() -> None:
 
 SCRIPT = """
 import sys
-sys.path.insert(0, sys.argv[1])
 from tests.dht import scenarios
 from tests.dht.world import Collusion
-world, nodes = scenarios.filled(int(sys.argv[2]), 1000, 4)
+world, nodes = scenarios.filled(int(sys.argv[1]), 1000, 4)
 Collusion(world, world.rng.sample(nodes, 200))
 tally = scenarios.Tally(world)
 for record in scenarios.publish(world, nodes[:50], 3):
@@ -77,14 +74,5 @@ print(tally.figures(), world.digest())
 
 
 def test_same_seed_same_digest_whatever_the_hash_seed() -> None:
-    def trace(hash_seed: str, with_seed: int) -> str:
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        command = [sys.executable, "-c", SCRIPT, str(ROOT), str(with_seed)]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True, timeout=120
-        )
-        return done.stdout
-
-    first = trace("1", 7)
-    assert first == trace("2", 7)
-    assert first != trace("1", 8)
+    trace = same_under_two_hash_seeds("-c", SCRIPT, "7")
+    assert outputs("-c", SCRIPT, "8", hash_seeds=("0",)) != [trace]

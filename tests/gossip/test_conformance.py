@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
-import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from gossip.conformance import CHECKS, Nonconforming, Subject, check, fingerprin
 from gossip.errors import GossipError
 from gossip.protocol import Apply, installed_protocols, load_protocol
 from gossip.protocols.diloco import DiLoCo, MeanOncePerRound, OuterNesterov
+from tests.hash_seeds import outputs, same_under_two_hash_seeds
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,23 +45,9 @@ def test_both_built_in_protocols_are_installed() -> None:
     assert {"diloco", "averaging"} <= set(installed_protocols())
 
 
-def in_fresh_interpreters(*command: str) -> set[str]:
-    return {
-        subprocess.run(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT), "PATH": ""},
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-        for seed in ("0", "1")
-    }
-
-
 def test_the_same_run_in_every_process(capsys: pytest.CaptureFixture[str]) -> None:
     names = sorted(installed_protocols())
-    (output,) = in_fresh_interpreters("-m", "gossip.conformance", *names)
+    output = same_under_two_hash_seeds("-m", "gossip.conformance", *names)
     assert [line.split()[0] for line in output.splitlines()] == names
     assert main(names) == 0
     assert capsys.readouterr().out == output, "and in this one"
@@ -396,7 +381,8 @@ def test_the_fingerprint_shows_an_order_by_hash() -> None:
         "from tests.gossip.test_conformance import HASH_ORDERED\n"
         "print(fingerprint(Subject(HASH_ORDERED)))"
     )
-    assert len(in_fresh_interpreters("-c", program)) > 1
+    first, second = outputs("-c", program)
+    assert first != second
 
 
 def test_the_unbroken_base_of_the_faults_passes() -> None:

@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.hash_seeds import outputs
 
 
 @pytest.fixture(scope="module")
 def runs() -> list[dict[str, object]]:
-    """One seed under two hash seeds: each in a fresh interpreter, side by side."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.simulation.sixteen", "1"],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for hash_seed in ("1", "2")
-    ]
-    results = []
-    for process in processes:
-        out, err = process.communicate(timeout=400)
-        assert process.returncode == 0, err[-2000:]
-        results.append(json.loads(out))
-    return results
+    """One seed under two hash seeds."""
+    return [json.loads(output) for output in outputs("-m", "tests.simulation.sixteen", "1")]
 
 
 @pytest.mark.slow

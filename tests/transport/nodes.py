@@ -5,11 +5,14 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import trio
+
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.identity import Identity
 from transport.limits import Limits
 from transport.network import Network
+from transport.peer import Peer
 from transport.simulated.memory import MemoryNetwork
 from transport.swarm import Swarm
 
@@ -66,3 +69,24 @@ async def nodes(
             )
             for number in range(1, count + 1)
         ]
+
+
+async def echo(_peer: Peer, request: bytes) -> bytes:
+    return request
+
+
+async def lost(peer: Peer, within_s: float) -> float:
+    """Wait until a peer is lost; return how long that took."""
+    start = trio.current_time()
+    with trio.fail_after(within_s):
+        await peer.closed.wait()
+    return trio.current_time() - start
+
+
+async def peer_of(endpoint: Endpoint, other: Endpoint) -> Peer:
+    """Wait until `endpoint` is connected to `other`."""
+    with endpoint.watch() as events:
+        while other.node_id not in endpoint.peers:
+            with trio.fail_after(10):
+                await events.receive()
+    return endpoint.peers[other.node_id]

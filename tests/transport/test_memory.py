@@ -1,14 +1,13 @@
 """The simulated network: stream contract, delays, faults, and determinism itself."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from tests.hash_seeds import same_under_two_hash_seeds
 from transport.address import Address
 from transport.errors import AddressInUse, ConnectFailed
 from transport.network import RawStream
@@ -250,14 +249,4 @@ def test_the_trace_does_not_depend_on_the_hash_seed() -> None:
         "from transport.simulated.deterministic import run_deterministically\n"
         "print(run_deterministically(7, _chatter, 7))"
     )
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for hash_seed in ("0", "4711")
-    }
-    assert len(digests) == 1
+    same_under_two_hash_seeds("-c", program)
