@@ -102,10 +102,11 @@ class HandshakeFailed(TransportError):
     """The secure channel was not established.
 
     Attributes:
-        reason: the sentence of this error, also a stable word through `code`.
+        reason: the sentence of this error.
+        code: the same as a stable word.
     """
 
-    code: ClassVar[str] = "handshake-failed"
+    code: str = "handshake-failed"
 
     def __init__(self, reason: str = "", *, hint: str | None = None) -> None:
         super().__init__(reason, hint=hint)
