@@ -1,7 +1,7 @@
 """Reading and writing the saved routing table: whole or not at all, and for the owner's eyes only.
 
-The file tells whom this node talks to, so it is 0600. It is written beside its place, flushed to the disk and renamed: a crash leaves
-the old one or the new one. On reading, a file that others could have written, a link, or anything but a plain file is refused.
+The file tells whom this node talks to, so it is 0600; `transport.durable` writes it. On reading, a file that others could have written,
+a link, or anything but a plain file is refused.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import trio
 
 from dht.saved import MAX_SAVED_BYTES, InvalidSaved
+from transport.durable import replace_file_in_thread
 
 _limiter = trio.CapacityLimiter(1)  # one small file, now and then
 
@@ -32,7 +33,7 @@ async def write_table(path: Path, data: bytes) -> None:
     Raises:
         OSError: the disk is full, or the like; the old file is still there.
     """
-    await trio.to_thread.run_sync(_write, path, data, limiter=_limiter, abandon_on_cancel=True)
+    await replace_file_in_thread(path, data)
 
 
 def _read(path: Path) -> bytes | None:
@@ -54,23 +55,3 @@ def _read(path: Path) -> bytes | None:
         raise InvalidSaved(f"it cannot be read ({error.strerror})") from None
     finally:
         os.close(descriptor)
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -11,7 +11,6 @@ in the log, and never keeps the daemon from starting.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Final
 import msgspec
 import trio
 
+from transport.durable import replace_file
 from transport.relay.settings import RelaySettings
 
 SAVE_S: Final = 300.0
@@ -67,18 +67,8 @@ def load_spent(path: Path, settings: RelaySettings, *, now: float | None = None)
 
 def store_spent(path: Path, spent_bytes: int, *, now: float | None = None) -> None:
     """Write the file; raises OSError and leaves the old one then."""
-    temporary = path.with_suffix(".part")
     at = round(time.time() if now is None else now)
-    data = msgspec.json.encode(Spending(spent_bytes, at))
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    replace_file(path, msgspec.json.encode(Spending(spent_bytes, at)))
 
 
 async def keep_spent(

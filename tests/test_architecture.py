@@ -48,6 +48,7 @@ DRIVERS = {
     "transport/simulated/deterministic.py",
     "transport/reach/dial_back.py",
     "transport/connect/dialer.py",
+    "transport/durable.py",
     "transport/endpoint.py",
     "transport/connect/inbound.py",
     "transport/reach/interfaces.py",

@@ -10,6 +10,7 @@ Cores (no I/O, no clock, no global randomness):
 
 Drivers (trio): `endpoint.open_endpoint()` is the way in; beneath it listener, dialer, link, peer, stream, bulk over a
 `network.Network`, which is the kernel's TCP (`tcp`) or a seeded simulation (`memory`, `deterministic`).
+`durable` is beside all that: a small file that a crash leaves whole, for every room above.
 
 Errors: `errors.TransportError` is the root of everything raised here. The bytes on the wire: docs/wire.md.
 """

@@ -13,7 +13,6 @@ chooses the same, whatever order the answers came in.
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from node.errors import NodedError
 from node.run.manifest import MAX_MANIFEST_BYTES, InvalidManifest, RunManifest
 from transport.address import Address
 from transport.codec import decode_untrusted, pack
+from transport.durable import replace_file
 from transport.endpoint import Endpoint
 from transport.errors import InvalidAddress, MalformedMessage, TransportError
 from transport.identity import NodeId
@@ -193,9 +193,4 @@ def load_manifest(path: Path) -> RunManifest | None:
 
 def store_manifest(path: Path, manifest: RunManifest) -> None:
     """Write the manifest so that it is there whole or not at all."""
-    temporary = path.with_suffix(".part")
-    with temporary.open("wb") as file:
-        file.write(manifest.canonical())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_file(path, manifest.canonical())

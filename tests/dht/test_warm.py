@@ -34,6 +34,7 @@ from dht.service import Dht, open_dht
 from dht.settings import DhtSettings
 from tests.dht.fake_endpoint import SWARM, FakeEndpoint, FakeNet
 from tests.dht.test_service import until, wall
+from transport.durable import replace_file
 
 WALL = 1_800_000_000.0
 ME = bytes(31) + b"\1"
@@ -172,7 +173,7 @@ def disk_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         return table_file._read(path)
 
     async def write(path: Path, data: bytes) -> None:
-        table_file._write(path, data)
+        replace_file(path, data)
         await trio.lowlevel.checkpoint()
 
     monkeypatch.setattr(warm, "read_table", read)
