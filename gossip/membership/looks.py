@@ -93,11 +93,7 @@ class Looks:
         if helpers and via is not None and via.connected and via not in helpers:
             helpers[0] = via
         nonce = self._state.rng.randbytes(NONCE_BYTES)
-        wait_s = (
-            self._state.settings.probe_s * self._state.health.multiplier
-            if helpers or direct
-            else 0.0
-        )
+        wait_s = self._patience_s(member) if helpers or direct else 0.0
         self._looks[nonce] = _Look(
             member.node_id, now + wait_s, len(helpers), direct=direct, final=final
         )
@@ -113,6 +109,24 @@ class Looks:
             else:
                 self._state.put(Dial(member.node_id))
         return True
+
+    def hurry(self, member: Member, now: float) -> None:
+        """Begin the last look at a member that others have given up, in place of one that we were patient with."""
+        under_way = self._looks.get(member.look) if member.look else None
+        if under_way is None:
+            return  # then `tick` begins it
+        if under_way.final:
+            under_way.deadline = min(under_way.deadline, now + self._patience_s(member))
+            return
+        assert member.look is not None
+        del self._looks[member.look]
+        member.look = None
+        self.begin(member, now, direct=True, final=True)
+
+    def _patience_s(self, member: Member) -> float:
+        """How long a look at a member may take: longer while we doubt ourselves, unless others have given it up."""
+        given_up = member.suspicion is not None and member.suspicion.given_up
+        return self._state.settings.probe_s * (1 if given_up else self._state.health.multiplier)
 
     def _look_failed(self, look: _Look, now: float) -> None:
         member = self._state.table.get(look.member)
@@ -212,7 +226,7 @@ class Looks:
             return float("inf")  # the end of the look is a deadline of its own
         if doubted.verdict_after:
             return doubted.deadline
-        return doubted.deadline - self._state.settings.probe_s * self._state.health.multiplier
+        return doubted.deadline - self._patience_s(member)
 
     def _judge(self, member: Member, now: float) -> None:
         doubted = member.suspicion

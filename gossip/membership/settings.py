@@ -68,5 +68,5 @@ class SwimSettings:
 LAN = SwimSettings(quiet_s=1.5, probe_s=0.5, doubt_s=2.4, doubt_alone_s=4.8, gossip_s=0.2)
 """One building: a dead member is out within 5 s; a stall of 3 s evicts nobody."""
 
-WAN = SwimSettings(quiet_s=3.0, probe_s=2.0, doubt_s=6.0, doubt_alone_s=12.0, gossip_s=0.5)
-"""The internet: a dead member is out within 15 s; a stall of 10 s evicts nobody."""
+WAN = SwimSettings(quiet_s=3.0, probe_s=1.5, doubt_s=4.0, doubt_alone_s=8.0, gossip_s=0.3)
+"""The internet: a dead member is out within 15 s, also where loops stall for seconds; a stall of 7 s evicts nobody."""

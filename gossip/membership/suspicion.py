@@ -74,13 +74,21 @@ class Suspicion:
         return len(self.authors) - (0 if self.own else 1)
 
     @property
+    def given_up(self) -> bool:
+        """Whether `wanted` others, three at least, have given the member up.
+
+        They cannot all be slow because we are, so our doubt of ourselves does not make us wait longer than they did.
+        """
+        return self.wanted >= 3 and len(self.lost_by) >= self.wanted
+
+    @property
     def deadline(self) -> float:
         """When the time to refute ends, as things stand.
 
-        At once if `wanted` others, three at least, have given the member up: their clocks began earlier than ours,
-        and our own last look still stands between their word and our verdict.
+        At once if the member was given up by others: their clocks began earlier than ours, and our own last look
+        still stands between their word and our verdict.
         """
-        if self.wanted >= 3 and len(self.lost_by) >= self.wanted:
+        if self.given_up:
             return self.started
         return self.started + wait_s(
             max(0, self.confirmations), self.wanted, self.shortest_s, self.longest_s

@@ -339,6 +339,8 @@ class Swim:
             doubted = self._state.suspect(member, f"{doubt.author.short} does not reach it", now)
         doubted.confirm(doubt.author, lost=doubt.lost)
         self._state.news.add(doubt)
+        if doubted.given_up:
+            self._looks.hurry(member, now)
 
     # Time
 
