@@ -1,6 +1,9 @@
 """The seed corpus: genuine inputs of every target, written by `python -m tests.fuzz.seeds`."""
 
+import random
+
 import msgpack
+import msgspec
 
 from crdt.record import MemberInfo, Progress
 from crdt.state import RunState
@@ -19,14 +22,35 @@ from dht.messages import (
 )
 from gossip.collective.messages import Abort, Begin
 from gossip.collective.messages import encode as encode_gossip
+from node.joining.answer import hearsay, refuse
+from node.joining.beacon import Beacon
+from node.joining.ledger import Invite, Use, encode_invite
+from node.joining.reasons import Reason
+from node.joining.request import parse_request
 from node.run.manifest import RunManifest
 from tests.fuzz import CORPUS
-from tests.fuzz.targets import FIRST, KEY, NONCE, RECORD, RECORDS, SECOND, THIRD, run_state
+from tests.fuzz.targets import (
+    ALICE,
+    BOB,
+    FIRST,
+    INVITE,
+    JOIN_ANSWER,
+    JOIN_REQUEST,
+    KEY,
+    NONCE,
+    NOW,
+    RECORD,
+    RECORDS,
+    SECOND,
+    SWARM,
+    THIRD,
+    run_state,
+)
 from transport.address import Address
 from transport.bulk import messages as bulk_messages
 from transport.codec import pack
 from transport.identity import NodeId
-from transport.punch import agreement as punch
+from transport.punch import messages as punch
 from transport.relay import messages as relay
 from transport.secure.intro import Intro, encode_intro
 from transport.streams import frames
@@ -62,6 +86,39 @@ def spoken() -> RunState:
     state.set_member(MemberInfo("you", ("192.0.2.1:7447",)))
     state.set_progress(Progress(4, 40, 1.5, 4000, 50.0, KEY))
     return state
+
+
+def joining() -> dict[str, list[bytes]]:
+    edits = [b"\xff\0\1\0\1", b"\xff\0\x20\x50xyz", b"\xff\0\1\x90xxxx", b"\xff\0\x30\xff"]
+    request = parse_request(JOIN_REQUEST)
+    alice = Beacon(ALICE, SWARM, random.Random(1), 0.0)
+    invite = Invite(id=INVITE.id, key=INVITE.key, uses=2, created_ms=1, expires_ms=int(NOW) * 1000)
+    used = invite.with_use(Use(BOB.public_key, b"chain", 2))
+    return {
+        "invite-code": [
+            b"\0" + INVITE.text.encode(),
+            b"\0" + INVITE.text.upper().replace("-", " \n").encode(),
+            b"\0" + str(ALICE.node_id).encode(),
+            b"\0ni-" + b"a" * 140,
+            *edits,
+        ],
+        "join-request": [b"\0" + JOIN_REQUEST, b"\0" + JOIN_REQUEST[:-1], *edits],
+        "join-reply": [
+            b"\0" + JOIN_ANSWER,
+            b"\0" + refuse(request, Reason.EXPIRED, ALICE),
+            b"\0" + refuse(request, Reason.EXPIRED, BOB),
+            b"\0" + hearsay(Reason.BUSY),
+            b"\0\1\3\xee",
+            *edits,
+        ],
+        "beacon": [b"\0" + alice.make(7447, int(NOW * 1000)), *edits],
+        "invite-ledger": [
+            encode_invite(invite),
+            encode_invite(used),
+            encode_invite(msgspec.structs.replace(used, used=used.used * 2)),
+            encode_invite(used)[:-3],
+        ],
+    }
 
 
 def seeds() -> dict[str, list[bytes]]:
@@ -241,6 +298,7 @@ def seeds() -> dict[str, list[bytes]]:
             b"\x16\x03\x01\x02\x00\x01\x00",
             b"POST /v1/stop HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n",
         ],
+        **joining(),
     }
 
 
