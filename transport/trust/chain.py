@@ -25,8 +25,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Final
+from typing import Final, TypeAlias
 
 import attrs
 
@@ -49,6 +50,8 @@ MAX_CERTIFICATES: Final = 3
 MAX_CHAIN_BYTES: Final = 1 + MAX_CERTIFICATES * (2 + MAX_CERTIFICATE_BYTES)
 YEAR_MS: Final = 365 * 24 * 3600 * 1000
 """A certificate's usual time."""
+
+IsSigned: TypeAlias = Callable[[Certificate], bool]
 
 _ID_DOMAIN: Final = b"noded swarm id v2\x00"
 _OPEN_ID_DOMAIN: Final = b"noded open swarm id v2\x00"
@@ -145,22 +148,30 @@ def parse_chain(data_untrusted: bytes) -> Chain:
     return Chain(tuple(found), data)
 
 
-def verify_chain(chain: Chain, swarm_id: bytes, now_ms: int | None) -> None:
+def signed(certificate: Certificate) -> bool:
+    """Whether the issuer's key made the signature; see `Certificate.is_signed`."""
+    return certificate.is_signed()
+
+
+def verify_chain(
+    chain: Chain, swarm_id: bytes, now_ms: int | None, is_signed: IsSigned = signed
+) -> None:
     """Check that `chain` leads from the root of `swarm_id` to its member, cheap checks first, then one signature for each certificate.
 
     Args:
         chain: as parsed.
         swarm_id: closed or open; the root key is the one whose hash this is.
         now_ms: wall clock, ms since 1970; None leaves the time out (for what was issued once).
+        is_signed: verifies one signature, or remembers that it did.
 
     Raises:
         CertificateRefused: with the first thing that is wrong.
     """
-    _check_links(chain, swarm_id)
+    check_links(chain, swarm_id)
     if now_ms is not None:
         check_times(chain, now_ms)
     for certificate in chain.certificates:
-        if not certificate.is_signed():
+        if not is_signed(certificate):
             raise CertificateRefused(Refusal.FORGED)
 
 
@@ -170,7 +181,8 @@ def check_times(chain: Chain, now_ms: int) -> None:
         certificate.check_time(now_ms)
 
 
-def _check_links(chain: Chain, swarm_id: bytes) -> None:
+def check_links(chain: Chain, swarm_id: bytes) -> None:
+    """Raises: CertificateRefused: one certificate does not follow from the one above it, whatever the signatures say."""
     first = chain.certificates[0]
     for certificate in chain.certificates:
         if certificate.swarm_id != swarm_id:
