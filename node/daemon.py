@@ -43,6 +43,7 @@ from node.errors import (
 )
 from node.paths import ensure_private_dir
 from node.probe import LagProbe
+from node.reach_report import daemon_netcheck, last_punch
 from node.relay_budget import keep_spent, load_spent
 from node.run.run import open_run_service
 from node.run.state import state_document
@@ -228,9 +229,10 @@ class _Daemon:
 
     def _end_now(self) -> None:
         run = None if self._parts is None else self._parts.run
-        if run is not None and run.trainers is not None and run.trainers.process_pid is not None:
+        part = None if run is None else run.part
+        if part is not None and part.trainers.process_pid is not None:
             try:
-                os.killpg(run.trainers.process_pid, signal.SIGKILL)
+                os.killpg(part.trainers.process_pid, signal.SIGKILL)
             except (ProcessLookupError, PermissionError):
                 pass
         os._exit(int(ExitCode.OK))
@@ -278,16 +280,16 @@ class _Daemon:
         return 200, {"schema": "noded.metrics-history/1", "points": points}
 
     async def _answer_netcheck(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
-        return 200, {"schema": "noded.netcheck/1", **self._up.reach.report()}
+        return 200, daemon_netcheck(self._up.reach, self._up.dht.bootstrap_status())
 
     async def _answer_state(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
         run = self._up.run
-        if run is None or run.state is None or run.manifest is None:
+        if run is None or run.part is None:
             raise NotReady(
                 "this node has no shared state: it takes part in no run yet",
                 hint="noded status says what it is doing",
             )
-        return 200, state_document(run.state, run.manifest)
+        return 200, state_document(run.part.presence.state, run.part.manifest)
 
     async def _answer_alive(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
         return 200, {"schema": "noded.healthz/1", "alive": True}
@@ -337,7 +339,7 @@ class _Daemon:
             "name": peer.name,
             "address": str(peer.address),
             "replies": replies,
-            "last_punch": self._up.reach.last_punch(peer.node_id),
+            "last_punch": last_punch(self._up.reach, peer.node_id),
         }
 
     def _relay_of(self, peer: Peer) -> dict[str, str | None]:
@@ -394,6 +396,7 @@ def _reach_settings(config: Config, identity: Identity) -> ReachSettings:
         punch=network.hole_punching,
         relay=config.relay,
         relays=tuple(Address.parse(text) for text in network.relays),
+        knows_others=bool(network.bootstrap),
         mapping_secret=identity.seed,
         relay_spent_bytes=load_spent(config.paths.relay_budget, config.relay),
     )

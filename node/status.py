@@ -101,9 +101,9 @@ def _state(parts: Parts, *, stopping: bool) -> str:
     phase = run.figures.phase
     if phase == "waiting":
         # Waiting for others at the end of a round is training; without an epoch it is not.
-        grouped = run.group is not None and run.group.epoch is not None
+        grouped = run.part is not None and run.part.group.epoch is not None
         return "training" if grouped else "waiting"
-    trainer = run.trainers.status.state if run.trainers is not None else "none"
+    trainer = _trainer_state(run)
     if phase == "training" and trainer not in {"running", "attached"}:
         return "joining"
     return phase
@@ -112,7 +112,8 @@ def _state(parts: Parts, *, stopping: bool) -> str:
 def _run(run: RunService | None) -> dict[str, Any] | None:
     if run is None:
         return None
-    manifest, figures, group = run.manifest, run.figures, run.group
+    manifest, figures = run.manifest, run.figures
+    group = None if run.part is None else run.part.group
     epoch = None if group is None else group.epoch
     return {
         "name": run.section.name,
@@ -147,9 +148,9 @@ def _run(run: RunService | None) -> dict[str, Any] | None:
 
 
 def _trainer(run: RunService | None) -> dict[str, Any]:
-    if run is None or run.trainers is None:
+    if run is None or run.part is None:
         return {"state": "none", "pid": None, "restarts": 0, "error": None}
-    status = run.trainers.status
+    status = run.part.trainers.status
     return {
         "state": status.state,
         "pid": status.pid,
@@ -159,14 +160,15 @@ def _trainer(run: RunService | None) -> dict[str, Any]:
 
 
 def _checkpoint(run: RunService | None) -> dict[str, Any] | None:
-    if run is None or run.checkpoint is None:
+    checkpoint = None if run is None else run.saves.newest
+    if checkpoint is None:
         return None
-    manifest = run.checkpoint.manifest
+    manifest = checkpoint.manifest
     return {
         "step": manifest.step,
         "round": manifest.round,
         "sha256": manifest.sha256,
-        "path": str(run.checkpoint.path),
+        "path": str(checkpoint.path),
     }
 
 
@@ -198,9 +200,9 @@ def _relay(reach: Reach) -> dict[str, Any]:
 def peer_rows(parts: Parts) -> list[dict[str, Any]]:
     """One row for each peer: the connected ones, then those that left or were lost."""
     endpoint, run = parts.endpoint, parts.run
-    progress = {} if run is None or run.state is None else run.state.progress()
-    group = None if run is None else run.group
-    epoch = None if group is None else group.epoch
+    part = None if run is None else run.part
+    progress = {} if part is None else part.presence.state.progress()
+    epoch = None if part is None else part.group.epoch
     members = set() if epoch is None else set(epoch.members)
     now = trio.current_time()
     rows = [
@@ -278,8 +280,14 @@ def _membership(membership: Membership) -> dict[str, Any]:
 
 def _standing(run: RunService | None, node: bytes) -> str | None:
     """A node's status in the run's roster; None when it is not in there."""
-    member = None if run is None or run.state is None else run.state.members().get(bytes(node))
+    if run is None or run.part is None:
+        return None
+    member = run.part.presence.state.members().get(bytes(node))
     return None if member is None else member.status
+
+
+def _trainer_state(run: RunService) -> str:
+    return "none" if run.part is None else run.part.trainers.status.state
 
 
 def _said_goodbye(run: RunService | None, node: bytes, lost: LostPeer) -> bool:
@@ -324,8 +332,9 @@ def _facts(parts: Parts) -> Facts:
     run, endpoint = parts.run, parts.endpoint
     status = parts.dht.bootstrap_status()
     figures = None if run is None else run.figures
-    trainers = None if run is None else run.trainers
-    checkpoint = None if run is None else run.checkpoint
+    part = None if run is None else run.part
+    trainers = None if part is None else part.trainers
+    checkpoint = None if run is None else run.saves.newest
     ended = None if figures is None else figures.round_ended_at
     return Facts(
         uptime_s=trio.current_time() - parts.started_at,
@@ -354,12 +363,10 @@ def _facts(parts: Parts) -> Facts:
         if ended is None or figures is None or figures.phase == "finished"
         else trio.current_time() - ended,
         round_usual_s=None if figures is None else figures.usual_round_s,
-        quorum_missing=run is not None
-        and run.group is not None
-        and run.group.machine.quorum_missing,
+        quorum_missing=part is not None and part.group.machine.quorum_missing,
         rounds_alone=0 if figures is None else figures.rounds_alone,
-        checkpoint_error="" if run is None else run.checkpoint_error,
-        checkpoint_damaged="" if run is None else run.checkpoint_damaged,
+        checkpoint_error="" if run is None else run.saves.error,
+        checkpoint_damaged="" if run is None else run.saves.damaged,
         disk_free_bytes=_disk_free(parts.config),
         checkpoint_bytes=None if checkpoint is None else checkpoint.manifest.size,
         fds=open_descriptors(),

@@ -1,5 +1,7 @@
 """One run at one node, the daemon's side: found, joined, trained, checkpointed.
 
-`run` is its life; `finder` finds it by name, `manifest` says what it is, `state` and `sequence` are its shared document, `trainer` (with `trainer_link` and `launch`)
-holds the training process, `checkpoint` (with `layout` and `tensor_file`) what survives.
+`run` is its life from the daemon's start to its end, `participation` what exists while this node takes part: `presence` (what it says in the
+shared document, which `state` and `sequence` make), `journal` and `figures` (what is reported), `stragglers`, `trainer` (with `trainer_link`
+and `launch`: the training process). `finder` finds the run by name, `manifest` says what it is; `saves`, `checkpoint`, `layout` and
+`tensor_file` are what survives.
 """

@@ -91,6 +91,17 @@ class RunFinder:
                     return manifest
             await trio.sleep(SEARCH_S)
 
+    async def namesakes(self, manifest: RunManifest) -> list[NodeId]:
+        """Connected peers that take part in another run of the same name; ascending."""
+        found = set()
+        for record in await self._dht.get(
+            record_key(self._endpoint.swarm.id, "run", manifest.name)
+        ):
+            node = NodeId.of_public_key(record.public_key)
+            if record.value != manifest.hash and node in self._endpoint.peers:
+                found.add(node)
+        return sorted(found)
+
     async def _candidates(self, name: str) -> list[bytes]:
         records = await self._dht.get(record_key(self._endpoint.swarm.id, "run", name))
         named = Counter(record.value for record in records if len(record.value) == 32)
