@@ -23,7 +23,7 @@ class SwimSettings:
     """Times in seconds; see `LAN` and `WAN`."""
 
     quiet_s: float
-    """Silence of a connected member (not one byte, heartbeats come every second) before helpers are asked about it."""
+    """Silence of a connected member (not one byte; more than a heartbeat's interval) before helpers are asked about it."""
     probe_s: float
     """Wait for the answer to a probe that goes through helpers. More bears slower paths, and delays doubt by as much."""
     doubt_s: float
@@ -68,5 +68,6 @@ class SwimSettings:
 LAN = SwimSettings(quiet_s=1.5, probe_s=0.5, doubt_s=2.4, doubt_alone_s=4.8, gossip_s=0.2)
 """One building: a dead member is out within 5 s; a stall of 3 s evicts nobody."""
 
-WAN = SwimSettings(quiet_s=3.0, probe_s=1.5, doubt_s=4.0, doubt_alone_s=8.0, gossip_s=0.3)
-"""The internet: a dead member is out within 15 s, also where loops stall for seconds; a stall of 7 s evicts nobody."""
+WAN = SwimSettings(quiet_s=4.5, probe_s=1.5, doubt_s=4.0, doubt_alone_s=8.0, gossip_s=0.3)
+"""The internet, also with heartbeats every three seconds: a dead member is out within 15 s, 11 where no loop stalls; a stall of
+6 s evicts nobody."""
