@@ -73,6 +73,10 @@ class Facts:
     """The run's name, None without one."""
     run_joined: bool = True
     """Whether the run has been found."""
+    other_runs: Sequence[str] = ()
+    """Connected peers that take part in another run of the same name."""
+    other_models: tuple[int, int] = (0, 0)
+    """Of the connected members: how many train another model than this node, and how many train one."""
     run_failure: str = ""
     """Why the run cannot go on at this node; empty while it can."""
     run_failure_hint: str = ""
@@ -128,6 +132,8 @@ CODES: Final[Mapping[str, str]] = {
     "wrong-swarm": "nodes with another swarm key keep knocking",
     "run-not-found": "the run is not known in the swarm",
     "run-failed": "the run cannot go on at this node",
+    "other-run": "peers take part in another run of the same name",
+    "other-model": "this node's model is not that of the run's other members",
     "trainer-gone": "the training process is not running",
     "trainer-restarting": "the training process keeps dying",
     "loss-not-finite": "the loss is not a number any more",
@@ -264,7 +270,7 @@ def _run(facts: Facts) -> list[HealthWarning]:
                 "check run.name; one node has to start it with run.create = true",
             )
         ]
-    found = []
+    found = _strays(facts)
     trainer_down = facts.trainer in {"exited", "restarting"}
     if facts.trainer == "exited":
         found.append(
@@ -310,13 +316,42 @@ def _run(facts: Facts) -> list[HealthWarning]:
                 "noded peers shows who is behind",
             )
         )
-    if facts.rounds_alone >= 3 and facts.peers_connected > 0:
+    if facts.rounds_alone >= 3 and facts.peers_connected > 0 and not _strays(facts):
         found.append(
             HealthWarning(
                 "training-alone",
                 Severity.WARNING,
                 f"the last {facts.rounds_alone} rounds ended with this node alone",
                 "noded peers shows what the others are doing",
+            )
+        )
+    return found
+
+
+def _strays(facts: Facts) -> list[HealthWarning]:
+    """Nodes that were meant to train together, and do not."""
+    found = []
+    if facts.other_runs:
+        shown = ", ".join(facts.other_runs[:3])
+        more = f" and {len(facts.other_runs) - 3} more" if len(facts.other_runs) > 3 else ""
+        found.append(
+            HealthWarning(
+                "other-run",
+                Severity.WARNING,
+                f"{shown}{more} take part in another run that is named {facts.run} too",
+                "one node alone starts a run: on the others take out run.create, and move the "
+                "run's folder in the data directory away",
+            )
+        )
+    differ, of = facts.other_models
+    if differ and 2 * differ >= of:  # a node with the majority's model is not the one to mend
+        found.append(
+            HealthWarning(
+                "other-model",
+                Severity.WARNING,
+                f"{differ} of {of} other members train a model with other parameters than this "
+                "node's, and only equal ones are combined",
+                "make the model the same on every node: names, shapes and order of its parameters",
             )
         )
     return found

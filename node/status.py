@@ -23,6 +23,7 @@ from node.run.run import RunService
 from node.schema import Config
 from node.traffic import TrafficMeter
 from transport.endpoint import Endpoint
+from transport.identity import NodeId
 from transport.peer import Peer
 from transport.reach.reach import Reach
 from transport.watch import LostPeer
@@ -286,6 +287,11 @@ def _standing(run: RunService | None, node: bytes) -> str | None:
     return None if member is None else member.status
 
 
+def _name_of(endpoint: Endpoint, node: NodeId) -> str:
+    peer = endpoint.peers.get(node)
+    return node.short if peer is None or not peer.name else peer.name
+
+
 def _trainer_state(run: RunService) -> str:
     return "none" if run.part is None else run.part.trainers.status.state
 
@@ -353,6 +359,8 @@ def _facts(parts: Parts) -> Facts:
         run=None if run is None else run.section.name,
         run_joined=run is None or run.manifest is not None,
         trainer="none" if trainers is None else trainers.status.state,
+        other_runs=[] if part is None else [_name_of(endpoint, node) for node in part.namesakes],
+        other_models=(0, 0) if part is None else part.presence.other_models(endpoint.peers),
         run_failure="" if run is None else run.failure,
         run_failure_hint="" if run is None else run.failure_hint,
         run_finished=figures is not None and figures.phase == "finished",

@@ -14,6 +14,8 @@ CASES = {
     "wrong-swarm": Facts(refused_wrong_swarm=3),
     "run-not-found": Facts(run="demo", run_joined=False, uptime_s=100, peers_connected=1),
     "run-failed": Facts(**RUN, run_failure="made with other settings", trainer="exited"),
+    "other-run": Facts(**RUN, other_runs=["barn"], rounds_alone=9),
+    "other-model": Facts(**RUN, other_models=(2, 3), rounds_alone=9),
     "trainer-gone": Facts(**RUN, trainer="exited"),
     "trainer-restarting": Facts(**RUN, trainer="running", trainer_restarts=3),
     "loss-not-finite": Facts(**RUN, loss=float("nan")),
@@ -43,6 +45,11 @@ def test_a_quiet_node_and_a_young_one_have_no_warnings():
     assert assess(Facts(uptime_s=5, bootstrap_configured=1, bootstrap_reached=0)) == []
     assert assess(Facts(uptime_s=5, run="demo", run_joined=False)) == []
     assert assess(Facts(**RUN, trainer="running", loss=2.0, round_age_s=50, round_usual_s=3)) == []
+
+
+def test_who_has_the_model_of_most_is_not_blamed():
+    assert assess(Facts(**RUN, other_models=(1, 3))) == []
+    assert assess(Facts(**RUN, other_models=(0, 0))) == []
 
 
 def test_a_stall_that_the_trainers_death_explains_is_not_reported_as_well():

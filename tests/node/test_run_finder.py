@@ -1,12 +1,15 @@
-"""Members of a run are dialed where they say they are, as far as that can be turned against nobody."""
+"""Members of a run are dialed where they say they are, as far as that can be turned against nobody; runs of one name are told apart."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from node.run.finder import RunFinder
+from node.run.manifest import RunManifest
 from transport.address import Address
 from transport.identity import Identity
+from transport.swarm import Swarm
 
 MEMBER = Identity.generate(os.urandom).node_id
 RELAYED = f"11.1.1.2:7447/via/{MEMBER}"
@@ -29,6 +32,7 @@ WRITTEN = (
 class FakeEndpoint:
     """Notes whom it should dial."""
 
+    swarm = Swarm(bytes(32))
     node_id = Identity.generate(os.urandom).node_id
 
     def __init__(self, listening: str) -> None:
@@ -55,3 +59,25 @@ async def test_only_addresses_that_lead_to_a_node_are_dialed(listening, loopback
     assert endpoint.dialed == ["11.1.1.1:7447", "192.168.1.1:7447", RELAYED, *own]
     await finder.connect_all([(MEMBER, WRITTEN[5:])])
     assert len(endpoint.dialed) == 3 + loopback  # nothing left: nothing dialed
+
+
+class FakeDht:
+    """Has records under the one name that is asked for."""
+
+    def __init__(self, *records: tuple[Identity, bytes]) -> None:
+        self.records = [
+            SimpleNamespace(public_key=signer.public_key, value=value) for signer, value in records
+        ]
+
+    async def get(self, _key: bytes) -> list[SimpleNamespace]:
+        return self.records
+
+
+async def test_connected_peers_in_another_run_of_this_name_are_found():
+    barn, loft, gone = (Identity.from_seed(bytes([n]) * 32) for n in (1, 2, 3))
+    manifest = RunManifest(name="demo", task="t")
+    other = bytes(32)
+    endpoint = FakeEndpoint("127.0.0.1:7447")
+    endpoint.peers = {barn.node_id: None, loft.node_id: None}
+    finder = RunFinder(endpoint, FakeDht((barn, other), (loft, manifest.hash), (gone, other)))
+    assert await finder.namesakes(manifest) == [barn.node_id]
