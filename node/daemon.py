@@ -43,6 +43,7 @@ from node.errors import (
 )
 from node.paths import ensure_private_dir
 from node.probe import LagProbe
+from node.reach_report import daemon_netcheck, last_punch
 from node.relay_budget import keep_spent, load_spent
 from node.run.run import open_run_service
 from node.run.state import state_document
@@ -279,7 +280,7 @@ class _Daemon:
         return 200, {"schema": "noded.metrics-history/1", "points": points}
 
     async def _answer_netcheck(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
-        return 200, {"schema": "noded.netcheck/1", **self._up.reach.report()}
+        return 200, daemon_netcheck(self._up.reach, self._up.dht.bootstrap_status())
 
     async def _answer_state(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
         run = self._up.run
@@ -338,7 +339,7 @@ class _Daemon:
             "name": peer.name,
             "address": str(peer.address),
             "replies": replies,
-            "last_punch": self._up.reach.last_punch(peer.node_id),
+            "last_punch": last_punch(self._up.reach, peer.node_id),
         }
 
     def _relay_of(self, peer: Peer) -> dict[str, str | None]:
@@ -395,6 +396,7 @@ def _reach_settings(config: Config, identity: Identity) -> ReachSettings:
         punch=network.hole_punching,
         relay=config.relay,
         relays=tuple(Address.parse(text) for text in network.relays),
+        knows_others=bool(network.bootstrap),
         mapping_secret=identity.seed,
         relay_spent_bytes=load_spent(config.paths.relay_budget, config.relay),
     )

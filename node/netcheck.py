@@ -16,6 +16,7 @@ import trio
 
 from node import keys
 from node.errors import NodedError, first_error
+from node.reach_report import reach_report
 from node.schema import Config
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
@@ -92,7 +93,7 @@ async def _look(
             nursery.cancel_scope.cancel()
         return {
             "schema": "noded.netcheck/1",
-            **reach.report(),
+            **reach_report(reach),
             "daemon": False,
             "bootstrap_failures": failures,
         }

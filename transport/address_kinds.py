@@ -16,6 +16,11 @@ PRIVATE_V4: Final = tuple(
     ipaddress.IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
 )
 ULA_V6: Final = ipaddress.IPv6Network("fc00::/7")
+DOCUMENTATION: Final = tuple(
+    ipaddress.ip_network(text)
+    for text in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
+)
+"""Nobody's on the real network (RFC 5737, RFC 3849); the public addresses of simulated ones."""
 
 
 class AddressKind(StrEnum):
@@ -59,6 +64,17 @@ def kind_of(host: str) -> AddressKind:
     elif ip in ULA_V6:
         return AddressKind.ULA
     return AddressKind.GLOBAL if ip.is_global and not ip.is_reserved else AddressKind.OTHER
+
+
+def is_public(host: str) -> bool:
+    """Whether an address of this IP means the same everywhere, so that it may be met from anywhere; False for a name."""
+    if kind_of(host) is AddressKind.GLOBAL:
+        return True
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return any(ip in network for network in DOCUMENTATION)
 
 
 def is_credible(host: str, seen_host: str) -> bool:

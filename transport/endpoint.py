@@ -37,7 +37,7 @@ from transport.identity import Identity, NodeId
 from transport.limits import Limits
 from transport.network import Network, Path, RawStream
 from transport.peer import CallHandler, Peer, handler_of_calls
-from transport.secure.handshake import MAX_LISTEN, HandshakeRole
+from transport.secure.handshake import MAX_LISTEN, HandshakeResult, HandshakeRole
 from transport.streams.frames import is_protocol_name
 from transport.swarm import Swarm
 from transport.watch import LostPeer, PeerDown, PeerEvent, PeerPathChanged, PeerUp
@@ -177,19 +177,6 @@ class Endpoint:
         return await self._outbound.connect(addresses, expected)
 
     @property
-    def dial_raw(self) -> Callable[[Address, NodeId | None], Awaitable[RawStream]]:
-        """How an address becomes a raw stream for `connect`; it may be replaced.
-
-        By default it asks `relay_dialer` if the address names a relay, else the network, from the
-        port we listen on where that is possible.
-        """
-        return self._outbound.dial_raw
-
-    @dial_raw.setter
-    def dial_raw(self, dial: Callable[[Address, NodeId | None], Awaitable[RawStream]]) -> None:
-        self._outbound.dial_raw = dial
-
-    @property
     def relay_dialer(self) -> Callable[[Address, NodeId], Awaitable[RawStream]] | None:
         """Opens a circuit to a node over the relay that an address names; None without relays."""
         return self._outbound.relay_dialer
@@ -214,6 +201,25 @@ class Endpoint:
             old connection was lost meanwhile.
         """
         return await self._outbound.upgrade(peer, raw, role)
+
+    async def probe(self, raw: RawStream, node_id: NodeId, nonce: bytes) -> HandshakeResult:
+        """Show `nonce` to a node over a fresh stream that becomes no connection; its `on_probe` is told.
+
+        Cancelling aborts the stream.
+
+        Args:
+            raw: to the node; closed here unless a result is returned, else the caller's to close.
+            node_id: the only acceptable node.
+            nonce: at most 64 bytes.
+
+        Returns:
+            What the handshake brought, with the address at which the node sees us.
+
+        Raises:
+            HandshakeFailed: (or a subclass) what went wrong.
+            ConnectionBroken: the connection ended or was reset meanwhile.
+        """
+        return await self._outbound.probe(raw, node_id, nonce)
 
     async def take_inbound(self, raw: RawStream, *, bulk_of: NodeId | None = None) -> None:
         """Take a raw stream that somebody else opened and no listener of ours saw.
@@ -255,6 +261,19 @@ class Endpoint:
     @is_near.setter
     def is_near(self, judge: Callable[[str], bool]) -> None:
         self._context.is_near = judge
+
+    @property
+    def leave_from_listener(self) -> Callable[[Address], bool]:
+        """Whether a dial of this address shall leave from the port we listen on; all shall unless set.
+
+        It is asked right before such a dial, which then shows where that node sees our listener; but see
+        `transport.connect.outbound` for what a dial that fails may spoil.
+        """
+        return self._context.leave_from_listener
+
+    @leave_from_listener.setter
+    def leave_from_listener(self, judge: Callable[[Address], bool]) -> None:
+        self._context.leave_from_listener = judge
 
     def has_dialed(self, host: str) -> bool:
         """Whether we have sent something to `host`, which a NAT before us may have noted."""

@@ -166,7 +166,18 @@ class HandshakeTimeout(HandshakeFailed):
 
 
 class ConnectFailed(TransportError):
-    """A connection to one address could not be opened."""
+    """A connection to one address could not be opened.
+
+    Attributes:
+        lasting: whether the cause lies with this machine and will not go away within seconds (no such network, no permission), so
+            that dialing again soon makes no sense.
+    """
+
+    def __init__(
+        self, message: str = "", *, hint: str | None = None, lasting: bool = False
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.lasting = lasting
 
 
 class ListenFailed(TransportError):

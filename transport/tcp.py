@@ -68,6 +68,18 @@ BULK_LOWAT_BYTES: Final = 2 << 20
 OVERLOADED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 """What accept(2) returns when the system, not the connection, is the problem."""
 
+LASTING_ERRORS: Final = frozenset(
+    {
+        errno.ENETUNREACH,
+        errno.EAFNOSUPPORT,
+        errno.EADDRNOTAVAIL,
+        errno.EINVAL,
+        errno.EACCES,
+        errno.EPERM,
+    }
+)
+"""Causes of a failed connect(2) that lie with this machine and do not change within seconds."""
+
 CONNECTION_ERRORS: Final = frozenset(
     {
         errno.ECONNABORTED,
@@ -374,15 +386,19 @@ class TcpNetwork(Network):
             SourceBusy: `source` already has a connection with `address`, perhaps one that waits in
                 our listener; or `source` is not ours to dial from.
         """
-        reasons: list[str] = []
+        failures: list[OSError] = []
         for family, sockaddr in await self._lookup(address):
             if source is not None and family != _family_of(source):
                 continue
             try:
                 return await self._connect_one(family, sockaddr, source)
             except OSError as error:
-                reasons.append(_reason(error))
-        raise ConnectFailed("; ".join(dict.fromkeys(reasons)) or "no address to dial")
+                failures.append(error)
+        reasons = dict.fromkeys(map(_reason, failures))
+        raise ConnectFailed(
+            "; ".join(reasons) or "no address to dial",
+            lasting=all(failure.errno in LASTING_ERRORS for failure in failures),
+        )
 
     async def listen(self, address: Address) -> RawListener:
         """Bind and listen; 0.0.0.0 and [::] mean all interfaces of their kind."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import trio
 
+from node.reach_report import reach_report
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import TransportError
@@ -138,7 +139,7 @@ class Program:
 
     async def do_report(self) -> Json:
         await trio.lowlevel.checkpoint()
-        return {"report": self.reach.report()}
+        return {"report": reach_report(self.reach)}
 
     async def run(self, lines: AsyncIterator[bytes]) -> None:
         async with trio.open_nursery() as nursery:

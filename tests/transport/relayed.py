@@ -21,6 +21,8 @@ from transport.streams.stream import Stream
 
 FAR = Address("10.9.0.2", 9)
 """Where the circuits to the second endpoint end; dialed from 10.9.0.1."""
+VIA = Address(FAR.host, FAR.port, str(NodeId(bytes(32))))
+"""What says so."""
 
 
 @dataclass
@@ -70,20 +72,20 @@ async def relayed_pair(
         a, b = reversed(pair) if swapped else pair
         circuits: list[RawStream] = []
 
-        async def dial(target: Address, _expected: NodeId | None) -> RawStream:
-            raw = await world.host("10.9.0.1").connect(target)
+        async def dial(target: Address, _expected: NodeId) -> RawStream:
+            raw = await world.host("10.9.0.1").connect(target.direct)
             raw.path = Path.RELAYED
             circuits.append(raw)
             return raw
 
         listener = await world.host("10.9.0.2").listen(FAR)
-        usual, a.dial_raw = a.dial_raw, dial
+        a.relay_dialer = dial
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_carry, listener, b, nursery)
             if early:
                 nursery.start_soon(b.connect, a.addresses)
-            ours = await a.connect([FAR], expected=b.node_id)
-            a.dial_raw = usual
+            ours = await a.connect([VIA], expected=b.node_id)
+            a.relay_dialer = None
             while a.node_id not in b.peers:
                 await trio.sleep(0.01)
             yield Pair(world, a, b, ours, b.peers[a.node_id], circuits)

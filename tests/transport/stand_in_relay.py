@@ -8,8 +8,9 @@ import trio
 from transport.address import Address
 from transport.endpoint import Endpoint
 from transport.network import Network, Path, RawStream
-from transport.punch.agreement import IPInterface
-from transport.punch.puncher import Puncher, serve_punch
+from transport.punch.puncher import Puncher
+from transport.punch.targets import IPInterface
+from transport.reach.observed import Observations
 
 
 @asynccontextmanager
@@ -31,10 +32,12 @@ async def relayed(
         raw.path = Path.RELAYED
         raws.append(raw)
         ends.append(await listener.accept())
-        seen = (ends[-1].remote,)
-        punchers.append(
-            serve_punch(endpoint, observed=lambda seen=seen: seen, interfaces=interfaces)  # type: ignore[misc]
+        observations = Observations()
+        observations.note(
+            *(endpoint.node_id, place.host, ends[-1].remote, trio.current_time()),
+            from_listener=True,
         )
+        punchers.append(Puncher(endpoint, observations, interfaces=interfaces))
 
     async def dial(_address: Address, _expected: object) -> RawStream:
         return raws[0]

@@ -201,15 +201,17 @@ async def test_a_connection_moves_under_its_streams() -> None:
                 raw.path = Way.RELAYED
                 await b.take_inbound(raw)
 
-            async def dial(target: Address, _expected: NodeId | None) -> RawStream:
-                raw = await network.connect(target)
+            async def dial(target: Address, _expected: NodeId) -> RawStream:
+                raw = await network.connect(target.direct)
                 raw.path = Way.RELAYED
                 return raw
 
-            a.dial_raw = dial
+            a.relay_dialer = dial
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(carry)
-                ours = await a.connect([circuits.address], expected=b.node_id)
+                at = circuits.address
+                via = Address(at.host, at.port, str(NodeId(bytes(32))))
+                ours = await a.connect([via], expected=b.node_id)
                 theirs = await peer_of(b, a)
             traffic = Traffic(rng, streams=10, size=1_000_000)
             traffic.serve(a)

@@ -1,8 +1,6 @@
 """The driver of a punch under the virtual clock: simulated NATs, crossing sessions, hostile and silent followers."""
 
-import gc
 import ipaddress
-import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,21 +16,21 @@ from transport.endpoint import Endpoint
 from transport.errors import ConnectFailed, UsageError
 from transport.network import Path, RawStream
 from transport.peer import Peer
-from transport.punch.agreement import (
-    BUSY,
-    MAX_FAILED_HANDSHAKES,
+from transport.punch.agreement import MAX_FAILED_HANDSHAKES, MAX_ROUNDS
+from transport.punch.attempt import MESSAGE_S
+from transport.punch.messages import (
     MAX_MESSAGE_BYTES,
-    MAX_ROUNDS,
     PROTOCOL,
     Connect,
     End,
+    EndReason,
     Sync,
     decode,
     encode,
 )
-from transport.punch.attempt import MESSAGE_S
-from transport.punch.puncher import FOLLOW_AGAIN_S, FOLLOW_BURST, Puncher, punch, serve_punch
-from transport.simulated.host import MultiHomedHost
+from transport.punch.puncher import FOLLOW_AGAIN_S, FOLLOW_BURST, Puncher
+from transport.punch.targets import Screen
+from transport.reach.observed import Observations
 from transport.simulated.link_model import LinkSettings
 from transport.simulated.memory import MemoryNetwork
 from transport.streams.stream import Stream
@@ -182,7 +180,7 @@ async def test_callers_share_one_punch(autojump_clock) -> None:
                 nursery.start_soon(begin)
         assert len(set(map(id, (report.attempts for report in reports)))) <= 3
         assert {report.rounds for report in reports} == {1}
-        again = await punch(pair_.b, pair_.peer_a)
+        again = await pair_.punchers[1].punch(pair_.peer_a)
         assert (again.ok, again.path, again.rounds) == (True, Path.PUNCHED, 0)
 
 
@@ -226,7 +224,7 @@ async def stale(stream: Stream) -> None:
 
 async def gives_up(stream: Stream) -> None:
     await stream.receive_message()
-    await stream.send_message(encode(End("no thanks")))
+    await stream.send_message(encode(End("no-thanks")))
 
 
 async def silent_after_connect(stream: Stream) -> None:
@@ -248,7 +246,7 @@ async def huge(stream: Stream) -> None:
         (gone, ""),
         (malformed, "msgpack"),
         (stale, "another round"),
-        (gives_up, "no thanks"),
+        (gives_up, "unknown here"),
         (silent_after_connect, "said nothing"),
         (huge, "limit"),
     ],
@@ -298,7 +296,7 @@ async def test_a_coordinator_may_not_send_us_about_without_a_pause(autojump_cloc
             assert scope.cancelled_caught
             await trio.sleep(0.1)
         report = await pair_.punchers[1].punch(pair_.peer_a)
-        assert (report.ok, report.reason) == (False, BUSY)
+        assert (report.ok, report.reason) == (False, EndReason.BUSY.sentence)
         await trio.sleep(FOLLOW_AGAIN_S)
         assert (await pair_.punchers[1].punch(pair_.peer_a)).ok
 
@@ -321,7 +319,7 @@ async def test_what_cannot_work_is_dialed_once_and_said_once(autojump_clock) -> 
         async def counted(address: Address, *, source: Address | None = None) -> RawStream:
             dials.append(address)
             if ":" in address.host:
-                raise ConnectFailed("network is unreachable")
+                raise ConnectFailed("network is unreachable", lasting=True)
             return await connect(address, source=source)
 
         network.connect = counted
@@ -352,6 +350,11 @@ async def test_where_somebody_else_answers_is_soon_dialed_no_more(autojump_clock
 async def test_named_addresses_that_are_not_the_peers_are_not_dialed(autojump_clock) -> None:
     """The follower names loopback, our own address and a stranger in our network; only the last is dialed, and only if we are there."""
     async with pair((PORT, PORT)) as pair_:
+        ours = Address("198.51.100.2", 7447)
+        other = Address("203.0.113.77", 1)  # one that sees us is in the pair already
+        pair_.punchers[1]._observations.note(
+            *(pair_.a.node_id, other.host, ours, trio.current_time()), from_listener=True
+        )
         named = ["127.0.0.1:22", "198.51.100.2:7447", "10.2.0.9:22", "0.0.0.0:1", "203.0.113.9:1"]
 
         async def liar(stream: Stream) -> None:
@@ -372,85 +375,29 @@ async def test_named_addresses_that_are_not_the_peers_are_not_dialed(autojump_cl
         assert len(report.attempts) >= len(named)
 
 
+class Named:
+    """A peer, as far as choosing addresses looks at it."""
+
+    def __init__(self, *listen: Address) -> None:
+        self.listen = listen
+
+
 async def test_loopback_nodes_and_neighbours_are_dialed() -> None:
     world = MemoryNetwork(1)
     async with node(world.host("127.0.0.1"), 1, listen=[Address("127.0.0.1", 7447)]) as lone:
-        puncher = serve_punch(
-            lone, interfaces=lambda: [ipaddress.ip_interface("192.168.7.5/24")], observed=list
+        puncher = Puncher(
+            lone, Observations(), interfaces=lambda: [ipaddress.ip_interface("192.168.7.5/24")]
         )
         wanted = [Address("127.0.0.1", 7448), Address("192.168.7.6", 7447)]
-        good, refused = puncher.choose([*wanted, Address("127.0.0.1", 7447)])
+        good, refused = puncher.choose(
+            Named(*wanted),  # type: ignore[arg-type]
+            Screen(),
+            [*wanted, Address("127.0.0.1", 7447)],
+        )
         assert good == wanted
         assert len(refused) == 1
         with pytest.raises(UsageError):
-            serve_punch(lone)
-
-
-async def test_what_most_peers_see_is_told_first(autojump_clock) -> None:
-    world = MemoryNetwork(1)
-    async with node(world.host("10.0.0.1"), 1) as lone:
-        puncher = serve_punch(lone, interfaces=tuple, observed=lambda: [Address("192.0.2.77", 1)])
-
-        class Seen:
-            def __init__(self, number: int) -> None:
-                self.node_id = number
-
-        rare, usual = Address("192.0.2.3", 1), Address("192.0.2.4", 1)
-        for number in range(100):
-            for told in lone.on_observed:
-                told(Seen(number), rare if number == 99 else usual)  # type: ignore[arg-type]
-        assert puncher.tell() == (Address("192.0.2.77", 1), usual, rare, Address("10.0.0.1", 7447))
-
-
-def test_each_family_is_told_before_what_is_doubtful() -> None:
-    seen = [Address("192.0.2.1", 1), Address("192.0.2.2", 1), Address("2001:db8::1", 1)]
-
-    async def run() -> None:
-        async with node(MemoryNetwork(1).host("10.0.0.1"), 1) as lone:
-            puncher = serve_punch(lone, interfaces=tuple, observed=lambda: seen)
-            assert puncher.observed() == [seen[0], seen[2], seen[1]]
-
-    trio.run(run)
-
-
-async def test_who_meets_all_by_ipv6_asks_where_it_is_seen_by_ipv4(autojump_clock) -> None:
-    world = MemoryNetwork(1)
-    nat = world.nat("198.51.100.1", SYMMETRIC)
-    inside = MultiHomedHost(world.host("10.1.0.2", behind=nat), world.host("2001:db8::2"))
-    outside = MultiHomedHost(world.host("192.0.2.9"), world.host("2001:db8::9"))
-    both = [*WILD, Address("::", 7447)]
-    at = [Address("192.0.2.9", 7447), Address("2001:db8::9", 7447)]
-    async with (
-        node(inside, 1, listen=both) as lone,
-        node(outside, 2, listen=at) as public,
-    ):
-        puncher = serve_punch(lone, interfaces=tuple)
-        assert not puncher.should_look  # there is nobody to ask
-        await lone.connect([at[1]])
-        assert [address.host for address in puncher.observed()] == ["2001:db8::2"]
-        assert puncher.should_look
-        await puncher.look_outside()
-        assert {address.host for address in puncher.observed()} == {"2001:db8::2", "198.51.100.1"}
-        assert not puncher.should_look
-        await trio.sleep(1)  # the other side counts after it has closed
-        assert public.counters["probes-answered"] == 1
-        assert world.open_connections == 1
-        puncher.forget()
-        assert puncher.should_look
-        await outside.hosts[0].listen(Address("192.0.2.9", 80))
-        public.set_advertised([Address("192.0.2.9", 80)])  # somebody who does not answer there
-        await trio.sleep(1)
-        await puncher.look_outside()
-        assert puncher.observed() == []
-        assert not puncher.should_look  # not again at once
-
-
-async def test_punching_needs_to_be_served(autojump_clock) -> None:
-    world = MemoryNetwork(1)
-    async with node(world.host("10.0.0.1"), 1) as lone, node(world.host("10.0.0.2"), 2) as other:
-        peer = await lone.connect(other.addresses)
-        with pytest.raises(UsageError):
-            await punch(lone, peer)
+            Puncher(lone, Observations())
 
 
 async def test_who_waits_for_a_cancelled_punch_makes_one_of_its_own(autojump_clock) -> None:
@@ -466,13 +413,3 @@ async def test_who_waits_for_a_cancelled_punch_makes_one_of_its_own(autojump_clo
                 await pair_.punchers[1].punch(pair_.peer_a)
         (report,) = reports
         assert (report.ok, report.coordinated) == (True, True)
-
-
-async def test_a_closed_endpoint_is_not_kept_by_its_puncher(autojump_clock) -> None:
-    world = MemoryNetwork(1)
-    async with node(world.host("10.0.0.1"), 1) as lone:
-        serve_punch(lone, interfaces=tuple)
-        remembered = weakref.ref(lone)
-    del lone
-    gc.collect()
-    assert remembered() is None

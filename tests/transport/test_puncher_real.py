@@ -19,7 +19,7 @@ from transport.address import Address
 from transport.endpoint import open_endpoint
 from transport.identity import Identity
 from transport.network import Path, RawStream
-from transport.punch.agreement import PunchReport
+from transport.punch.report import PunchReport
 from transport.swarm import Swarm
 
 pytestmark = [pytest.mark.real, pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")]

@@ -118,7 +118,7 @@ async def test_public_nodes_learn_that_they_are_public_and_become_relays(autojum
             await world.until(lambda reach=reach: reach.diagnosis.standing is Standing.DIRECT)
             await world.until(lambda reach=reach: reach.service.serving)
             assert world.endpoints[name].advertised == (Address(ip, PORT),)
-            assert reach.report()["mapping"]["ipv4"] == "none"
+            assert reach.facts().mapping == "none"
             assert not reach.relays.relays
 
 
@@ -140,9 +140,9 @@ async def test_two_nodes_behind_nats_meet_as_well_as_their_nats_allow(
         first, last = await meet(world, kind_a, kind_b)
         assert first is Path.RELAYED
         assert last is ends
-        punches = world.reaches["b"].report()["punches"]
-        assert punches["tried"] >= 1
-        assert (punches["succeeded"] == 1) == (ends is not Path.RELAYED)
+        succeeded, tried = world.reaches["b"].facts().punches
+        assert tried >= 1
+        assert (succeeded == 1) == (ends is not Path.RELAYED)
 
 
 @pytest.mark.parametrize(
@@ -157,11 +157,9 @@ async def test_a_node_knows_what_its_nat_does(autojump_clock, kind, standing):
         await world.until(lambda: reach.diagnosis.standing is standing)
         await world.until(lambda: len(reach.relays.relays) == 2)
         await world.until(lambda: not reach.diagnosis.advice or standing is Standing.RELAYED)
-        report = reach.report()
-        assert report["mapping"]["ipv4"] == (
-            "independent" if standing is Standing.PUNCHABLE else "dependent"
-        )
-        assert len(report["relays"]) == 2
+        facts = reach.facts()
+        assert facts.mapping == ("independent" if standing is Standing.PUNCHABLE else "dependent")
+        assert len(facts.relays) == 2
 
 
 async def test_a_dead_relay_is_replaced(autojump_clock):
@@ -273,6 +271,8 @@ async def test_the_word_of_one_network_is_not_told(autojump_clock):
         await a.connect([Address("11.1.1.1", PORT)])
         reach = world.reaches["a"]
         seen = Address("11.2.0.1", PORT)
-        await world.until(lambda: reach.reachability.reached(seen, trio.current_time()) is True)
+        await world.until(
+            lambda: reach.evidence.reachability.reached(seen, trio.current_time()) is True
+        )
         await trio.sleep(5)
         assert seen not in a.advertised

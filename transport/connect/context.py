@@ -41,6 +41,7 @@ class Context:
         advertised: where we tell peers to dial us.
         closed: no new peer is taken any more.
         is_near: whether a private address may be in a network that we are in.
+        leave_from_listener: whether a dial of this address shall leave from the port we listen on.
         on_observed: told as what address a peer sees us.
         on_probe: told of a dial-back test that reached us: who, and its nonce.
     """
@@ -74,6 +75,7 @@ class Context:
         self.advertised: tuple[Address, ...] = ()
         self.closed = False
         self.is_near: Callable[[str], bool] = lambda _host: True
+        self.leave_from_listener: Callable[[Address], bool] = lambda _address: True
         self.on_observed: list[Callable[[Peer, Address], None]] = []
         self.on_probe: Callable[[NodeId, bytes], None] | None = None
 

@@ -3,8 +3,13 @@
 Problem: several tasks may want the same node, several addresses may lead to it, the node may dial
 us meanwhile, and a NAT between us remembers only the ports it has seen. Idea: tasks that want the
 same node share one dial; the addresses are raced; who wins is decided once, right before the
-message that completes a handshake; and dials leave from the port we listen on, so that a NAT maps
-both to one public address.
+message that completes a handshake; and some dials leave from the port we listen on, so that a NAT
+maps both to one public address, which those we dial can tell us.
+
+A dial from that port which nobody answers leaves a trace in our NAT, under which a punch with the
+same address fails for a minute or two (measured: 0 of 8 once both sides had tried). So it is only
+done where `Context.leave_from_listener` wants it, and never towards a node that has relays, which is best met
+over those.
 
 Invariant: at most one dial at a time completes a handshake with one node.
 """
@@ -31,10 +36,9 @@ from transport.errors import (
 from transport.identity import NodeId
 from transport.network import Path, RawStream
 from transport.peer import Peer
-from transport.secure.handshake import HandshakeRole
+from transport.secure.handshake import HandshakeResult, HandshakeRole, Intro
 from transport.secure.link import shake_hands
 
-DialRaw = Callable[[Address, NodeId | None], Awaitable[RawStream]]
 RelayDialer = Callable[[Address, NodeId], Awaitable[RawStream]]
 SITE_KINDS: Final = frozenset({AddressKind.PRIVATE, AddressKind.CGNAT, AddressKind.ULA})
 """Addresses that mean something only within their site."""
@@ -59,12 +63,10 @@ class Outbound:
     """The dials of one endpoint.
 
     Attributes:
-        dial_raw: how an address becomes a raw stream.
-        relay_dialer: how a relayed one does; None without a relay client.
+        relay_dialer: how a relayed address becomes a raw stream; None without a relay client.
     """
 
     def __init__(self, context: Context, registry: Registry) -> None:
-        self.dial_raw: DialRaw = self.dial_address
         self.relay_dialer: RelayDialer | None = None
         self._context = context
         self._registry = registry
@@ -107,14 +109,12 @@ class Outbound:
     async def _dial(self, addresses: Sequence[Address], expected: NodeId | None) -> Peer:
         self._context.check_open()
 
-        # Behind a NAT, a dial that leads nowhere leaves a trace there under which the punch that
-        # follows fails (measured: 0 of 8 once both sides had tried). Who has relays is best met so.
         behind_nat = any(address.relay for address in addresses)
 
         async def connect(address: Address) -> RawStream:
-            if behind_nat and not address.relay and self.dial_raw == self.dial_address:
-                return await self._context.network.connect(address)
-            return await self.dial_raw(address, expected)
+            if address.relay:
+                return await self._dial_over_relay(address, expected)
+            return await self._dial_directly(address, may_leave_trace=not behind_nat)
 
         async def establish(raw: RawStream, address: Address, commit: Commit) -> Peer:
             while True:
@@ -148,29 +148,25 @@ class Outbound:
 
     # Raw streams
 
-    async def dial_address(self, address: Address, expected: NodeId | None) -> RawStream:
-        """Open a raw stream the usual way: over the relay that `address` names, or directly.
+    async def _dial_over_relay(self, address: Address, expected: NodeId | None) -> RawStream:
+        if self.relay_dialer is None:
+            raise ConnectFailed("no relay client")
+        if expected is None:
+            raise ConnectFailed("a relayed address needs the node id that it is for")
+        return await self.relay_dialer(address, expected)
 
-        Raises:
-            ConnectFailed: with the reason.
-        """
-        if address.relay:
-            if self.relay_dialer is None:
-                raise ConnectFailed("no relay client")
-            if expected is None:
-                raise ConnectFailed("a relayed address needs the node id that it is for")
-            return await self.relay_dialer(address, expected)
-        network = self._context.network
-        listening = self._context.listening
+    async def _dial_directly(self, address: Address, *, may_leave_trace: bool) -> RawStream:
+        context, listening = self._context, self._context.listening
         # No NAT lies on the way to our own machine, and a socket may connect to itself.
         local = address.is_loopback or address in listening
-        source = None if local else source_for(listening, address)
-        if source is not None:
-            try:
-                return await network.connect(address, source=source)
-            except SourceBusy:
-                pass  # usually an earlier connection between the same two ports: TIME-WAIT
-        return await network.connect(address)
+        if may_leave_trace and not local:
+            source = source_for(listening, address)
+            if source is not None and context.leave_from_listener(address):
+                try:
+                    return await context.network.connect(address, source=source)
+                except SourceBusy:
+                    pass  # usually an earlier connection between the same two ports: TIME-WAIT
+        return await context.network.connect(address)
 
     def _from_listening_port(self, raw: RawStream) -> bool:
         return raw.path is Path.DIRECT and any(
@@ -218,6 +214,12 @@ class Outbound:
                 assert handshake.result is not None
                 del self._committing[handshake.result.node_id]
                 committed.set()
+
+    async def probe(self, raw: RawStream, node_id: NodeId, nonce: bytes) -> HandshakeResult:
+        """Do the work of `Endpoint.probe`."""
+        context = self._context
+        handshake = context.handshake("initiator", Intro("probe", context.name, (), nonce), node_id)
+        return await shake_hands(raw, handshake, deadline=context.handshake_deadline())
 
     async def upgrade(self, peer: Peer, raw: RawStream, role: HandshakeRole) -> bool:
         """Do the work of `Endpoint.upgrade`."""

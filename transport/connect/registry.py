@@ -192,7 +192,7 @@ class Registry:
 
     def _tell_observed(self, peer: Peer, link: SecureLink) -> None:
         text = link.result.intro.observed
-        if not text:
+        if not text or link.raw.path is Path.RELAYED:  # over a relay nobody sees us
             return
         try:
             address = Address.parse(text)

@@ -24,20 +24,9 @@ from transport.endpoint import Endpoint
 from transport.errors import ConnectFailed, TransportError
 from transport.network import Path, RawStream
 from transport.peer import Peer
-from transport.punch.agreement import (
-    CANCELLED,
-    CROSSED,
-    MAX_ATTEMPTS,
-    MAX_FAILED_HANDSHAKES,
-    MAX_NOTED,
-    PROTOCOL,
-    TOKEN_BYTES,
-    Attempt,
-    PunchReport,
-    PunchSession,
-    gap_s,
-    is_final,
-)
+from transport.punch.agreement import MAX_ATTEMPTS, MAX_FAILED_HANDSHAKES, PunchSession, gap_s
+from transport.punch.messages import PROTOCOL, TOKEN_BYTES, EndReason
+from transport.punch.report import MAX_NOTED, Attempt, PunchReport
 from transport.secure.handshake import HandshakeRole
 from transport.streams.frames import Priority
 from transport.streams.stream import Stream
@@ -113,7 +102,7 @@ class PunchRun:
         ok, reason = self.direct, self._reason
         peer = self._endpoint.peers.get(self._peer.node_id)
         if not ok and not reason:
-            reason = "no dial of either side got through"
+            reason = EndReason.FAILED.sentence
         return PunchReport(
             ok=ok,
             path=peer.path if ok and peer is not None else None,
@@ -146,7 +135,7 @@ class PunchRun:
             return
         with trio.move_on_after(GOODBYE_S, shield=True):
             try:
-                await stream.send_message(self._session.end(CANCELLED))
+                await stream.send_message(self._session.end(EndReason.CANCELLED))
             except TransportError:  # the connection is gone, and with it the session
                 return
 
@@ -195,8 +184,8 @@ class PunchRun:
             await self._send(stream, session.begin(token, trio.current_time()))
             await self._receive(stream)
             if session.over:
-                self.crossed = session.end_reason == CROSSED
-                self._reason = session.end_reason or "the other side gave up"
+                self.crossed = session.ended is EndReason.CROSSED
+                self._reason = self._others_reason()
                 return
             targets = self._targets(expecting)
             if session.round == 1:
@@ -206,10 +195,16 @@ class PunchRun:
                 await self._dial_all(stream, targets)
             if self._success.is_set() or session.over:
                 break
-        self._reason = session.end_reason
+        self._reason = self._others_reason()
         if not session.over:
-            self._reason = f"no dial of either side got through in {session.round} rounds"
-            await self._send(stream, session.end("" if self._success.is_set() else self._reason))
+            self._reason = f"{EndReason.FAILED.sentence} in {session.round} rounds"
+            done = EndReason.DONE if self._success.is_set() else EndReason.FAILED
+            await self._send(stream, session.end(done))
+
+    def _others_reason(self) -> str:
+        """Why the other side has ended the session; "" if it has not, or because it worked."""
+        ended = self._session.ended
+        return "" if ended is None else ended.sentence
 
     async def _obey(self, stream: Stream, expecting: ExitStack) -> None:
         session, targets = self._session, list[Address]()
@@ -227,8 +222,8 @@ class PunchRun:
                 return
             if session.state == "dialing":
                 await self._receive(stream)
-        self._reason = session.end_reason
-        if not self._reason:  # it worked, the other side says
+        self._reason = self._others_reason()
+        if session.ended is EndReason.DONE:
             with trio.move_on_after(SETTLE_S):
                 await self._success.wait()
 
@@ -342,7 +337,7 @@ class PunchRun:
             raw = await self._endpoint.network.connect(address, source=source)
         except ConnectFailed as error:
             dial.reason = str(error)
-            if is_final(dial.reason):
+            if error.lasting:
                 self._hopeless.add(address)
         finally:
             if raw is None:

@@ -7,39 +7,35 @@ here), then both dial from their listening ports to all addresses of the other a
 is in `transport.punch.agreement`, one run of it in `transport.punch.attempt`; here is who may, with whom, and
 with which addresses.
 
+A coordinator decides whom we send SYNs to, so we follow only peers that are connected over a relay, each one and all together not too often, and
+only to what `transport.punch.targets` lets through.
+
 Invariants: at most one session that we coordinate and one that we follow per peer, at most
 `MAX_FOLLOWED` of the latter in all; of two crossing ones, that of the lower node id counts; a punch
 never harms the relayed connection.
 """
 
 import ipaddress
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
-from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import trio
 
 from transport.address import Address
 from transport.budget.rates import TokenBucket
 from transport.endpoint import Endpoint
-from transport.errors import UsageError
 from transport.identity import NodeId
 from transport.network import Path
 from transport.peer import Peer
-from transport.punch.agreement import (
-    BUSY,
-    CROSSED,
-    PROTOCOL,
-    IPInterface,
-    PunchReport,
-    PunchSession,
-    screen,
-    tellable,
-)
+from transport.punch.agreement import PunchSession
 from transport.punch.attempt import SETTLE_S, PunchRun
+from transport.punch.messages import PROTOCOL, EndReason
+from transport.punch.report import PunchReport
+from transport.punch.targets import IPInterface, Screen, tellable
 from transport.reach.interfaces import local_addresses
-from transport.reach.outside import ask_outside, askable
+from transport.reach.observed import Observations
 from transport.streams.stream import Stream
 
 MAX_FOLLOWED: Final = 16
@@ -48,12 +44,14 @@ FOLLOW_AGAIN_S: Final = 5.0
 """Per session of one peer, in the long run: it decides whom we send SYNs to."""
 FOLLOW_BURST: Final = 3
 """Sessions of one peer that may come one after another: a punch that was given up may begin anew."""
+FOLLOW_ALL_AGAIN_S: Final = 1.0
+"""The same for all peers together, whatever they call themselves."""
+FOLLOW_ALL_BURST: Final = 32
+"""Twice what may be under way: when our network has changed, every relayed peer begins."""
+KNOWN_PER_PEER: Final = 4
+"""Peers whose sessions are remembered, for each place of a peer (count): whoever comes back under the same id finds its budget as it left it."""
 BEFORE_S: Final = 0.2
 """How long the next session of a peer waits for the end of the one before."""
-LOOK_AGAIN_S: Final = 30.0
-"""Pause between two searches for somebody who tells us where we are seen."""
-MAX_OBSERVED: Final = 32
-"""Peers whose view of us is kept."""
 
 Interfaces = Callable[[], Iterable[IPInterface]]
 
@@ -71,8 +69,8 @@ class Puncher:
 
     Args:
         endpoint: whose connections to improve; "reach/punch" is served from now on.
+        observations: what peers see us at.
         interfaces: our interfaces and their networks, asked before each round.
-        observed: where we are believed to be seen, best first; besides what peers told us.
 
     Raises:
         UsageError: the endpoint punches already.
@@ -81,81 +79,31 @@ class Puncher:
     def __init__(
         self,
         endpoint: Endpoint,
+        observations: Observations,
         *,
         interfaces: Interfaces = machine_interfaces,
-        observed: Callable[[], Iterable[Address]] = tuple,
     ) -> None:
         self.endpoint = endpoint
+        self._observations = observations
         self._interfaces = interfaces
-        self._believed = observed
-        self._seen: OrderedDict[NodeId, Address] = OrderedDict()  # bounded by MAX_OBSERVED
         self._coordinating: dict[NodeId, PunchRun] = {}  # at most one per peer
         self._following: dict[NodeId, PunchRun] = {}  # bounded by MAX_FOLLOWED
-        self._followed: OrderedDict[NodeId, TokenBucket] = OrderedDict()  # bounded by MAX_OBSERVED
-        self._asked: dict[bool, Address] = {}  # what we asked for, by "is it IPv6"
-        self._look_after = float("-inf")
-        self._looking = False
+        self._followed: OrderedDict[NodeId, TokenBucket] = OrderedDict()  # KNOWN_PER_PEER * peers
+        self._followed_all = TokenBucket(
+            1 / FOLLOW_ALL_AGAIN_S, FOLLOW_ALL_BURST, trio.current_time()
+        )
         self._changed = trio.lowlevel.ParkingLot()
         endpoint.serve(PROTOCOL, self._serve)
-        endpoint.on_observed.append(self._note)
-
-    def _note(self, peer: Peer, address: Address) -> None:
-        """Remember where a peer sees us; its latest word counts."""
-        self._seen[peer.node_id] = address
-        self._seen.move_to_end(peer.node_id)
-        while len(self._seen) > MAX_OBSERVED:
-            self._seen.popitem(last=False)
-
-    def observed(self) -> list[Address]:
-        """Where we are seen: what is believed first, then what most peers say, the newest first.
-
-        The best of each family come before all others.
-        """
-        counted = Counter(reversed(self._seen.values()))
-        found = [*self._believed(), *(address for address, _ in counted.most_common())]
-        found += self._asked.values()
-        best = {":" in address.host: address for address in reversed(found)}
-        return list(dict.fromkeys([*(a for a in found if a in best.values()), *found]))
-
-    def forget(self) -> None:
-        """Our network has changed: nobody has seen us here yet."""
-        self._seen.clear()
-        self._asked.clear()
-        self._look_after = float("-inf")
-
-    @property
-    def should_look(self) -> bool:
-        """Whether `look_outside` may bring something new."""
-        return (
-            not self._looking
-            and trio.current_time() >= self._look_after
-            and bool(self._unseen_families())
-        )
-
-    def _unseen_families(self) -> list[bool]:
-        """In which we listen, nobody sees us, and somebody could be asked."""
-        listening = {":" in address.host for address in self.endpoint.addresses if address.is_ip}
-        unseen = listening - {":" in address.host for address in self.observed()}
-        return sorted(six for six in unseen if askable(self.endpoint, six=six))
-
-    async def look_outside(self) -> None:
-        """Ask where we are seen in a family that no peer uses with us; a few seconds at most."""
-        self._looking = True
-        try:
-            for six in self._unseen_families():
-                seen = await ask_outside(self.endpoint, six=six)
-                if seen is not None:
-                    self._asked[six] = seen
-        finally:
-            self._looking = False
-            self._look_after = trio.current_time() + LOOK_AGAIN_S
 
     def tell(self) -> tuple[Address, ...]:
         """Where to be met, for the other side."""
-        return tellable(self.endpoint.advertised, self.observed())
+        seen = self._observations.candidates(trio.current_time())
+        return tellable(self.endpoint.advertised, seen)
 
-    def choose(self, theirs: Iterable[Address]) -> tuple[list[Address], list[tuple[Address, str]]]:
-        """Which of the other side's addresses to dial; which not, and why."""
+    def choose(
+        self, peer: Peer, screen: Screen, theirs: Iterable[Address]
+    ) -> tuple[list[Address], list[tuple[Address, str]]]:
+        """Which of the addresses that `peer` names to dial; which not, and why."""
         listening = self.endpoint.addresses
         interfaces = list(self._interfaces())
         for address in listening:  # a node that listens on loopback alone has peers there
@@ -164,8 +112,14 @@ class Puncher:
                 width = "8" if address.is_loopback and width == "32" else width
                 host = address.host.partition("%")[0]
                 interfaces.append(ipaddress.ip_interface(f"{host}/{width}"))
-        own = [*listening, *self.endpoint.advertised, *self.observed()]
-        return screen(theirs, own=own, interfaces=interfaces)
+        # Not where one peer alone says that we are: it could keep any address from being dialed.
+        seen = self._observations.confirmed(trio.current_time())
+        return screen.split(
+            theirs,
+            own=[*listening, *self.endpoint.advertised, *seen],
+            interfaces=interfaces,
+            advertised=peer.listen,
+        )
 
     @property
     def following(self) -> int:
@@ -174,7 +128,7 @@ class Puncher:
 
     def _new_run(self, peer: Peer, *, coordinates: bool) -> PunchRun:
         session = PunchSession(coordinates=coordinates, addresses=self.tell())
-        return PunchRun(self.endpoint, peer, session, self.choose)
+        return PunchRun(self.endpoint, peer, session, partial(self.choose, peer, Screen()))
 
     # Coordinating
 
@@ -221,16 +175,8 @@ class Puncher:
         if (before := self._following.get(node_id)) is not None:
             with trio.move_on_after(BEFORE_S):  # given up, and about to end here
                 await before.done.wait()
-        now, refusal = trio.current_time(), ""
-        if node_id in self._coordinating and self.endpoint.node_id < node_id:
-            refusal = CROSSED
-        elif (
-            node_id in self._following
-            or len(self._following) >= MAX_FOLLOWED
-            or not self._budget(node_id, now).take(1, now)
-        ):
-            refusal = BUSY
-        if refusal:
+        refusal = self._refusal(peer, trio.current_time())
+        if refusal is not None:
             await stream.send_message(PunchSession(coordinates=False, addresses=()).end(refusal))
             return
         run = self._following[node_id] = self._new_run(peer, coordinates=False)
@@ -241,45 +187,25 @@ class Puncher:
             del self._following[node_id]
             run.done.set()
 
+    def _refusal(self, peer: Peer, now: float) -> EndReason | None:
+        """Why not to follow a session of `peer`; None if we do, and then it is paid for."""
+        node_id = peer.node_id
+        if peer.path is not Path.RELAYED:
+            return EndReason.DIRECT
+        if node_id in self._coordinating and self.endpoint.node_id < node_id:
+            return EndReason.CROSSED
+        if node_id in self._following or len(self._following) >= MAX_FOLLOWED:
+            return EndReason.BUSY
+        if not self._budget(node_id, now).take(1, now) or not self._followed_all.take(1, now):
+            return EndReason.BUSY
+        return None
+
     def _budget(self, node_id: NodeId, now: float) -> TokenBucket:
         """The sessions that a peer may have us follow."""
         budget = self._followed.get(node_id)
         if budget is None:
             budget = self._followed[node_id] = TokenBucket(1 / FOLLOW_AGAIN_S, FOLLOW_BURST, now)
         self._followed.move_to_end(node_id)
-        while len(self._followed) > MAX_OBSERVED:
+        while len(self._followed) > KNOWN_PER_PEER * self.endpoint.limits.max_peers:
             self._followed.popitem(last=False)
         return budget
-
-
-# The endpoint holds its puncher (as a handler), the puncher its endpoint; here is neither held.
-_punchers: WeakKeyDictionary[Endpoint, ReferenceType[Puncher]] = WeakKeyDictionary()
-
-
-def serve_punch(
-    endpoint: Endpoint,
-    *,
-    interfaces: Interfaces = machine_interfaces,
-    observed: Callable[[], Iterable[Address]] = tuple,
-) -> Puncher:
-    """Take part in punches that peers coordinate, and be able to coordinate; see `Puncher`.
-
-    Raises:
-        UsageError: the endpoint punches already.
-    """
-    puncher = Puncher(endpoint, interfaces=interfaces, observed=observed)
-    _punchers[endpoint] = ref(puncher)
-    return puncher
-
-
-async def punch(endpoint: Endpoint, peer: Peer) -> PunchReport:
-    """See `Puncher.punch`.
-
-    Raises:
-        UsageError: `serve_punch` was not called for the endpoint.
-    """
-    known = _punchers.get(endpoint)
-    puncher = None if known is None else known()
-    if puncher is None:
-        raise UsageError("serve_punch first")
-    return await puncher.punch(peer)

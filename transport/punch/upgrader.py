@@ -22,8 +22,8 @@ from transport.endpoint import Endpoint, PeerDown, PeerPathChanged, PeerUp
 from transport.identity import NodeId
 from transport.network import Path
 from transport.peer import Peer
-from transport.punch.agreement import PunchReport
 from transport.punch.puncher import Puncher
+from transport.punch.report import PunchReport
 
 PAUSES_S: Final = (30.0, 120.0, 600.0, 3600.0)
 """Between tries; the last one for ever. 97.6 % of the punches that ever work do at first (arXiv 2510.27500)."""
@@ -57,7 +57,6 @@ class Upgrader:
 
     def start_over(self) -> None:
         """Our network has changed: try everybody again soon."""
-        self._puncher.forget()
         self._again.set()
         self._again = trio.Event()
 
@@ -67,8 +66,6 @@ class Upgrader:
             with self._endpoint.watch() as events:
                 self._look(nursery)
                 async for event in events:
-                    if isinstance(event, PeerUp) and self._puncher.should_look:
-                        nursery.start_soon(self._puncher.look_outside)
                     if (
                         not isinstance(event, PeerUp | PeerDown | PeerPathChanged)
                         or event.peer.path is Path.RELAYED

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 import attrs
 
 from transport.address import Address
+from transport.address_kinds import is_public
 
 MAX_RELAYED = 3
 """Relayed addresses told: two that are used and one on the way."""
@@ -83,14 +84,6 @@ def bound_addresses(bound: Iterable[Address], interfaces: Sequence[str]) -> list
             if (6 if ":" in host else 4) == family and _is_usable(host)
         ]
     return _distinct(found)
-
-
-def is_public(host: str) -> bool:
-    """Whether `host` is an IP address that means the same everywhere."""
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_global
-    except ValueError:
-        return False
 
 
 def scope_rank(host: str) -> int:

@@ -9,7 +9,7 @@ to do about it.
     relayed     behind a NAT with a mapping per destination             most peers need a relay; a port mapping would help
     local       only private or loopback addresses are known, and all peers are near    nothing to do while that is so
     unknown     too few peers to ask yet                                wait, or name a node to ask first
-    isolated    no peer at all                                          check the bootstrap addresses
+    isolated    no peer at all                                          check the bootstrap addresses, or give one to others
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from enum import StrEnum
 import attrs
 
 from transport.address import Address
-from transport.reach.advertising import is_public
+from transport.address_kinds import is_public
 
 
 class Standing(StrEnum):
@@ -50,6 +50,8 @@ class Facts:
 
     peers: int = 0
     """Connected now."""
+    knows_others: bool = True
+    """Whether this node was given addresses of others to begin with."""
     far_peers: int = 0
     """Of these, at public addresses."""
     interfaces: Sequence[str] = ()
@@ -84,6 +86,12 @@ def diagnose(facts: Facts) -> Diagnosis:
     """Name the first verdict that fits the facts."""
     if any(is_public(at.host) for at in facts.open):
         return Diagnosis(Standing.DIRECT, "others can reach this node directly", "")
+    if facts.peers == 0 and not facts.knows_others:
+        return Diagnosis(
+            Standing.ISOLATED,
+            "no peer has connected, and this node was given nobody to connect to",
+            "name this node in network.bootstrap of another one, or another one here",
+        )
     if facts.peers == 0:
         return Diagnosis(
             Standing.ISOLATED,

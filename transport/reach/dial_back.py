@@ -48,8 +48,6 @@ from transport.reach.dial_back_rules import (
     encode_request,
     objection,
 )
-from transport.secure.handshake import Handshake, Intro
-from transport.secure.link import shake_hands
 
 ANSWER_S: Final = 15.0
 """Longest wait for an answer: the server's dial, and round trips on slow paths."""
@@ -115,16 +113,7 @@ class DialBackServer:
         endpoint = self._endpoint
         try:
             raw = await endpoint.network.connect(wanted.address)
-            handshake = Handshake(
-                role="initiator",
-                identity=endpoint.identity,
-                swarm=endpoint.swarm,
-                intro=Intro("probe", endpoint.name, (), wanted.nonce),
-                random_bytes=endpoint.random_bytes,
-                expected=asker,
-            )
-            deadline = trio.current_time() + endpoint.limits.handshake_timeout_s
-            await shake_hands(raw, handshake, deadline=deadline)
+            await endpoint.probe(raw, asker, wanted.nonce)
             await raw.aclose()
         except ConnectFailed as error:
             return str(error)

@@ -5,6 +5,8 @@
 
     interfaces, port mapper, observers, dial-backs  ->  _settle  ->  advertised addresses, reservations, relay service
 
+What has been learnt is in `transport.reach.evidence`, what follows from it in `transport.reach.advertising` and `transport.reach.diagnosis`.
+
 Invariants: the decision is a pure function of what the parts hold; every task ends with the block, and leaving it gives back port
 mappings and reservations (for at most a second and a half); a part that fails to start says so in the report and stops nothing.
 """
@@ -12,46 +14,40 @@ mappings and reservations (for at most a second and a half); a part that fails t
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import logging
 import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 import attrs
 import trio
 
 from transport.address import Address
+from transport.address_kinds import is_public
 from transport.budget.admission import source_of
 from transport.endpoint import Endpoint, PeerDown, PeerUp
-from transport.identity import NodeId
 from transport.nat.mapping_core import Mapping
 from transport.nat.pcp import NONCE_BYTES
 from transport.nat.portmap import PortMapper
 from transport.network import Path
 from transport.peer import Peer
-from transport.punch.agreement import IPInterface
-from transport.punch.puncher import Puncher, machine_interfaces, serve_punch
+from transport.punch.puncher import Puncher, machine_interfaces
+from transport.punch.targets import IPInterface
 from transport.punch.upgrader import Upgrader
 from transport.reach import interfaces as machine
-from transport.reach.advertising import (
-    KnownAddresses,
-    addresses_to_tell,
-    bound_addresses,
-    is_public,
-)
+from transport.reach.advertising import KnownAddresses, addresses_to_tell
 from transport.reach.diagnosis import Diagnosis, Facts, Relay, Standing, diagnose
 from transport.reach.dial_back import ask_dial_back, can_be_asked, serve_dial_back
+from transport.reach.evidence import Evidence
 from transport.reach.log import ReachLog
-from transport.reach.observed import ObservedAddresses
-from transport.reach.openness import Openness
-from transport.reach.reachability import Reachability, ReachabilitySettings
-from transport.reach.report import punch_row, reach_report
+from transport.reach.outside import Outside
+from transport.reach.reachability import ReachabilitySettings
 from transport.relay.client import RelayClient
 from transport.relay.service import RelayService
 from transport.relay.settings import RelaySettings
+from transport.watch import Lagged
 
 PORT_MAPPING_METHODS: Final = ("pcp", "natpmp", "upnp")
 """Best first: one packet each for the first two, a web service for the last."""
@@ -92,6 +88,8 @@ class ReachSettings:
     """How sure to be that others can dial us."""
     relays: tuple[Address, ...] = ()
     """Relays to use besides those found, with their ids (`host:port/via/<id>`)."""
+    knows_others: bool = True
+    """Whether this node was given addresses of others to begin with; for the advice when nobody is connected."""
     mapping_secret: bytes = attrs.field(default=b"", repr=False)
     """Makes the nonces of PCP, so that a node that was killed takes its mapping over; b"" draws new ones."""
     interfaces: Interfaces = machine_interfaces
@@ -105,8 +103,7 @@ class Reach:
 
     def __init__(self, endpoint: Endpoint, settings: ReachSettings, rng: random.Random) -> None:
         self.settings = settings
-        self.observed = ObservedAddresses()
-        self.reachability = Reachability(settings.reachability, rng)
+        self.evidence = Evidence(settings.configured, settings.reachability, rng)
         self.relays = RelayClient(endpoint, settings.relay, on_change=lambda _: self._news.set())
         self.relays.wanted = 0
         self.service = RelayService(
@@ -116,17 +113,15 @@ class Reach:
         self.puncher: Puncher | None = None
         self.upgrader: Upgrader | None = None
         self.endpoint = endpoint
-        self._hosts: tuple[str, ...] = ()
-        self._networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
-        self._seen: dict[NodeId, Address] = {}  # peers only, so bounded by limits.max_peers
-        self._strangers = Openness()
+        self._outside = Outside(endpoint, self.evidence.observations)
         self._lines = ReachLog(_log, trio.current_time())
         self._news = trio.Event()
         self._settled = trio.Event()
         self._diagnosis = diagnose(Facts())
         self._met_at = math.inf  # since when far peers are there, without a verdict
         serve_dial_back(endpoint)
-        endpoint.is_near = self._is_near
+        endpoint.is_near = self.evidence.is_near
+        endpoint.leave_from_listener = self._leave_from_listener
         for address in settings.relays:
             self.relays.candidates.add(address)
         endpoint.on_observed.append(self._hear_observed)
@@ -145,18 +140,17 @@ class Reach:
         """What the verdict rests on, now."""
         now = trio.current_time()
         peers = self.endpoint.peers.values()
-        tested = self._tested()
+        evidence, mappings, tested = self.evidence, self._mappings(), self._tested(now)
         return Facts(
             peers=len(peers),
+            knows_others=self.settings.knows_others,
             far_peers=sum(_is_far(peer) for peer in peers),
-            interfaces=self._hosts,
-            reached={address: self.reachability.reached(address, now) for address in tested},
-            open=[address for address in tested if self._is_open(address, now)],
-            observed=self.observed.believed(now),
-            mapping=self._mapping(now),
-            port_mapping=", ".join(
-                str(held.method) for mapper in self.mappers if (held := mapper.mapping)
-            ),
+            interfaces=evidence.hosts,
+            reached={address: evidence.reachability.reached(address, now) for address in tested},
+            open=[address for address in tested if evidence.is_open(address, mappings, now)],
+            observed=evidence.observations.believed(now),
+            mapping=evidence.mapping(now),
+            port_mapping=", ".join(str(held.method) for held in mappings),
             port_mapping_failures={
                 method: reason
                 for mapper in self.mappers
@@ -170,37 +164,12 @@ class Reach:
             else (self.upgrader.succeeded, self.upgrader.tried),
         )
 
-    def _is_open(self, address: Address, now: float) -> bool:
-        """Whether strangers can dial `address`.
+    def _mappings(self) -> list[Mapping]:
+        """What routers say that they forward to us."""
+        return [mapping for mapper in self.mappers if (mapping := mapper.mapping)]
 
-        A dial-back comes from a host that we talk with, which a NAT that filters by address lets in. So it is proof where
-        no such NAT can be: at an address of this machine, one that the router forwards or the operator vouches for;
-        elsewhere only a stranger's connection is.
-        """
-        reached = self.reachability.reached(address, now)
-        if reached is False:
-            return False
-        if self._strangers.is_open(address, now):
-            return True
-        known = address.host in self._hosts or address in self.settings.configured
-        forwarded = any(held.external == address for held in self._mappings())
-        return (known or forwarded) and reached is True
-
-    def _mapping(self, now: float) -> str:
-        """Mapping behaviour for IPv4; "none" when peers see an address of this machine itself."""
-        outside = self.observed.hosts(now)
-        if not outside and any(seen.host in self._hosts for seen in self._seen.values()):
-            return "none"
-        return str(self.observed.mapping(now))
-
-    def report(self) -> dict[str, Any]:
-        """Everything about being reached, now, as plain values."""
-        return reach_report(self)
-
-    def last_punch(self, node_id: NodeId) -> dict[str, Any] | None:
-        """What came of the last attempt to connect directly to a relayed peer; None without one."""
-        record = None if self.upgrader is None else self.upgrader.records.get(node_id)
-        return None if record is None else punch_row(node_id, record, trio.current_time())
+    def _tested(self, now: float) -> list[Address]:
+        return self.evidence.tested(self.endpoint.addresses, self._mappings(), now)
 
     # ---- what is decided -------------------------------------------------------------------------
 
@@ -211,8 +180,10 @@ class Reach:
             for peer in endpoint.peers.values()
             if peer.path is not Path.RELAYED
         }
-        self.observed.networks_in_swarm = self.reachability.networks_in_swarm = len(networks)
-        self.reachability.set_addresses(self._tested(), now)
+        evidence, mappings = self.evidence, self._mappings()
+        evidence.set_networks_in_swarm(len(networks))
+        tested = self._tested(now)
+        evidence.reachability.set_addresses(tested, now)
         self._diagnosis = diagnose(self.facts())
         if self._diagnosis.standing in _NO_RELAYS:
             self._met_at = math.inf
@@ -223,14 +194,14 @@ class Reach:
             KnownAddresses(
                 configured=self.settings.configured,
                 bound=endpoint.addresses,
-                interfaces=self._hosts,
-                mapped=[held.external for held in self._mappings()],
+                interfaces=evidence.hosts,
+                mapped=[held.external for held in evidence.plausible(mappings, now)],
                 # One network alone could make both the address and its dial-back up.
-                observed=self.observed.believed(now) if len(networks) > 1 else (),
+                observed=evidence.observations.believed(now) if len(networks) > 1 else (),
                 relayed=self.relays.addresses,
-                open=[address for address in self._tested() if self._is_open(address, now)],
+                open=[address for address in tested if evidence.is_open(address, mappings, now)],
             ),
-            lambda address: self.reachability.reached(address, now),
+            lambda address: evidence.reachability.reached(address, now),
         )
         self._lines.diagnosis(self._diagnosis, now)
         self._lines.addresses(addresses, now)
@@ -239,34 +210,13 @@ class Reach:
         self._settled.set()
         self._settled = trio.Event()
 
-    def _mappings(self) -> list[Mapping]:
-        """What routers forward; not what peers do not see us at, since anybody in the network may pose as the router."""
-        seen = self.observed.hosts(trio.current_time())
-        families = {":" in host for host in seen}
-        held = [mapping for mapper in self.mappers if (mapping := mapper.mapping)]
-        return [
-            mapping
-            for mapping in held
-            if mapping.external.host in seen or (":" in mapping.external.host) not in families
-        ]
-
-    def _tested(self) -> list[Address]:
-        """Public addresses that may lead here: what dial-backs are asked for."""
-        candidates = [
-            *self.settings.configured,
-            *bound_addresses(self.endpoint.addresses, self._hosts),
-            *(held.external for held in self._mappings()),
-            *self.observed.believed(trio.current_time()),
-        ]
-        return [address for address in dict.fromkeys(candidates) if is_public(address.host)]
-
     def _needs_relays(self, now: float) -> bool:
         """Relays are for nodes with far peers that cannot be dialed, or that probably cannot."""
         if not self.settings.relay.use or self._diagnosis.standing in _NO_RELAYS:
             return False
-        tested = self._tested()
-        verdicts = [self.reachability.reached(address, now) for address in tested]
-        has_public = any(address.host in self._hosts for address in tested)
+        tested = self._tested(now)
+        verdicts = [self.evidence.reachability.reached(address, now) for address in tested]
+        has_public = any(address.host in self.evidence.hosts for address in tested)
         # A machine with a public address waits for its verdict, as most of them need no relay; but
         # not for ever: perhaps nobody is there who could be asked.
         return (
@@ -283,10 +233,8 @@ class Reach:
         self._look_at_interfaces()
         async with trio.open_nursery() as nursery:
             if settings.punch:
-                self.puncher = serve_punch(
-                    endpoint,
-                    interfaces=settings.interfaces,
-                    observed=lambda: self.observed.believed(trio.current_time()),
+                self.puncher = Puncher(
+                    endpoint, self.evidence.observations, interfaces=settings.interfaces
                 )
                 self.upgrader = Upgrader(endpoint, self.puncher)
                 nursery.start_soon(self.upgrader.run)
@@ -308,6 +256,8 @@ class Reach:
                     await trio.sleep(SETTLE_S)
                 self._news = trio.Event()
                 self._settle()
+                if self._outside.should_look:
+                    nursery.start_soon(self._outside.look)
 
     def _ports_to_map(self) -> list[tuple[int, int]]:
         """Address family and port of each listener that is not for this machine alone."""
@@ -354,28 +304,21 @@ class Reach:
     async def _watch_interfaces(self, news: News) -> None:
         async with news() as changes:
             async for _ in changes:
-                before = self._hosts
+                before = self.evidence.hosts
                 self._look_at_interfaces()
-                if before != self._hosts:
-                    self._moved(set(before) - set(self._hosts))
+                if before != self.evidence.hosts:
+                    self._moved(set(before) - set(self.evidence.hosts))
 
     def _look_at_interfaces(self) -> None:
-        found_here = list(self.settings.interfaces())
-        self._hosts = tuple(dict.fromkeys(str(found.ip) for found in found_here))
-        self._networks = tuple(found.network for found in found_here)
-        self.observed.set_own(self._hosts)
-
-    def _is_near(self, host: str) -> bool:
-        address = ipaddress.ip_address(host.partition("%")[0])
-        return any(address in network for network in self._networks)
+        self.evidence.set_interfaces(self.settings.interfaces())
 
     def _moved(self, gone: set[str]) -> None:
         """Our addresses are others now: what was learnt at the old ones means nothing."""
         now = trio.current_time()
-        self._lines.say(f"this machine's addresses: {', '.join(self._hosts) or 'none'}", now)
-        self.observed.clear()
-        self._strangers.clear()
-        self.reachability.restart(now)
+        hosts = ", ".join(self.evidence.hosts)
+        self._lines.say(f"this machine's addresses: {hosts or 'none'}", now)
+        self.evidence.move(now)
+        self._outside.start_over()
         for peer in list(self.endpoint.peers.values()):
             host = peer.primary.link.raw.local.host
             if host in gone:  # it would hang until the silence is noticed
@@ -385,58 +328,71 @@ class Reach:
         self._news.set()
 
     async def _watch_peers(self) -> None:
+        observations = self.evidence.observations
         with self.endpoint.watch() as events:
             async for event in events:
-                if isinstance(event, PeerDown):
-                    self._seen.pop(event.peer.node_id, None)
-                elif isinstance(event, PeerUp) and event.peer.path is not Path.RELAYED:
-                    self.reachability.hasten(trio.current_time())
+                match event:
+                    case PeerDown(peer, _):
+                        if peer.node_id not in self.endpoint.peers:  # else it is back already
+                            observations.forget(peer.node_id)
+                    case Lagged():
+                        observations.keep(self.endpoint.peers)
+                    case PeerUp(peer) if peer.path is not Path.RELAYED:
+                        self.evidence.reachability.hasten(trio.current_time())
+                    case _:
+                        pass
                 self._news.set()
+
+    def _leave_from_listener(self, address: Address) -> bool:
+        """Dial from the port we listen on where that shows what our NAT does, and only there."""
+        now = trio.current_time()
+        return address.is_ip and self.evidence.observations.wanted(address.host, now)
 
     def _hear_observed(self, peer: Peer, seen: Address) -> None:
         if peer.path is Path.RELAYED:
             return
-        self._seen[peer.node_id] = seen
+        now, host = trio.current_time(), peer.address.host
         ports = {address.port for address in self.endpoint.addresses}
-        host = peer.address.host
-        if peer.initiated:
-            if peer.primary.link.raw.local.port in ports:
-                self.observed.report(host, seen, trio.current_time())
-        elif peer.path is Path.DIRECT and not self.endpoint.has_dialed(host):
-            self._strangers.stranger(seen, host, trio.current_time())
+        from_listener = peer.initiated and peer.primary.link.raw.local.port in ports
+        noted = self.evidence.observations.note(
+            peer.node_id, host, seen, now, from_listener=from_listener
+        )
+        dialed_us = not peer.initiated and peer.path is Path.DIRECT
+        if noted and dialed_us and not self.endpoint.has_dialed(host):
+            self.evidence.strangers.stranger(seen, host, now)
         self._news.set()
 
     async def _test(self) -> None:
         """Ask for dial-backs as they are due, one at a time."""
         while True:
             now = trio.current_time()
-            for address in self.reachability.due(now):
+            for address in self.evidence.reachability.due(now):
                 await self._ask(address)
-            deadline = self.reachability.next_deadline()
+            deadline = self.evidence.reachability.next_deadline()
             with trio.move_on_at(float("inf") if deadline is None else deadline):
                 await self._news.wait()
                 await trio.sleep(SETTLE_S)
 
     async def _ask(self, address: Address) -> None:
+        reachability, observations = self.evidence.reachability, self.evidence.observations
         servers = [
             peer
             for peer in self.endpoint.peers.values()
-            if can_be_asked(peer, address)
-            and (seen := self._seen.get(peer.node_id)) is not None
-            and seen.host == address.host  # a server dials nobody else than who asks
+            if can_be_asked(peer, address)  # a server dials nobody else than who asks
+            and observations.sees_us_at(peer.node_id, six=":" in address.host) == address.host
         ]
         hosts = [peer.address.host for peer in servers]
         now = trio.current_time()
-        chosen = self.reachability.choose(address, hosts, now)
+        chosen = reachability.choose(address, hosts, now)
         if chosen is None:
-            self.reachability.no_vote(address, now)
+            reachability.no_vote(address, now)
             return
         result = await ask_dial_back(self.endpoint, servers[chosen], address)
         now = trio.current_time()
         if result.reached is None:
-            self.reachability.no_vote(address, now)
+            reachability.no_vote(address, now)
         else:
-            self.reachability.vote(address, hosts[chosen], result.reached, now)
+            reachability.vote(address, hosts[chosen], result.reached, now)
         self._news.set()
 
 
