@@ -1,4 +1,4 @@
-"""The two secret files of a node: its identity and the key of its swarm.
+"""The secret files of a node: its identity, the key of its swarm, and on one node the swarm's root key; with them its certificate.
 
 Problem: whoever can read these files *is* the node, or is in the swarm. They have to be written once,
 whole, and readable by their owner alone, whatever the umask, a crash, or a planted symbolic link does.
@@ -10,17 +10,21 @@ could change in between): a regular file, ours, and closed to group and world.
 
 The node key is one line, `noded-node-key-1 <64 hexadecimal digits> <8 digits of check>`; the check
 (of SHA-256) tells a damaged file from a valid other identity. The swarm key is the printable form of
-`transport.swarm.Swarm`, the same text that is handed to another machine.
+`transport.swarm.Swarm`. The root key is a line like the node key's: it makes members and nothing else, the daemon never reads it, and
+it may be moved to a drawer. The certificate is no secret; it lies here because it is worth nothing without the node key.
 
-Invariants: a secret never appears in an error, a log line or a `repr`; nothing here overwrites.
+Invariants: a secret never appears in an error, a log line or a `repr`; nothing here overwrites a key. A certificate is
+replaced when it is renewed, whole or not at all.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -28,24 +32,33 @@ from typing import TYPE_CHECKING, Final
 from node.errors import NodedError, Refused
 
 if TYPE_CHECKING:
+    from node.paths import NodePaths
     from transport.identity import Identity
     from transport.swarm import Swarm
+    from transport.trust.chain import Chain
 
 __all__ = [
     "KeyExists",
+    "certify_directly",
     "create_identity",
+    "create_root",
     "create_secret",
     "create_swarm",
+    "load_chain",
     "load_identity",
     "load_or_create_identity",
+    "load_root",
     "load_swarm",
     "read_secret",
+    "store_chain",
 ]
 
 MAX_SECRET_BYTES: Final = 4096
 """A key file is a line of text; whatever is longer is something else."""
 
 _NODE_KEY_PREFIX: Final = "noded-node-key-1"
+_ROOT_KEY_PREFIX: Final = "noded-swarm-root-1"
+_CHAIN_PREFIX: Final = "noded-certificate-1"
 
 
 class KeyExists(NodedError):
@@ -61,7 +74,7 @@ def load_identity(path: Path) -> Identity:
     """
     from transport.identity import Identity
 
-    return Identity.from_seed(_parse_seed(read_secret(path), path))
+    return Identity.from_seed(_parse_seed(read_secret(path), path, _NODE_KEY_PREFIX, "a node key"))
 
 
 def create_identity(path: Path, random_bytes: Callable[[int], bytes] = os.urandom) -> Identity:
@@ -73,8 +86,7 @@ def create_identity(path: Path, random_bytes: Callable[[int], bytes] = os.urando
     from transport.identity import Identity
 
     identity = Identity.generate(random_bytes)
-    seed = identity.seed
-    create_secret(path, f"{_NODE_KEY_PREFIX} {seed.hex()} {_check(seed)}\n".encode())
+    create_secret(path, _seed_line(_NODE_KEY_PREFIX, identity.seed))
     return identity
 
 
@@ -104,6 +116,116 @@ def load_swarm(path: Path) -> Swarm:
 def create_swarm(path: Path, swarm: Swarm) -> None:
     """Write `swarm`'s key to `path`; raises `KeyExists` if there is one."""
     create_secret(path, f"{swarm.key_text}\n".encode("ascii"))
+
+
+def load_root(path: Path) -> Identity:
+    """The swarm's root key; raises as `load_identity` does."""
+    from transport.identity import Identity
+
+    seed = _parse_seed(read_secret(path), path, _ROOT_KEY_PREFIX, "a swarm's root key")
+    return Identity.from_seed(seed)
+
+
+def create_root(path: Path, random_bytes: Callable[[int], bytes] = os.urandom) -> Identity:
+    """Make a new swarm's root key and write it to `path`.
+
+    Raises:
+        KeyExists: there is one.
+    """
+    from transport.identity import Identity
+
+    root = Identity.generate(random_bytes)
+    create_secret(path, _seed_line(_ROOT_KEY_PREFIX, root.seed))
+    return root
+
+
+def load_chain(path: Path) -> Chain:
+    """The node's certificate with those above it; not verified.
+
+    Raises:
+        NodedError: there is none, or it is damaged.
+        Refused: it is not a plain file of ours.
+    """
+    from transport.errors import TransportError
+    from transport.trust.chain import parse_chain
+
+    if not os.path.lexists(path):
+        raise NodedError(
+            f"this node has no certificate at {path}: it is a member of no swarm",
+            hint="join one:  noded join CODE      or make one:  noded init",
+        )
+    try:
+        prefix, text = read_secret(path).decode("ascii").split()
+        if prefix != _CHAIN_PREFIX:
+            raise _damaged(path, "a certificate")
+        return parse_chain(base64.b64decode(text, validate=True))
+    except (ValueError, TransportError):  # UnicodeDecodeError is one, too
+        raise _damaged(path, "a certificate") from None
+
+
+def store_chain(path: Path, chain: Chain) -> None:
+    """Write a node's certificate in place of the one before, whole and durably.
+
+    Raises:
+        NodedError: the disk is full, or the like; the old one is still there.
+    """
+    from transport.durable import replace_file
+
+    text = base64.b64encode(chain.raw).decode("ascii")
+    try:
+        replace_file(path, f"{_CHAIN_PREFIX} {text}\n".encode("ascii"))
+    except OSError as error:
+        raise NodedError(
+            f"cannot write the certificate {path}: {error.strerror or error}",
+            hint="check the permissions and the free space of its directory",
+        ) from error
+
+
+def certify_directly(
+    paths: NodePaths,
+    root: Identity,
+    *,
+    may_invite: bool = False,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+    now_ms: int | None = None,
+) -> Chain:
+    """Make the node of these paths a trainer by the root key itself, with no invite; its node key is there or made.
+
+    A certificate by this root that is there already stays.
+
+    Args:
+        paths: of the node.
+        root: the swarm's root key.
+        may_invite: whether the node may make members itself.
+        random_bytes: source of keys and serials.
+        now_ms: milliseconds since 1970; the clock's by default.
+
+    Raises:
+        Refused: the node has a certificate of another swarm.
+        NodedError: a file cannot be written or read.
+    """
+    from transport.trust.chain import certify_by_root
+
+    identity = load_or_create_identity(paths.node_key, random_bytes)
+    if os.path.lexists(paths.certificate):
+        known = load_chain(paths.certificate)
+        if known.leaf.subject == identity.public_key and known.issuers[0] == root.public_key:
+            return known
+        raise Refused(
+            f"{paths.certificate} is of another swarm, or of another node",
+            hint="a node is in one swarm: leave that one first (noded leave), "
+            "or use another --config folder",
+        )
+    chain = certify_by_root(
+        root,
+        subject=identity.public_key,
+        role="trainer",
+        may_invite=may_invite,
+        serial=random_bytes(16),
+        now_ms=time.time_ns() // 1_000_000 if now_ms is None else now_ms,
+    )
+    store_chain(paths.certificate, chain)
+    return chain
 
 
 def read_secret(path: Path) -> bytes:
@@ -194,14 +316,18 @@ def _sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def _parse_seed(text: bytes, path: Path) -> bytes:
+def _seed_line(prefix: str, seed: bytes) -> bytes:
+    return f"{prefix} {seed.hex()} {_check(seed)}\n".encode("ascii")
+
+
+def _parse_seed(text: bytes, path: Path, prefix: str, what: str) -> bytes:
     try:
-        prefix, seed_hex, check = text.decode("ascii").split()
+        found, seed_hex, check = text.decode("ascii").split()
         seed = bytes.fromhex(seed_hex)
     except ValueError:  # UnicodeDecodeError is one, too
-        raise _damaged(path, "a node key") from None
-    if prefix != _NODE_KEY_PREFIX or len(seed) != 32 or check != _check(seed):
-        raise _damaged(path, "a node key")
+        raise _damaged(path, what) from None
+    if found != prefix or len(seed) != 32 or check != _check(seed):
+        raise _damaged(path, what)
     return seed
 
 

@@ -92,6 +92,26 @@ class NodePaths:
         return self.data_dir / "swarm.key"
 
     @property
+    def certificate(self) -> Path:
+        """What makes this node a member: its certificate with those above it."""
+        return self.data_dir / "certificate"
+
+    @property
+    def swarm_root(self) -> Path:
+        """The swarm's root key, on the node that made the swarm (secret; the daemon never reads it)."""
+        return self.data_dir / "swarm-root.key"
+
+    @property
+    def swarm_facts(self) -> Path:
+        """What this node was told when it joined: the swarm's name, and members to ask first."""
+        return self.data_dir / "swarm.json"
+
+    @property
+    def invites(self) -> Path:
+        """The invites that this node has issued, one file each (secret)."""
+        return self.data_dir / "invites"
+
+    @property
     def lock(self) -> Path:
         """Held by the daemon that owns this directory."""
         return self.data_dir / "noded.lock"

@@ -22,7 +22,8 @@ __all__ = ["Forwarder"]
 MAX_UNDER_WAY: Final = 32
 PER_MINUTE: Final = 20
 """Requests of one source: a whole classroom joins from one address, a few at a time."""
-ALL_PER_MINUTE: Final = 600
+ALL_PER_MINUTE: Final = 300
+"""Each may cost a search for its issuer."""
 
 
 class Forwarder:

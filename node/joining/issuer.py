@@ -30,7 +30,7 @@ from node.joining.reasons import Reason
 from node.joining.request import JoinRequest
 from transport.address import Address
 from transport.errors import UsageError
-from transport.identity import Identity, NodeId
+from transport.identity import Identity
 from transport.trust.certificate import Role
 
 __all__ = ["Again", "Decision", "Issuer", "New", "No", "TooManyInvites"]
@@ -82,7 +82,7 @@ class Issuer:
         swarm_id: of its swarm.
         invites: what its ledger holds.
         certify: makes a certificate for a checked request.
-        standing: why this node may not issue or a subject not join; None if they may. Asked with the subject.
+        standing: why a chain would not be accepted by the members, as far as is known here; None if it would.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Issuer:
         invites: Iterable[Invite],
         *,
         certify: Certify,
-        standing: Callable[[NodeId], Reason | None] = lambda _subject: None,
+        standing: Callable[[bytes], Reason | None] = lambda _chain: None,
     ) -> None:
         self._identity = identity
         self._swarm_id = swarm_id
@@ -212,14 +212,16 @@ class Issuer:
             return Reason.WRONG_SECRET
         if not request.signed:
             return Reason.MALFORMED
-        if (reason := self._standing(request.node_id)) is not None:
+        use = invite.use_of(request.subject)
+        is_new = use is None
+        if use is None:
+            if (reason := invite.closed(now_ms)) is not None:
+                return reason
+            try:
+                use = Use(request.subject, self._certify(request, invite, now_ms), now_ms)
+            except UsageError:
+                return Reason.CANNOT_CERTIFY
+        # Also for an old one: whoever was revoked does not get the swarm's secret once more.
+        if (reason := self._standing(use.chain)) is not None:
             return reason
-        if (use := invite.use_of(request.subject)) is not None:
-            return Again(invite, use)
-        if (reason := invite.closed(now_ms)) is not None:
-            return reason
-        try:
-            use = Use(request.subject, self._certify(request, invite, now_ms), now_ms)
-        except UsageError:
-            return Reason.CANNOT_CERTIFY
-        return New(invite.with_use(use), use)
+        return New(invite.with_use(use), use) if is_new else Again(invite, use)

@@ -8,15 +8,22 @@ import pytest
 from node.errors import NodedError, Refused
 from node.keys import (
     KeyExists,
+    certify_directly,
     create_identity,
+    create_root,
     create_secret,
     create_swarm,
+    load_chain,
     load_identity,
     load_or_create_identity,
+    load_root,
     load_swarm,
     read_secret,
+    store_chain,
 )
+from node.paths import node_paths
 from transport.swarm import Swarm
+from transport.trust.chain import root_swarm_id, verify_chain
 
 
 def test_an_identity_survives_the_disk(tmp_path):
@@ -32,6 +39,44 @@ def test_a_swarm_key_survives_the_disk(tmp_path):
     swarm = Swarm.generate(os.urandom)
     create_swarm(tmp_path / "swarm.key", swarm)
     assert load_swarm(tmp_path / "swarm.key") == swarm
+
+
+def test_a_root_key_is_no_node_key(tmp_path):
+    root = create_root(tmp_path / "swarm-root.key")
+    assert load_root(tmp_path / "swarm-root.key").public_key == root.public_key
+    with pytest.raises(NodedError, match="does not hold a node key"):
+        load_identity(tmp_path / "swarm-root.key")
+    with pytest.raises(KeyExists):
+        create_root(tmp_path / "swarm-root.key")
+    create_identity(tmp_path / "node.key")
+    with pytest.raises(NodedError, match="does not hold a swarm's root key"):
+        load_root(tmp_path / "node.key")
+
+
+def test_a_member_made_directly_stays_the_one_it_is(tmp_path):
+    root, other = create_root(tmp_path / "root"), create_root(tmp_path / "other")
+    paths = node_paths(tmp_path / "node", {})
+    paths.data_dir.mkdir()
+    chain = certify_directly(paths, root, may_invite=True, now_ms=10**12)
+    verify_chain(chain, root_swarm_id(root.public_key), 10**12)
+    assert chain.node_id == load_identity(paths.node_key).node_id
+    assert load_chain(paths.certificate) == chain == certify_directly(paths, root)
+    with pytest.raises(Refused, match="another swarm"):
+        certify_directly(paths, other)
+    store_chain(paths.certificate, chain)
+    assert stat.S_IMODE(paths.certificate.stat().st_mode) == 0o600
+
+
+def test_a_certificate_that_is_missing_or_damaged_says_what_to_do(tmp_path):
+    path = tmp_path / "certificate"
+    with pytest.raises(NodedError, match="member of no swarm") as caught:
+        load_chain(path)
+    assert "noded join" in caught.value.hint
+    for text in ("", "noded-certificate-1 !!", "noded-certificate-1 AAAA", "x QQ=="):
+        path.unlink(missing_ok=True)
+        create_secret(path, text.encode())
+        with pytest.raises(NodedError, match="does not hold a certificate"):
+            load_chain(path)
 
 
 @pytest.mark.parametrize("umask", [0, 0o777])

@@ -42,7 +42,7 @@ from tests.node.joining.people import (
     newcomer,
     redeemer,
 )
-from transport.trust.chain import certify, certify_by_root
+from transport.trust.chain import certify, certify_by_root, parse_chain
 
 
 def answered(issuer: Issuer, data: bytes, **more) -> bytes:
@@ -123,14 +123,25 @@ def test_every_refusal_has_its_reason():
     assert refused(alice, redeemer(code, CAROL)) is Reason.USED_UP
     alice.commit(alice.withdraw(code.id, NOW_MS))
     assert refused(alice, redeemer(code, CAROL)) is Reason.WITHDRAWN
-    fallen = alice_with(standing=lambda _subject: Reason.ISSUER_REVOKED)
+    fallen = alice_with(standing=lambda _chain: Reason.ISSUER_REVOKED)
     assert refused(fallen, redeemer(invited(fallen))) is Reason.ISSUER_REVOKED
-    strict = alice_with(standing=lambda who: Reason.REVOKED if who == EVE.node_id else None)
-    assert refused(strict, redeemer(invited(strict), EVE)) is Reason.REVOKED
     above = redeemer(invited(alice_with(), seed=3), ROOT)
     issuer = alice_with()
     invited(issuer, seed=3)
     assert refused(issuer, above) is Reason.CANNOT_CERTIFY
+
+
+def test_a_revoked_node_gets_nothing_again():
+    out = set()
+    alice = alice_with(
+        standing=lambda raw: Reason.REVOKED if parse_chain(raw).node_id in out else None
+    )
+    code = invited(alice, uses=2)
+    decided(alice, parse_request(redeemer(code, EVE).request))
+    out.add(EVE.node_id)
+    assert refused(alice, redeemer(code, EVE)) is Reason.REVOKED
+    decided(alice, parse_request(redeemer(code, BOB).request))
+    assert alice.counters["granted"] == 2
 
 
 def test_every_reason_says_what_to_do_and_has_a_code():
