@@ -22,6 +22,7 @@ from dht.messages import (
 )
 from gossip.collective.messages import Abort, Begin
 from gossip.collective.messages import encode as encode_gossip
+from gossip.membership import messages as membership
 from node.joining.answer import hearsay, refuse
 from node.joining.beacon import Beacon
 from node.joining.ledger import Invite, Use, encode_invite
@@ -195,12 +196,29 @@ def seeds() -> dict[str, list[bytes]]:
             encode_gossip(Begin(KEY, 3, KEY)),
             encode_gossip(Abort(KEY, 3, "late", late=(node,))),
         ],
+        "membership-message": [
+            membership.encode(membership.Message(body=body, news=news))
+            for body, news in (
+                (membership.Gossip(), []),
+                (membership.Probe(node, node, bytes(8), 3), []),
+                (membership.Ack(node, node, bytes(8), bytes(64)), []),
+                (membership.Nack(node, node, bytes(8), tried=True), []),
+                (
+                    membership.Sync(KEY, answer=True),
+                    [
+                        membership.Alive(ALICE.public_key, 7, "a name", bytes(64)),
+                        membership.Left(ALICE.public_key, 8, "done", bytes(64)),
+                        membership.Doubt(node, 9, node, lost=True, signature=bytes(64)),
+                    ],
+                ),
+            )
+        ],
         "punch-message": [
             punch.encode(m)
             for m in (
                 punch.Connect(bytes(16), ("192.0.2.1:7447",)),
                 punch.Sync(bytes(16)),
-                punch.End("over"),
+                punch.End("busy"),
             )
         ],
         "relay-message": [

@@ -25,6 +25,7 @@ from dht.messages import Answer, Query, from_hints
 from dht.record import SignedRecord, check, make_record
 from gossip.collective.messages import decode_message_untrusted
 from gossip.collective.messages import encode as encode_gossip
+from gossip.membership import messages as membership
 from node.config import load_config
 from node.control import ControlServer
 from node.errors import NodedError
@@ -307,6 +308,20 @@ def gossip_message(data: bytes) -> None:
     except MalformedMessage:
         return
     assert decode_message_untrusted(encode_gossip(message)) == message
+
+
+@target
+def membership_message(data: bytes) -> None:
+    """Who is there: what is read is written the same, its size is foreseen, and what is signed can be made of it."""
+    try:
+        message = membership.decode(data)
+    except MalformedMessage:
+        return
+    assert membership.decode(membership.encode(message)) == message
+    for news in message.news:
+        assert len(pack(news)) <= membership.size_of(news)
+        if not isinstance(news, membership.Doubt):
+            assert membership.statement_bytes(SWARM.id, news)
 
 
 @target
