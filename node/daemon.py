@@ -35,27 +35,25 @@ from node.errors import (
     ExitCode,
     NodedError,
     NotReady,
-    PeerNotReachable,
     Refused,
-    TimedOut,
     UsageError,
     first_error,
 )
 from node.paths import ensure_private_dir
+from node.pinging import measure, whom
 from node.probe import LagProbe
 from node.reach_report import daemon_netcheck, last_punch
 from node.relay_budget import keep_spent, load_spent
 from node.run.run import open_run_service
 from node.run.state import state_document
 from node.schema import Config
-from node.status import Parts, find_peer, peer_rows, status_document
+from node.status import Parts, peer_rows, status_document
 from node.systemd import Notifier, run_watchdog
 from node.traffic import TrafficMeter
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
-from transport.errors import AddressInUse, ListenFailed, TransportError
+from transport.errors import AddressInUse, ListenFailed
 from transport.identity import Identity, NodeId
-from transport.peer import Peer
 from transport.reach.diagnosis import Standing
 from transport.reach.reach import PORT_MAPPING_METHODS, Reach, ReachSettings, open_reach
 from transport.swarm import Swarm
@@ -65,9 +63,6 @@ LEAVE_S: Final = 8.0
 """For the orderly stop: trainer, goodbye, sockets."""
 HARD_STOP_S: Final = 9.5
 """After this the process ends, come what may: the promise is ten seconds."""
-PING_S: Final = 5.0
-REACH_S: Final = 15.0
-"""For connecting to a node that is to be pinged: direct attempts, then a relay."""
 MAX_NAME_CHARACTERS: Final = 64
 """As `node.name` of the configuration."""
 
@@ -311,28 +306,11 @@ class _Daemon:
         wanted, count = (body or {}).get("peer"), (body or {}).get("count", 1)
         if not isinstance(wanted, str) or not isinstance(count, int) or not 1 <= count <= 100:
             raise UsageError('ping wants {"peer": TEXT, "count": 1 to 100}')
-        peer = find_peer(self._up.endpoint, wanted)
-        if peer is None and wanted in {self._config.node.name, str(self._up.endpoint.node_id)}:
-            raise UsageError(f"{wanted} is this node itself", hint="noded peers lists the others")
-        if peer is None:
-            peer = await self._connect(wanted)
-        if peer is None:
-            lost = [row for row in peer_rows(self._up) if row["reason"] and _means(row, wanted)]
-            why = f": {lost[0]['reason']}" if lost else ""
-            raise PeerNotReachable(
-                f"no connected peer is meant by {wanted!r}{why}",
-                hint="`noded peers` lists them; a name, an id or a unique prefix of one will do",
-            )
-        replies = []
-        for _ in range(count):
-            with trio.move_on_after(PING_S) as patience:
-                try:
-                    rtt_s = await peer.ping()
-                    replies.append({"rtt_s": rtt_s, "path": peer.path, **self._relay_of(peer)})
-                except TransportError as error:
-                    raise PeerNotReachable(f"{peer.node_id.short}: {error}") from None
-            if patience.cancelled_caught:
-                raise TimedOut(f"no reply from {peer.node_id.short} within {PING_S:.0f} s")
+        peer = await whom(self._up, wanted, functools.partial(_addresses_of, self._up.dht))
+        replies = [
+            {"rtt_s": rtt_s, "path": path, **self._relay_named(relay)}
+            for rtt_s, path, relay in await measure(peer, count)
+        ]
         return 200, {
             "schema": "noded.ping/1",
             "peer": str(peer.node_id),
@@ -342,33 +320,12 @@ class _Daemon:
             "last_punch": last_punch(self._up.reach, peer.node_id),
         }
 
-    def _relay_of(self, peer: Peer) -> dict[str, str | None]:
-        if peer.relay is None:
-            return {"relay": None, "relay_name": None}
-        known = self._up.endpoint.peers.get(peer.relay)
-        return {"relay": str(peer.relay), "relay_name": known.name if known else None}
-
-    async def _connect(self, wanted: str) -> Peer | None:
-        """Find a node by its full id in the DHT, and connect; None if `wanted` is no node id.
-
-        Raises:
-            PeerNotReachable: with every attempt and its reason.
-        """
-        try:
-            node_id = NodeId.parse(wanted)
-        except TransportError:
-            return None
-        found: list[Address] = []
-        with trio.move_on_after(PING_S):
-            found = await _addresses_of(self._up.dht, node_id)
-        if not found:
-            return None
-        with trio.move_on_after(REACH_S):
-            try:
-                return await self._up.endpoint.connect(found, expected=node_id)
-            except TransportError as error:
-                raise PeerNotReachable(str(error), hint=error.hint) from None
-        raise TimedOut(f"{node_id.short} was not reached within {REACH_S:.0f} s")
+    def _relay_named(self, relay: NodeId | None) -> dict[str, str | None]:
+        known = None if relay is None else self._up.endpoint.peers.get(relay)
+        return {
+            "relay": None if relay is None else str(relay),
+            "relay_name": None if known is None else known.name,
+        }
 
     async def _answer_stop(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
         _log.info("stopping as asked on the control socket")
@@ -382,10 +339,6 @@ def _with_host_name(config: Config) -> Config:
         return config
     name = os.uname().nodename[:MAX_NAME_CHARACTERS]
     return msgspec.structs.replace(config, node=msgspec.structs.replace(config.node, name=name))
-
-
-def _means(row: dict[str, Any], wanted: str) -> bool:
-    return bool(row["name"] == wanted or row["id"].startswith(wanted.strip().lower()))
 
 
 def _reach_settings(config: Config, identity: Identity) -> ReachSettings:

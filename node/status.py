@@ -20,6 +20,7 @@ from gossip.membership.table import MemberState, MemberView
 from node.health import Facts, assess, verdict
 from node.probe import LagProbe, descriptor_limit, open_descriptors, process_snapshot
 from node.run.run import RunService
+from node.run.trainer import TrainerStatus
 from node.schema import Config
 from node.traffic import TrafficMeter
 from transport.endpoint import Endpoint
@@ -74,7 +75,7 @@ def status_document(parts: Parts, *, stopping: bool = False) -> dict[str, Any]:
         },
         "swarm": {"id": parts.endpoint.swarm.id.hex()},
         "run": _run(parts.run),
-        "trainer": _trainer(parts.run),
+        "trainer": _trainer(parts),
         "peers": peers,
         "checkpoint": _checkpoint(parts.run),
         "relay": _relay(parts.reach),
@@ -148,15 +149,17 @@ def _run(run: RunService | None) -> dict[str, Any] | None:
     }
 
 
-def _trainer(run: RunService | None) -> dict[str, Any]:
-    if run is None or run.part is None:
-        return {"state": "none", "pid": None, "restarts": 0, "error": None}
-    status = run.part.trainers.status
+def _trainer(parts: Parts) -> dict[str, Any]:
+    """`auto`: whether the daemon starts one; `socket`: where a script's attaches, once the run is found."""
+    part = None if parts.run is None else parts.run.part
+    status = TrainerStatus() if part is None else part.trainers.status
     return {
         "state": status.state,
         "pid": status.pid,
         "restarts": status.restarts,
         "error": status.error or None,
+        "auto": parts.config.trainer.auto,
+        "socket": None if part is None else str(parts.config.paths.trainer_socket),
     }
 
 
@@ -388,17 +391,3 @@ def _disk_free(config: Config) -> int | None:
         return shutil.disk_usage(config.data_dir).free
     except OSError:
         return None
-
-
-def find_peer(endpoint: Endpoint, wanted: str) -> Peer | None:
-    """The connected peer meant by an id, a unique id prefix or a name; None when unclear."""
-    text = wanted.strip().lower()
-    found = [
-        peer
-        for node, peer in sorted(endpoint.peers.items())
-        if str(node).startswith(text) or node.short == text or peer.name == wanted
-    ]
-    exact = [peer for peer in found if str(peer.node_id) == text]
-    if exact:
-        return exact[0]
-    return found[0] if len(found) == 1 else None

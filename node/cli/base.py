@@ -3,7 +3,8 @@
 Problem: `noded --json status` and `noded status --json` are both natural, and should be the same.
 
 Idea: every verb gets the global options as parameters of its own, which all write into one `Settings`
-object that hangs from click's context.
+object that hangs from click's context. It also gives commands in hints the options that this one had, so
+that a printed command works when it is pasted.
 
 Invariants: this module imports click and the standard library, like `node.cli.main`, which it serves.
 """
@@ -11,10 +12,13 @@ Invariants: this module imports click and the standard library, like `node.cli.m
 from __future__ import annotations
 
 import difflib
+import json
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -23,6 +27,12 @@ if TYPE_CHECKING:
     from node.cli.render import Style
 
 __all__ = ["Settings", "Verb", "Verbs", "current_settings"]
+
+
+_COMMAND: Final = re.compile(
+    r"\bnoded(?= (?:init(?! printed)|run|status|peers|ping|netcheck|state|stop|id|config|invite|leave)\b)"
+)
+"""A command that is about a node, in a sentence."""
 
 
 class Settings:
@@ -38,10 +48,27 @@ class Settings:
 
     def client(self, default_timeout_s: float = 10.0) -> Client:
         """A client of the daemon that the options name."""
-        from node.cli.client import Client, find_socket
+        from node.cli.client import Client, find_socket, how_to_start
 
         timeout_s = self.timeout_s if self.timeout_s is not None else default_timeout_s
-        return Client(find_socket(self.socket, self.config), timeout_s=timeout_s)
+        return Client(
+            find_socket(self.socket, self.config),
+            timeout_s=timeout_s,
+            off_hint=how_to_start(self.socket, self.config),
+        )
+
+    def aim(self, hint: str) -> str:
+        """`hint` with every `noded VERB` in it aimed at the node that this command was about."""
+        flags = ""
+        if self.config is not None:
+            flags += f" --config {shlex.quote(str(self.config))}"
+        if self.socket is not None:
+            flags += f" --socket {shlex.quote(str(self.socket))}"
+        return _COMMAND.sub(f"noded{flags}".replace("\\", r"\\"), hint) if flags else hint
+
+    def print_json(self, value: object) -> None:
+        """One JSON document on one line, as every verb prints it."""
+        click.echo(json.dumps(value))
 
     def style(self) -> Style:
         """Colours for standard output."""

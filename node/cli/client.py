@@ -24,9 +24,10 @@ from typing import Any, Final
 from node.errors import DaemonNotRunning, ExitCode, NodedError, Refused, TimedOut
 from node.paths import CONFIG_NAME, SYSTEM_SOCKET, default_data_dir, node_paths
 
-__all__ = ["Client", "data_dir_of", "find_socket", "own_host"]
+__all__ = ["Client", "data_dir_of", "find_socket", "how_to_start", "own_host"]
 
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+_UNIT: Final = "noded.service"
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -48,11 +49,13 @@ class Client:
     Args:
         socket_path: the control socket.
         timeout_s: how long a call may take, in seconds.
+        off_hint: what to do when nobody listens there.
     """
 
-    def __init__(self, socket_path: Path, *, timeout_s: float = 10.0) -> None:
+    def __init__(self, socket_path: Path, *, timeout_s: float = 10.0, off_hint: str = "") -> None:
         self.socket_path = socket_path
         self.timeout_s = timeout_s
+        self.off_hint = off_hint
 
     def get(self, path: str) -> dict[str, Any]:
         """GET `path`; raises as `call` does."""
@@ -126,7 +129,7 @@ class Client:
         reason = "no socket at" if not os.path.lexists(self.socket_path) else "nobody answers on"
         return DaemonNotRunning(
             f"the daemon is not running ({reason} {self.socket_path})",
-            hint="start it:  systemctl --user start noded     or in the foreground:  noded run",
+            hint=self.off_hint,
         )
 
 
@@ -148,6 +151,28 @@ def find_socket(
     if not named and not os.path.lexists(path) and os.path.lexists(SYSTEM_SOCKET):
         return SYSTEM_SOCKET
     return path
+
+
+def how_to_start(
+    socket_flag: Path | None, config_flag: Path | None, environ: Mapping[str, str] | None = None
+) -> str:
+    """What to do when the daemon does not run: set the node up, or start it, by the way it is installed."""
+    environ = os.environ if environ is None else environ
+    if socket_flag is not None or environ.get("NODED_SOCKET"):
+        return "start the daemon that this socket belongs to, or name another one with --socket or --config"
+    named = environ.get("NODED_CONFIG")
+    data_dir = data_dir_of(config_flag, environ)
+    config = config_flag or (Path(named) if named else data_dir / CONFIG_NAME)
+    if not os.path.lexists(config):
+        return "this node is not set up yet:  noded init      and then:  noded run"
+    start = "start it:  noded run"
+    if config_flag is None and not named:
+        home = Path(environ.get("HOME") or "/")
+        if (home / ".config/systemd/user" / _UNIT).exists():
+            start = "start it:  systemctl --user start noded      or in the foreground:  noded run"
+        elif (Path("/etc/systemd/system") / _UNIT).exists():
+            start = "start it:  sudo systemctl start noded      or in the foreground:  noded run"
+    return start
 
 
 def data_dir_of(config_flag: Path | None, environ: Mapping[str, str] | None = None) -> Path:

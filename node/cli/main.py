@@ -8,12 +8,11 @@ runs: asking the daemon needs no more than an HTTP client, only `noded run` load
 options stand before or after the verb. Verbs raise `NodedError`; `main` prints and maps.
 
 Invariants: data goes to standard output, messages to standard error; with `--json` exactly one object is
-printed (streams: one a line), also for an error; exit codes are `node.errors.ExitCode`.
+printed, on one line (streams: one after the other), also for an error; exit codes are `node.errors.ExitCode`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -77,7 +76,11 @@ def cli() -> None:
 @click.option("--watch", is_flag=True, help="Print it again every second until Ctrl-C.")
 @click.option("--check", is_flag=True, help="Print nothing; 0 is ready, 4 is not, 3 is off.")
 def status(watch: bool, check: bool) -> None:
-    """How the node is: verdict, run, traffic, health."""
+    """How the node is: verdict, run, traffic, health.
+
+    Ready (--check) is a node that does what it can: waiting for other nodes or for a script to attach
+    is a warning at most, because restarting this node would not help.
+    """
     settings = current_settings()
     client = settings.client(default_timeout_s=5.0)
     if check:
@@ -93,25 +96,32 @@ def status(watch: bool, check: bool) -> None:
         return
     answer = client.get("/v1/status")
     if settings.json:
-        _print_json(answer)
+        settings.print_json(answer)
     else:
-        from node.cli.render import status_text
+        click.echo(_status_text(answer, settings))
 
-        click.echo(status_text(answer, settings.style()))
+
+def _status_text(answer: dict[str, Any], settings: Settings) -> str:
+    from node.cli.render import status_text
+    from node.paths import default_data_dir, node_paths
+
+    usual = node_paths(default_data_dir()).trainer_socket
+    return status_text(answer, settings.style(), aim=settings.aim, usual_socket=str(usual))
 
 
 def _watch(client: Client, settings: Settings) -> None:
     import time
 
-    from node.cli.render import peers_text, status_text
+    from node.cli.render import peers_text
 
     live = sys.stdout.isatty()
     while True:
         answer = client.get("/v1/status")
         if settings.json:
-            print(json.dumps(answer), flush=True)  # noqa: T201 (one object a line)
+            settings.print_json(answer)
+            sys.stdout.flush()
         else:
-            text = status_text(answer, settings.style())
+            text = _status_text(answer, settings)
             if answer.get("peers"):
                 text += "\n\n" + peers_text(answer["peers"], settings.style())
             # Home, the text with each line's rest erased, then everything below: no flicker.
@@ -129,14 +139,18 @@ def peers(everything: bool, sort: str | None) -> None:
     settings = current_settings()
     answer = settings.client().get("/v1/peers")
     if settings.json:
-        _print_json(answer)
+        settings.print_json(answer)
         return
     from node.cli.render import peers_text
 
     rows = answer.get("peers") or []
-    if not rows:
-        click.echo("no peers yet", err=True)
     click.echo(peers_text(rows, settings.style(), sort=sort or "", everything=everything))
+    left = sum(isinstance(row, dict) and row.get("state") == "left" for row in rows)
+    if not rows:
+        hint = "noded init printed the line that another machine runs to join"
+        click.echo(f"no other node is known yet; {hint}", err=True)
+    elif left == len(rows) and not everything:
+        click.echo(settings.aim(f"{left} left in good order: noded peers --all"), err=True)
 
 
 add_network_verbs(cli)
@@ -170,7 +184,9 @@ def stop(no_wait: bool) -> None:
         except NodedError:
             continue  # still winding down
     if settings.json:
-        _print_json({"schema": "noded.stop/1", "stopped": not no_wait, **_without_schema(answer)})
+        settings.print_json(
+            {"schema": "noded.stop/1", "stopped": not no_wait, **_without_schema(answer)}
+        )
     else:
         click.echo("stopping" if no_wait else "stopped")
 
@@ -189,7 +205,7 @@ def show_id() -> None:
     if os.path.lexists(paths.swarm_key):
         swarm_id = keys.load_swarm(paths.swarm_key).id.hex()
     if settings.json:
-        _print_json(
+        settings.print_json(
             {
                 "schema": "noded.id/1",
                 "id": str(identity.node_id),
@@ -289,7 +305,7 @@ def init(
         if not settings.json:
             click.echo(f"noded: {path} is there already", err=True)
         else:
-            _print_json({"schema": "noded.init/1", "config": str(path), "created": []})
+            settings.print_json({"schema": "noded.init/1", "config": str(path), "created": []})
         return
     if create and not run_name:
         raise click.UsageError("--create needs --run NAME")
@@ -314,7 +330,7 @@ def init(
         force=force,
     )
     if settings.json:
-        _print_json(
+        settings.print_json(
             {
                 "schema": "noded.init/1",
                 "config": str(made.config),
@@ -396,7 +412,9 @@ def config_show(assignments: tuple[str, ...]) -> None:
     rows = effective(loaded)
     if settings.json:
         keys = {key: {"value": value, "source": source} for key, value, _, source in rows}
-        _print_json({"schema": "noded.config-show/1", "path": str(loaded.path), "keys": keys})
+        settings.print_json(
+            {"schema": "noded.config-show/1", "path": str(loaded.path), "keys": keys}
+        )
         return
     from node.cli.render import table
 
@@ -414,7 +432,9 @@ def config_check(assignments: tuple[str, ...]) -> None:
     loaded = load_config(settings.config, overrides=_overrides(assignments))
     check_environment(loaded.config)
     if settings.json:
-        _print_json({"schema": "noded.config-check/1", "path": str(loaded.path), "valid": True})
+        settings.print_json(
+            {"schema": "noded.config-check/1", "path": str(loaded.path), "valid": True}
+        )
     else:
         click.echo(f"{loaded.path} is valid")
 
@@ -433,7 +453,7 @@ def config_explain(key: str | None) -> None:
         chosen = [knob(key)]
     if settings.json:
         entries = [knob_json(entry) for entry in chosen]
-        _print_json({"schema": "noded.config-explain/1", "keys": entries})
+        settings.print_json({"schema": "noded.config-explain/1", "keys": entries})
     else:
         click.echo("\n\n".join(map(explain, chosen)))
 
@@ -455,10 +475,6 @@ def completion(shell: str) -> None:
     click.echo(class_(cli, {}, "noded", "_NODED_COMPLETE").source())
 
 
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, sort_keys=False))
-
-
 def _without_schema(answer: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in answer.items() if key != "schema"}
 
@@ -469,14 +485,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Errors are printed on standard error as `noded: what is wrong` and the hint below it; with `--json`
     also as a `noded.error/1` object on standard output.
     """
+    settings = Settings()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        cli.main(args=arguments, prog_name="noded", standalone_mode=False)
+        cli.main(args=arguments, prog_name="noded", standalone_mode=False, obj=settings)
         sys.stdout.flush()
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
         error.show()
+        if settings.json or "--json" in arguments:  # it may stand behind what click did not take
+            _print_error(settings, error.format_message(), "", ExitCode.USAGE)
         return int(ExitCode.USAGE)
     except (KeyboardInterrupt, click.Abort):
         return int(ExitCode.INTERRUPTED)
@@ -490,26 +509,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         leaf = first_error(error)
         if not hasattr(leaf, "hint") and not isinstance(leaf, OSError | TimeoutError):
             raise  # a bug: the traceback is the report
-        return _report(error, as_json="--json" in arguments)
+        return _report(error, settings)
     return int(ExitCode.OK)
 
 
-def _report(error: BaseException, *, as_json: bool) -> int:
+def _report(error: BaseException, settings: Settings) -> int:
     from node.cli.render import printable
 
     code = exit_code_of(error)
     message = str(first_error(error)) or type(first_error(error)).__name__
-    hint = hint_of(error)
+    hint = settings.aim(hint_of(error))
     lines = [f"noded: {printable(message)}"]
     lines += [f"  {printable(line)}" for line in hint.splitlines()]
     click.echo("\n".join(lines), err=True)
-    if as_json:
-        _print_json(
-            {
-                "schema": "noded.error/1",
-                "error": message,
-                "hint": hint,
-                "exit_code": int(code),
-            }
-        )
+    if settings.json:
+        _print_error(settings, message, hint, code)
     return int(code)
+
+
+def _print_error(settings: Settings, message: str, hint: str, code: ExitCode) -> None:
+    settings.print_json(
+        {"schema": "noded.error/1", "error": message, "hint": hint, "exit_code": int(code)}
+    )

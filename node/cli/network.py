@@ -6,7 +6,6 @@ a daemon loads the event loop.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from typing import Any
@@ -81,7 +80,7 @@ def ping(peer: str, count: int, interval: float, until_direct: bool) -> None:
             f"no reply from {printable(peer, 80)}", hint="noded peers shows when it was last seen"
         )
     if settings.json:  # one document: where it failed, that of the error
-        click.echo(json.dumps({"schema": "noded.ping/1", **answer, "replies": replies}))
+        settings.print_json({"schema": "noded.ping/1", **answer, "replies": replies})
 
 
 def _print_reply(
@@ -137,7 +136,7 @@ def netcheck(every: float | None) -> None:
     while True:
         report = _netcheck(settings)
         if settings.json:
-            click.echo(json.dumps(report))
+            settings.print_json(report)
         else:
             from node.cli.render_network import netcheck_text
 

@@ -13,7 +13,7 @@ renders); the standard library only, and little of it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TextIO
 
 __all__ = [
@@ -161,8 +161,21 @@ def short_id(value: object) -> str:
     return printable("-".join(value.split("-")[:3]), 40)
 
 
-def status_text(status: Mapping[str, Any], style: Style | None = None) -> str:
-    """A `noded.status/1` object as the lines of `noded status`: verdict first, health last."""
+def status_text(
+    status: Mapping[str, Any],
+    style: Style | None = None,
+    *,
+    aim: Callable[[str], str] = str,
+    usual_socket: str = "",
+) -> str:
+    """A `noded.status/1` object as the lines of `noded status`: verdict first, health last.
+
+    Args:
+        status: the object.
+        style: colours.
+        aim: rewrites commands in hints, see `node.cli.base.Settings.aim`.
+        usual_socket: where a script looks for its daemon unless it is told; another place is shown.
+    """
     style = style or Style()
     node = _map(status.get("node"))
     verdict = _text(status.get("verdict"))
@@ -172,14 +185,7 @@ def status_text(status: Mapping[str, Any], style: Style | None = None) -> str:
     first.append(f"up {duration(node.get('uptime_s'))}")
     lines = ["  ".join(first), _network_line(status, node)]
     lines += _run_lines(_map(status.get("run")))
-    trainer = _map(status.get("trainer"))
-    if _text(trainer.get("state")) not in {"none", UNKNOWN}:
-        line = f"trainer  {_text(trainer.get('state'))}"
-        if trainer.get("pid"):
-            line += f"  pid {number(trainer.get('pid'))}"
-        if trainer.get("restarts"):
-            line += f"  restarted {number(trainer.get('restarts'))} times"
-        lines.append(line)
+    lines += _trainer_lines(status, usual_socket)
     if checkpoint := _map(status.get("checkpoint")):
         where = f"  {_text(checkpoint.get('path'), 400)}" if checkpoint.get("path") else ""
         lines.append(
@@ -199,7 +205,7 @@ def status_text(status: Mapping[str, Any], style: Style | None = None) -> str:
         lines.append(style.word("# Health", "dim"))
     for warning in warnings:
         severity = _text(warning.get("severity"))
-        hint = _text(warning.get("hint"), 400) if warning.get("hint") else ""
+        hint = aim(_text(warning.get("hint"), 400)) if warning.get("hint") else ""
         lines.append(
             f"#   {style.word(severity, severity)} {_text(warning.get('code'))}"
             f"  {_text(warning.get('text'), 400)}" + (f"; {hint}" if hint else "")
@@ -321,6 +327,29 @@ def _run_lines(run: Mapping[str, Any]) -> list[str]:
         parts.append(f"validation {number(run.get('val_loss'), 3)}")
     parts.append(f"{number(run.get('tokens_per_s'), 0)} tokens/s")
     return ["  ".join(parts)]
+
+
+def _trainer_lines(status: Mapping[str, Any], usual_socket: str) -> list[str]:
+    trainer = _map(status.get("trainer"))
+    state = _text(trainer.get("state"))
+    if state in {"none", UNKNOWN}:
+        if trainer.get("auto") is not False or _text(status.get("state")) not in {
+            "joining",
+            "idle",
+        }:
+            return []
+        name = _text(_map(status.get("run")).get("name"))
+        lines = [f'trainer  waiting for a script on this machine with node.join("{name}", ...)']
+        socket = _text(trainer.get("socket"), 200)
+        if socket not in {usual_socket, UNKNOWN}:
+            lines.append(f"         started with  NODED_TRAINER_SOCKET={socket}")
+        return lines
+    line = f"trainer  {state}"
+    if trainer.get("pid"):
+        line += f"  pid {number(trainer.get('pid'))}"
+    if trainer.get("restarts"):
+        line += f"  restarted {number(trainer.get('restarts'))} times"
+    return [line]
 
 
 def _seen(value: object) -> str:

@@ -5,14 +5,14 @@ Invariant: like `node.cli.main`, this module imports click and the standard libr
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from node.cli.base import Verb, Verbs, current_settings
-from node.errors import NotReady
 
-__all__ = ["add_state_verb"]
+__all__ = ["KEYS", "add_state_verb"]
+
+KEYS = ("member", "progress", "metrics", "checkpoints", "run", "revoked")
+"""The fields of the document (`crdt.record`)."""
 
 
 def add_state_verb(group: Verbs) -> None:
@@ -21,23 +21,18 @@ def add_state_verb(group: Verbs) -> None:
 
 
 @click.command("state", cls=Verb)
-@click.option(
-    "--key",
-    metavar="K",
-    help="Only this field: member, progress, metrics, checkpoints, run, revoked.",
-)
+@click.option("--key", type=click.Choice(KEYS), help="Only this field.")
 def state(key: str | None) -> None:
     """What the members of the run say, as this node knows it: values, authors, clocks, leases."""
     settings = current_settings()
     answer = settings.client().get("/v1/state")
-    entries = [row for row in answer.get("entries") or [] if isinstance(row, dict)]
     if key is not None:
+        entries = [row for row in answer.get("entries") or [] if isinstance(row, dict)]
         answer = {**answer, "entries": [row for row in entries if row.get("key") == key]}
         if not answer["entries"]:
-            keys = ", ".join(sorted({str(row.get("key")) for row in entries})) or "none"
-            raise NotReady(f"nobody has said anything under {key!r}", hint=f"known keys: {keys}")
+            click.echo(f"nobody has said anything under {key} yet", err=True)
     if settings.json:
-        click.echo(json.dumps(answer))
+        settings.print_json(answer)
     else:
         from node.cli.render_state import state_text
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import node
+from node.cli.base import Settings
 from node.cli.main import cli
 from node.errors import NotReady, PeerNotReachable
 from tests.node.fake_control import PEER, STATUS, FakeDaemon, run
@@ -17,15 +18,7 @@ from transport.swarm import Swarm
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """A home of its own, and none of the caller's settings."""
-    for name in list(os.environ):
-        if name.startswith(("NODED_", "XDG_", "STATE_DIR", "RUNTIME_DIR")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NO_COLOR", "1")
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
@@ -58,6 +51,48 @@ def test_a_daemon_that_is_off_is_code_3_and_names_the_start_command(capsys, home
     assert json.loads(out)["exit_code"] == code == 3
 
 
+def test_the_command_that_starts_it_is_the_one_for_this_node(capsys, home):
+    assert "not set up yet:  noded init      and then:  noded run" in run(capsys, "status")[2]
+    other = str(home / "two words" / "noded.toml")
+    asked = ("status", "--config", other)
+    assert f"noded --config '{other}' init " in run(capsys, *asked)[2]
+    run(capsys, "init", "--config", other)
+    assert run(capsys, *asked)[2].endswith(f"start it:  noded --config '{other}' run\n")
+    assert "--socket or --config" in run(capsys, "status", "--socket", "/nowhere")[2]
+    run(capsys, "init")
+    assert run(capsys, "status")[2].endswith("start it:  noded run\n")
+    units = home / ".config" / "systemd" / "user"
+    units.mkdir(parents=True)
+    (units / "noded.service").touch()
+    assert "systemctl --user start noded " in run(capsys, "status")[2]
+
+
+def test_hints_name_the_node_that_was_asked(capsys, daemon):
+    warning = {"code": "x", "severity": "warning", "text": "t", "hint": "noded peers shows who"}
+    daemon.answers["GET", "/v1/status"] = {**STATUS, "health": [warning]}
+    assert "t; noded peers shows who" in run(capsys, "status")[1]
+    asked = ("--socket", str(daemon.path))
+    assert f"t; noded --socket {daemon.path} peers" in run(capsys, "status", *asked)[1]
+    daemon.answers["POST", "/v1/ping"] = PeerNotReachable("no", hint="noded peers lists them")
+    _, out, err = run(capsys, "ping", "x", *asked, "--json")
+    assert json.loads(out)["hint"] == f"noded --socket {daemon.path} peers lists them"
+    assert f"  noded --socket {daemon.path} peers lists them\n" in err
+    settings = Settings()
+    settings.config = Path("a\\1b")
+    assert settings.aim("noded run, noded nothing") == "noded --config 'a\\1b' run, noded nothing"
+    line = "the line that noded init printed"
+    assert settings.aim(line) == line
+
+
+@pytest.mark.parametrize("verb", [["status"], ["peers"], ["stop"], ["id"], ["config", "show"]])
+def test_json_is_one_object_on_one_line(capsys, daemon, verb):
+    run(capsys, "init")
+    code, out, _ = run(capsys, *verb, "--json")
+    assert code == 0
+    assert out.count("\n") == 1
+    assert json.loads(out)["schema"].startswith("noded.")
+
+
 def test_check_answers_by_its_code_alone(capsys, daemon, home):
     assert run(capsys, "status", "--check") == (0, "", "")
     daemon.answers["GET", "/readyz"] = {"ready": False, "state": "degraded", "verdict": "failing"}
@@ -79,6 +114,19 @@ def test_peers_and_ping(capsys, daemon):
     answer = json.loads(out)
     assert answer["schema"] == "noded.ping/1"
     assert len(answer["replies"]) == 2
+
+
+def test_nobody_there_is_said(capsys, daemon):
+    daemon.answers["GET", "/v1/peers"] = {"schema": "noded.peers/1", "peers": []}
+    code, out, err = run(capsys, "peers")
+    assert code == 0
+    assert out.startswith("ID ")
+    assert "no other node is known yet" in err
+    daemon.answers["GET", "/v1/peers"]["peers"] = [{**PEER, "state": "left"}]
+    code, out, err = run(capsys, "peers")
+    assert "barn" not in out
+    assert err == "1 left in good order: noded peers --all\n"
+    assert "barn" in run(capsys, "peers", "--all")[1]
 
 
 def test_the_daemons_own_errors_keep_hint_and_code(capsys, daemon):
@@ -297,6 +345,9 @@ def test_usage_errors_are_code_2_and_help(capsys, arguments, word):
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "")
     assert word in err
+    answer = json.loads(run(capsys, *arguments, "--json")[1])
+    assert (answer["schema"], answer["exit_code"]) == ("noded.error/1", 2)
+    assert word in answer["error"]
 
 
 @pytest.mark.parametrize("path", [[], ["config"], *[[name] for name in sorted(cli.commands)]])

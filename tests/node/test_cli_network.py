@@ -1,7 +1,6 @@
 """`noded ping --until-direct` and `noded netcheck`, from a daemon's answers and without a daemon."""
 
 import json
-import os
 
 import pytest
 
@@ -28,14 +27,7 @@ REPORT = {
 }
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    for name in list(os.environ):
-        if name.startswith(("NODED_", "XDG_", "STATE_DIR", "RUNTIME_DIR")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NO_COLOR", "1")
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

@@ -1,15 +1,16 @@
 """`noded state`: the document of a real replica, as JSON and as text, and what may be wrong with it."""
 
 import json
-import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crdt import rules
 from crdt.entry import MAX_ENTRY_BYTES
 from crdt.record import CheckpointInfo, MemberInfo, Metrics, Progress
 from node.cli.render_state import state_text
+from node.cli.state import KEYS as OPTIONS
 from node.run import sequence
 from node.run.manifest import RunManifest
 from node.run.state import open_state, run_info, state_document
@@ -23,14 +24,7 @@ MANIFEST = RunManifest(
 HASH = bytes(range(32))
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    for name in list(os.environ):
-        if name.startswith(("NODED_", "XDG_", "STATE_DIR", "RUNTIME_DIR")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NO_COLOR", "1")
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
@@ -98,8 +92,17 @@ def test_one_key_alone(capsys, daemon):
     (row,) = json.loads(out)["entries"]
     assert row["value"] == {"val_loss": 1.25}
     code, _, err = run(capsys, "state", "--key", "nothing")
-    assert code == 4
-    assert "known keys: checkpoints, member, metrics, progress, revoked, run" in err
+    assert code == 2
+    assert "'member', 'progress', 'metrics', 'checkpoints', 'run', 'revoked'" in err
+    daemon.answers["GET", "/v1/state"]["entries"] = []
+    code, out, err = run(capsys, "state", "--key", "metrics", "--json")
+    assert (code, json.loads(out)["entries"]) == (0, [])
+    assert "nobody has said anything under metrics yet" in err
+
+
+def test_the_keys_are_those_of_the_document():
+    named = {rules.MEMBER, rules.PROGRESS, rules.METRICS}
+    assert set(OPTIONS) == named | {rules.CHECKPOINTS, rules.RUN, rules.REVOKED}
 
 
 def test_who_is_not_heard_is_said(documents):

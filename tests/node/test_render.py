@@ -83,6 +83,20 @@ def test_the_status_leads_with_the_verdict_and_ends_with_health():
     assert lines[-2:] == ["# Health", "#   warning clock-skew  barn is 4.2 s ahead; NTP"]
 
 
+def test_a_node_that_waits_for_a_script_says_how_to_start_it():
+    trainer = {"state": "none", "auto": False, "socket": "/a/trainer.sock"}
+    waiting = {**STATUS, "state": "joining", "trainer": trainer}
+    lines = status_text(waiting, usual_socket="/a/trainer.sock").splitlines()
+    assert lines[3] == (
+        'trainer  waiting for a script on this machine with node.join("demo", ...)'
+    )
+    assert "NODED_TRAINER_SOCKET" not in lines[4]
+    lines = status_text(waiting, usual_socket="/b/trainer.sock").splitlines()
+    assert lines[4] == "         started with  NODED_TRAINER_SOCKET=/a/trainer.sock"
+    for other in ({**waiting, "state": "finished"}, {**waiting, "trainer": {"state": "none"}}):
+        assert "node.join" not in status_text(other)
+
+
 def test_peers_are_aligned_columns_and_lost_ones_keep_their_reason():
     lines = peers_text(STATUS["peers"]).splitlines()
     assert lines[0].split() == [
