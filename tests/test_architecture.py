@@ -124,6 +124,7 @@ NODE_TRIO = {
     "node/joining/asking.py",
     "node/joining/service.py",
     "node/netcheck.py",
+    "node/pinging.py",
     "node/private_socket.py",
     "node/probe.py",
     "node/relay_budget.py",
