@@ -1,7 +1,7 @@
 """The files of a local swarm: one folder, and in it one data directory for each peer.
 
-Idea: each peer gets what `noded init` would make: its own identity, the common swarm key, and a
-configuration that a person could have written. Ports are not chosen here: a port that is free now may be
+Idea: each peer gets what `noded init --root` would make: its own identity, the common swarm key, a
+certificate by the root key (which nobody keeps), and a configuration that a person could have written. Ports are not chosen here: a port that is free now may be
 taken a moment later. The first peer listens on port 0, so the kernel chooses; its real address is read
 from its status, and only then the others' configurations are written.
 
@@ -21,10 +21,12 @@ from node import keys
 from node.cli.text import parse_assignments
 from node.config import parse_config
 from node.config_text import render_config
-from node.errors import ConfigError, NodedError, UsageError
+from node.errors import NodedError, UsageError
 from node.local import LocalOptions
 from node.paths import NodePaths, ensure_private_dir, node_paths
 from node.task import installed_tasks
+from transport.durable import replace_file
+from transport.identity import Identity
 from transport.swarm import Swarm
 
 __all__ = [
@@ -123,16 +125,22 @@ def clean_environ(environ: Mapping[str, str]) -> dict[str, str]:
 def peer_files(out: Path, count: int, environ: Mapping[str, str]) -> list[PeerFiles]:
     """Where the peers' files are; nothing is made."""
     return [
-        PeerFiles(number, f"peer-{number}", node_paths(out / f"peer-{number}", environ))
+        PeerFiles(number, _name(number), node_paths(out / _name(number), environ))
         for number in range(1, count + 1)
     ]
 
 
-def write_keys(peer: PeerFiles, swarm: Swarm) -> None:
-    """Make a peer's directory, identity and swarm key."""
+def _name(number: int) -> str:
+    return f"peer-{number}"
+
+
+def write_keys(peer: PeerFiles, swarm: Swarm, root: Identity) -> None:
+    """Make a peer's directory, identity, swarm key and certificate."""
     ensure_private_dir(peer.paths.data_dir)
     keys.create_identity(peer.paths.node_key)
     keys.create_swarm(peer.paths.swarm_key, swarm)
+    # So that somebody who likes what they see can let another machine in.
+    keys.certify_directly(peer.paths, root, may_invite=peer.number == 1)
 
 
 LONG_RUN_ROUNDS: Final = 100
@@ -140,24 +148,24 @@ LONG_RUN_ROUNDS: Final = 100
 against 1.48 nats per byte after 150 rounds of the demonstration; after 40 rounds they are level."""
 
 
-def write_config(
-    peer: PeerFiles,
+def config_text(
+    number: int,
     options: LocalOptions,
     *,
     listen: str = "127.0.0.1:0",
     bootstrap: Sequence[str] = (),
-) -> None:
-    """Write (or, before a restart, write anew) a peer's configuration.
+) -> str:
+    """The configuration of the peer `number`.
 
     Raises:
         ConfigError: one of the options is wrong.
     """
     values: dict[str, Any] = {
-        "node.name": peer.name,
+        "node.name": _name(number),
         "network.listen": [listen],
         "network.bootstrap": list(bootstrap),
         "run.name": RUN_NAME,
-        "run.create": peer.number == 1,
+        "run.create": number == 1,
         "run.task": options.task,
         "run.protocol": options.protocol,
         "run.every": options.every,
@@ -175,10 +183,24 @@ def write_config(
         values["log.level"] = "debug" if options.verbosity > 0 else "warning"
     values.update(parse_assignments(options.overrides))
     text = render_config(values)
-    parse_config(text.encode(), path=peer.config)
-    temporary = peer.config.with_suffix(".new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(peer.config)
+    parse_config(text.encode())
+    return text
+
+
+def write_config(
+    peer: PeerFiles,
+    options: LocalOptions,
+    *,
+    listen: str = "127.0.0.1:0",
+    bootstrap: Sequence[str] = (),
+) -> None:
+    """Write (or, before a restart, write anew) a peer's configuration.
+
+    Raises:
+        ConfigError: one of the options is wrong.
+    """
+    text = config_text(peer.number, options, listen=listen, bootstrap=bootstrap)
+    replace_file(peer.config, text.encode())
 
 
 def check_options(options: LocalOptions) -> None:
@@ -186,7 +208,7 @@ def check_options(options: LocalOptions) -> None:
 
     Raises:
         UsageError: there is no such corpus, protocol or task.
-        ConfigError: a `--set` names an unknown key or a wrong value.
+        ConfigError: a `--set` names an unknown key, or an option has a wrong value.
     """
     if options.data is not None and not options.data.exists():
         raise UsageError(
@@ -197,12 +219,7 @@ def check_options(options: LocalOptions) -> None:
     _check_installed("protocol", options.protocol, installed_protocols())
     if ":" not in options.task:
         _check_installed("task", options.task, installed_tasks())
-    try:
-        parse_config(render_config(parse_assignments(options.overrides)).encode())
-    except ConfigError as error:
-        # A run's other keys may be set without its name: that one is given here.
-        if error.key != "run.name" or "run.name" in options.overrides:
-            raise
+    config_text(1, options)
 
 
 def _check_installed(kind: str, name: str, installed: Mapping[str, str]) -> None:

@@ -299,6 +299,16 @@ def test_a_local_swarm_of_something_unknown_makes_no_folder(capsys, home, option
     assert not (home / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "option", [("--set", "run.every=0"), ("--steps", "9007199254740993"), ("--protocol", "")]
+)
+def test_a_local_swarm_of_a_refused_setting_makes_no_folder(capsys, home, option):
+    code, _, err = run(capsys, "local", *option, "--out", str(home / "out"))
+    assert code in {2, 7}
+    assert err
+    assert not (home / "out").exists()
+
+
 def test_id_without_a_key_says_how_to_make_one(capsys, home):
     code, _, err = run(capsys, "id")
     assert code == 1
