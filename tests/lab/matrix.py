@@ -5,9 +5,9 @@
     python -m tests.lab.matrix --loss 0.05 --delay-ms 40 --json
 
 For each pair, in homes of its own, a node of the row's home connects to one of the column's home
-by what that one advertises. A cell says how they are connected in the end, when the first byte had
-come back, and when they were connected directly, in seconds from the start of connecting. The last
-columns are for two hosts of one home: in one network, or kept apart inside.
+by what that one advertises. A cell says how they are connected in the end and when that was reached, in
+seconds from the start of connecting; the lines below the table are for two hosts of one home: in one
+network, or kept apart inside.
 
 Exit status: 0 if every pair was connected, directly where that was possible; else 1. 2 for usage,
 77 where no lab can be had.
@@ -82,6 +82,7 @@ class Cell:
         return self.path is not None and (self.expected == "relayed" or self.path != "relayed")
 
     def text(self) -> str:
+        """Path, seconds to the first byte, seconds to direct."""
         if self.path is None:
             return "UNREACHABLE"
         mark = "" if self.ok else "!"
@@ -177,16 +178,41 @@ async def run_pairs(
     return [cells[index] for index in sorted(cells)]
 
 
+LETTERS = {"direct": "D", "reversed": "R", "punched": "P", "relayed": "V"}
+LEGEND = """\
+Rows connect, columns are connected to. How, and seconds from the start of connecting until it was so:
+D direct, R reversed and P punched (both begin over a relay), V via a relay to the end (seconds to the first byte).
+! marks a pair that should have met directly, --- one that did not meet. --json has both times of each pair."""
+
+
 def table(cells: Sequence[Cell]) -> str:
-    """Rows connect, columns are connected to."""
+    """The legend, then a column for each kind by its row's number, then pairs in one home."""
     rows = list(dict.fromkeys(cell.a for cell in cells))
-    columns = list(dict.fromkeys(cell.b for cell in cells))
-    found = {(cell.a, cell.b): cell.text() for cell in cells}
-    lines = [["", *columns], *([row, *(found.get((row, c), "") for c in columns)] for row in rows)]
+    kinds = [name for name in dict.fromkeys(cell.b for cell in cells) if name in set(NatType)]
+    names = list(dict.fromkeys([*rows, *kinds]))
+    found = {(cell.a, cell.b): _short(cell) for cell in cells}
+    lines = [["", *(str(names.index(kind) + 1) for kind in kinds)]]
+    lines += [
+        [f"{names.index(row) + 1:2} {row}", *(found.get((row, kind), "") for kind in kinds)]
+        for row in names
+        if any((row, kind) in found for kind in kinds) or row not in rows
+    ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
+    ]
+    homes = [f"{cell.a}, {cell.b}: {_short(cell)}" for cell in cells if cell.b not in kinds]
+    return "\n".join([LEGEND, "", *text, *([""] if homes else []), *homes])
+
+
+def _short(cell: Cell) -> str:
+    if cell.path is None:
+        return "---"
+    seconds = cell.first_byte_s if cell.direct_s is None else cell.direct_s
+    mark = "" if cell.ok else "!"
+    return (
+        f"{mark}{LETTERS.get(cell.path, cell.path)} {math.nan if seconds is None else seconds:.2f}"
     )
 
 
@@ -279,7 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             json.dumps({"schema": "noded.natlab/1", "link": attrs.asdict(profile), "cells": found})
         )
     else:
-        print(f"{table(cells)}\n\nseconds to first byte / to direct\n{summary(cells)}")
+        print(f"{table(cells)}\n\n{summary(cells)}")
     return 0 if all(cell.ok for cell in cells) else 1
 
 

@@ -68,11 +68,16 @@ CELLS = [
 
 
 def test_the_table_and_the_summary():
-    lines = [line.split("  ") for line in table(CELLS).splitlines()]
-    assert [[text.strip() for text in line if text.strip()] for line in lines] == [
-        ["open", "symmetric"],
-        ["open", "direct 0.20/0.10", "reversed 0.20/0.50"],
-        ["symmetric", "!relayed 0.25", "UNREACHABLE"],
+    here = Cell("symmetric", TOGETHER, "direct", "direct", "direct", 0.1, 0.2, 0.1)
+    lines = table([*CELLS, here]).splitlines()
+    assert all(len(line) < 120 for line in lines)
+    assert lines[0].startswith("Rows connect")
+    assert lines[4:] == [
+        "              1        2",
+        " 1 open       D 0.10   R 0.50",
+        " 2 symmetric  !V 0.25  ---",
+        "",
+        "symmetric, one home: D 0.10",
     ]
     assert summary(CELLS).splitlines() == [
         "direct: 1, to direct 0.10 s median, 0.10 s max",
