@@ -38,7 +38,7 @@ from crdt.clock import HybridClock
 from crdt.entry import START, Author, Entry, Verify, write
 from crdt.errors import MalformedState
 from crdt.evidence import Evidence
-from crdt.ledger import MAX_BYTES, MAX_WRITERS, Ledger
+from crdt.ledger import MAX_BYTES, MAX_WRITERS, Ledger, Merged
 from crdt.part import MARK_BYTES, MAX_FIELDS, Part, convicted_mark
 from crdt.record import (
     MAX_CHECKPOINTS,
@@ -339,10 +339,14 @@ class RunState:
         return writers
 
     def merge(self, untrusted: Wire) -> bool:
-        """Join a delta (or a whole document) into this replica.
+        """Join a delta (or a whole document) into this replica; returns whether anything changed here.
 
-        Returns:
-            Whether anything changed here.
+        Raises: as `take`.
+        """
+        return self.take(untrusted).changed
+
+    def take(self, untrusted: Wire) -> Merged:
+        """Join a delta into this replica, and tell what of it was news.
 
         Raises:
             MalformedState, StateTooLarge, NotTheAuthor, Forged: refused whole; nothing changed.
@@ -354,7 +358,7 @@ class RunState:
             as_list(evidence, "delta evidence", most=MAX_WRITERS),
         )
         self._meet_self([entry for entry in merged.news if entry.writer == self.node])
-        return merged.changed
+        return merged
 
     # Whole documents, for tests and storage
 

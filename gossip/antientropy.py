@@ -7,6 +7,7 @@ them may be lost, repeated or overtaken, and the next comparison repairs what is
 Reconciliation", with one level instead of many, since a document has at most 4,096 records).
 
     an edit by this node   -> delta, at once (at most every `PUSH_GAP_S`, the newest word only)
+    a delta with news      -> the same on the conversations that `pass_on` is called for
     every interval         -> digest
     digest, equal          -> nothing
     digest, other          -> context of all writers, if there are at most `PAGE_WRITERS` of them,
@@ -25,6 +26,12 @@ are those of `crdt.state`, with "t" added):
 
 What waits to be sent is kept as sets of names (fields owed, writers wanted, ranges to describe), never
 as messages: a slow peer costs kilobytes, and gets the newest state when its turn comes.
+
+Passing on. Where not everybody is connected to everybody, an edit is pushed to its writer's peers only, and the comparisons would
+carry it one hop in two seconds. So whoever learns something from a delta passes it on to `FANOUT` others, drawn anew each time
+("infect and die" rumour mongering: Demers et al. 1987; Eugster et al. 2004). An entry is news to a node once, so it is passed
+on once by each: at most `FANOUT` deltas for each node and edit, however many connections there are, and no storm. Those that a
+rumour misses are found by comparison. What comes in bulk is a catching up and no news to anybody else: it is not passed on.
 
 Bounds: a message weighs at most 49 KiB, within the 64 KiB of the transport, and holds no list of
 more than 512 items.
@@ -61,6 +68,13 @@ MAX_OWED: Final = MAX_WRITERS * MAX_FIELDS
 PUSH_GAP_S: Final = 0.05
 """Least time between two pushes of our own edits to one peer. Not visible to people, and keeps a
 loop of edits from becoming a loop of messages."""
+
+FANOUT: Final = 3
+"""Partners that hear from us what we have just heard. In a ring or a line that is everybody; where everybody is connected to
+everybody the writer's own push has been faster, and this is what it costs on top."""
+
+RUMOUR_ENTRIES: Final = 32
+"""A delta that brought more than this was a catching up."""
 
 JITTER: Final = 0.25
 """Intervals vary by this share, so that nodes started together do not compare in step."""
@@ -107,6 +121,7 @@ class AntiEntropy:
         self._pages: dict[tuple[bytes, bytes], None] = {}
         self._wanted: dict[bytes, None] = {}
         self._owed: dict[Name, None] = {}
+        self._rumours: dict[Name, None] = {}  # owed once the next push is due
 
     @property
     def pushed(self) -> bool:
@@ -119,15 +134,17 @@ class AntiEntropy:
 
     def next_deadline(self) -> float:
         """When `tick` has something to do."""
-        if self._pushed_edits != self._state.edits:
+        if self._pushed_edits != self._state.edits or self._rumours:
             return min(self._compare_at, self._push_at)
         return self._compare_at
 
     def tick(self, now: float) -> None:
         """Do what is due. Call it after local edits too: that is how they are noticed."""
-        if self._pushed_edits != self._state.edits and now >= self._push_at:
-            self._pushed_edits = self._state.edits
+        if now >= self._push_at and (self._rumours or self._pushed_edits != self._state.edits):
             self._push_at = now + PUSH_GAP_S
+            self._owe(self._rumours)
+            self._rumours.clear()
+            self._pushed_edits = self._state.edits
             self._owe(self._state.own_names(above=self._pushed_sequence))
             self._pushed_sequence = self._state.sequence
         if self._convictions != self._state.convictions:
@@ -142,16 +159,20 @@ class AntiEntropy:
 
     # In
 
-    def receive(self, untrusted: object, now: float) -> None:
+    def receive(self, untrusted: object, now: float) -> list[Name]:
         """Take one message.
+
+        Returns:
+            What others may not have heard of yet, to be passed on.
 
         Raises:
             RefusedUpdate: it is malformed or too large; the state is unchanged.
         """
         kind = untrusted.get("t") if isinstance(untrusted, dict) else None
+        news: list[Name] = []
         try:
             if kind == "delta":
-                self._receive_delta(untrusted)
+                news = self._receive_delta(untrusted)
             elif kind == "digest":
                 self._receive_digest(untrusted)
                 self._postpone(now)  # they have just compared; no need for us to
@@ -166,13 +187,26 @@ class AntiEntropy:
         except CrdtError as error:
             raise RefusedUpdate(f"{kind}: {error}", hint=error.hint) from error
         self.counters[f"received {kind}"] += 1
+        return news
 
-    def _receive_delta(self, untrusted: object) -> None:
+    def pass_on(self, names: Iterable[Name], now: float) -> None:
+        """Say what was heard from another partner, as soon as `PUSH_GAP_S` allows."""
+        self._rumours |= dict.fromkeys(names)
+        while len(self._rumours) > BATCH:  # a slow partner compares anyway
+            del self._rumours[next(iter(self._rumours))]
+        self._push_at = max(self._push_at, now)
+
+    def _receive_delta(self, untrusted: object) -> list[Name]:
         try:
-            self._state.merge(untrusted)
+            merged = self._state.take(untrusted)
         except ClockSkew:
             # Nobody's fault that can be told from here: one of two clocks is wrong.
             self.counters["clock_skew"] += 1
+            return []
+        names = [(entry.writer, entry.key) for entry in merged.news]
+        for name in names:  # the partner has just said it
+            self._rumours.pop(name, None)
+        return names if len(names) <= RUMOUR_ENTRIES else []
 
     def _receive_digest(self, untrusted: object) -> None:
         (digest,) = as_fields(untrusted, "digest", ("digest",), version=VERSION)

@@ -29,8 +29,8 @@ from typing import Any, Final, Protocol
 import attrs
 import trio
 
-from crdt.state import RunState
-from gossip.antientropy import AntiEntropy, RefusedUpdate
+from crdt.state import Name, RunState
+from gossip.antientropy import FANOUT, AntiEntropy, RefusedUpdate
 from gossip.errors import GossipError
 from transport.codec import decode_untrusted, pack
 from transport.errors import EndOfStream, MalformedMessage, TransportError, UsageError
@@ -313,13 +313,21 @@ class Replication:
     def _receive(self, link: _Link, data: bytes) -> None:
         update = decode_untrusted(data, dict[str, Any])
         before = (self.state.edits, self.state.convictions)
-        link.core.receive(update, trio.current_time())
+        news = link.core.receive(update, trio.current_time())
         self.counters["updates"] += 1
+        self._pass_on(link, news)
         if before != (self.state.edits, self.state.convictions):
             # It met its former self and states itself again, or a proof that all shall have.
             self.notify()
         else:
             self._announce()
+            link.wake.set()
+
+    def _pass_on(self, source: _Link, news: list[Name]) -> None:
+        """Have a few others hear what is news here (see `antientropy`)."""
+        others = [link for link in self._links.values() if link.speaking and link is not source]
+        for link in self._rng.sample(others, min(FANOUT, len(others))) if news else []:
+            link.core.pass_on(news, trio.current_time())
             link.wake.set()
 
 

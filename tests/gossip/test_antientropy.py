@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from crdt.entry import parse
 from crdt.record import CheckpointInfo, MemberInfo, Progress
 from gossip import antientropy
-from gossip.antientropy import PUSH_GAP_S, AntiEntropy, RefusedUpdate
+from gossip.antientropy import FANOUT, PUSH_GAP_S, RUMOUR_ENTRIES, AntiEntropy, RefusedUpdate
 from tests.crdt.authors import DOCUMENT, HASH, NOW_MS, author, new_state
 from tests.hash_seeds import same_under_two_hash_seeds
 from transport.codec import MAX_MESSAGE_BYTES, pack, unpack_untrusted
@@ -285,7 +285,7 @@ def test_what_a_peer_can_make_us_remember_is_bounded(monkeypatch):
 class World:
     """Replicas on a random graph, one event heap, one seed. Links fail as told."""
 
-    def __init__(self, seed, count, degree=3):
+    def __init__(self, seed, count, degree=3, edges=None):
         self.rng = random.Random(seed)
         self.now = 0.0
         self.heap = []
@@ -295,8 +295,8 @@ class World:
         self.part = 0  # replicas below this number hear only each other
         self.trace = hashlib.sha256()
         self.messages = 0
-        self.edges = {(a, (a + 1) % count) for a in range(count)}
-        while len(self.edges) < count * degree // 2:
+        self.edges = edges or {(a, (a + 1) % count) for a in range(count)}
+        while edges is None and len(self.edges) < count * degree // 2:
             self.edges.add(tuple(self.rng.sample(range(count), 2)))
         self.states = [None] * count
         self.sides = {}
@@ -350,8 +350,12 @@ class World:
                 self.at(when, lambda data=data: self.deliver(here, there, data))
 
     def deliver(self, here, there, data):
-        self.sides[there, here].receive(unpack_untrusted(data), self.now)
+        news = self.sides[there, here].receive(unpack_untrusted(data), self.now)
         self.flush(there, here)
+        others = [other for at, other in sorted(self.sides) if at == there and other != here]
+        for other in self.rng.sample(others, min(FANOUT, len(others))) if news else []:
+            self.sides[there, other].pass_on(news, self.now)
+            self.wake(there, other)
 
     def edit(self, index):
         state = self.states[index]
@@ -378,6 +382,79 @@ class World:
     @property
     def equal(self):
         return len({state.digest() for state in self.states}) == 1
+
+
+def connected(count, edges):
+    """A world at peace whose members all know each other, with these connections and no more."""
+    world = World(5, count, edges=edges)
+    for index in range(count):
+        world.edit(index)
+    world.run(60.0)
+    assert world.equal
+    return world
+
+
+def arrival_s(world, at, of):
+    """Seconds until an edit is known at a node, and how many deltas all nodes have sent by then and a little later."""
+    before = sum(side.counters["sent delta"] for side in world.sides.values())
+    began, step = world.now, 10**6
+    world.states[of].set_progress(Progress(1, step, 0.5, 1, 1.0, HASH))
+    for here, there in sorted(world.sides):
+        if here == of:
+            world.tick(here, there)
+    while world.states[at].progress().get(name_of(of), Progress(0, 0, 0, 0, 0)).step != step:
+        world.run(world.now + 0.01)
+        assert world.now < began + 60
+    took_s = world.now - began
+    world.run(began + 1.5)
+    return took_s, sum(side.counters["sent delta"] for side in world.sides.values()) - before
+
+
+def test_news_runs_along_a_line_without_waiting_for_comparisons():
+    count = 12
+    world = connected(count, {(n, n + 1) for n in range(count - 1)})
+    took_s, deltas = arrival_s(world, at=count - 1, of=0)
+    assert took_s <= (count - 1) * (world.delay_s + PUSH_GAP_S)
+    assert took_s < 2.0, "one comparison's interval; along a line it took eleven of them"
+    assert deltas == count - 1
+
+
+def test_where_all_are_connected_news_costs_a_few_deltas_more_and_no_storm():
+    count = 16
+    everybody = {(a, b) for a in range(count) for b in range(a)}
+    world = connected(count, everybody)
+    took_s, deltas = arrival_s(world, at=count - 1, of=0)
+    assert took_s <= world.delay_s + 0.01  # the writer's own push
+    assert deltas <= (count - 1) * (1 + FANOUT)
+
+
+def test_a_catching_up_is_nobodys_news():
+    side = AntiEntropy(new_state(1), interval_s=2.0, rng=random.Random(1), now=0.0)
+    few, many = crowd(RUMOUR_ENTRIES), crowd(RUMOUR_ENTRIES + 1, first=1000)
+    assert len(side.receive({"t": "delta", **few.to_wire()}, 0.0)) == RUMOUR_ENTRIES
+    assert side.receive({"t": "delta", **few.to_wire()}, 0.0) == []  # heard already
+    assert side.receive({"t": "delta", **many.to_wire()}, 0.0) == []
+
+
+def test_what_a_partner_has_said_itself_is_not_passed_on_to_it():
+    news = crowd(3)
+    state = new_state(1)
+    sides = [AntiEntropy(state, interval_s=9.0, rng=random.Random(n), now=0.0) for n in (1, 2)]
+    for side in sides:
+        side.tick(0.0)
+        assert [message["t"] for message in side.outgoing()] == ["digest"]
+    names = [(writer, "member") for writer in sorted(news.members())]
+    sides[1].pass_on(names, 0.1)
+    sides[1].receive({"t": "delta", **news.to_wire()}, 0.1)
+    sides[1].tick(0.2)
+    assert sides[1].outgoing() == []
+
+
+def test_rumours_for_a_partner_that_takes_none_are_bounded():
+    side = AntiEntropy(new_state(1), interval_s=2.0, rng=random.Random(1), now=0.0)
+    for number in range(2 * antientropy.BATCH):
+        side.pass_on([(name_of(1), f"x/{number}")], 0.0)
+    assert len(side._rumours) == antientropy.BATCH
 
 
 def storm(seed, count, edits):
