@@ -50,6 +50,7 @@ __all__ = [
     "load_root",
     "load_swarm",
     "read_secret",
+    "replace_swarm",
     "store_chain",
 ]
 
@@ -118,6 +119,15 @@ def create_swarm(path: Path, swarm: Swarm) -> None:
     create_secret(path, f"{swarm.key_text}\n".encode("ascii"))
 
 
+def replace_swarm(path: Path, swarm: Swarm) -> None:
+    """Write `swarm`'s key to `path`, in place of the one that the swarm had before; whole and durably.
+
+    Raises:
+        NodedError: the disk is full, or the like; the old one is still there.
+    """
+    _replace(path, f"{swarm.key_text}\n".encode("ascii"), "swarm key")
+
+
 def load_root(path: Path) -> Identity:
     """The swarm's root key; raises as `load_identity` does."""
     from transport.identity import Identity
@@ -169,16 +179,8 @@ def store_chain(path: Path, chain: Chain) -> None:
     Raises:
         NodedError: the disk is full, or the like; the old one is still there.
     """
-    from transport.durable import replace_file
-
     text = base64.b64encode(chain.raw).decode("ascii")
-    try:
-        replace_file(path, f"{_CHAIN_PREFIX} {text}\n".encode("ascii"))
-    except OSError as error:
-        raise NodedError(
-            f"cannot write the certificate {path}: {error.strerror or error}",
-            hint="check the permissions and the free space of its directory",
-        ) from error
+    _replace(path, f"{_CHAIN_PREFIX} {text}\n".encode("ascii"), "certificate")
 
 
 def certify_directly(
@@ -304,6 +306,18 @@ def create_secret(path: Path, data: bytes) -> None:
     except OSError as error:
         raise NodedError(
             f"cannot write the key {path}: {error.strerror or error}",
+            hint="check the permissions and the free space of its directory",
+        ) from error
+
+
+def _replace(path: Path, data: bytes, what: str) -> None:
+    from transport.durable import replace_file
+
+    try:
+        replace_file(path, data)
+    except OSError as error:
+        raise NodedError(
+            f"cannot write the {what} {path}: {error.strerror or error}",
             hint="check the permissions and the free space of its directory",
         ) from error
 

@@ -84,15 +84,16 @@ class LocalSwarm:
 
     def run(self) -> int:
         """Do it all; see `node.local.run_local`."""
+        from transport.identity import Identity
         from transport.swarm import Swarm
 
         options = self._options
         check_options(options)
         out = choose_out(options.out)
         peers = peer_files(out, options.peers, self._environ)
-        swarm = Swarm.generate(os.urandom)
+        root, swarm = Identity.generate(os.urandom), Swarm.generate(os.urandom)
         for peer in peers:
-            write_keys(peer, swarm)
+            write_keys(peer, swarm, root)
         write_config(peers[0], options)
         view = open_view(json_lines=options.json, plain=options.plain, no_color=options.no_color)
         try:
