@@ -401,7 +401,11 @@ async def _open_network(
         ) as endpoint:
             yield endpoint
     except AddressInUse as error:
-        raise AddressUnavailable(str(error), hint=error.hint) from error
+        raise AddressUnavailable(
+            str(error),
+            hint="stop what uses it; a second node on this machine needs a port of its own, in "
+            "network.listen or with:  noded run --set network.listen=127.0.0.1:7448",
+        ) from error
     except ListenFailed as error:
         raise NodedError(str(error), hint=error.hint) from error
 
