@@ -1,22 +1,26 @@
 """`noded netcheck` without a daemon: a short-lived endpoint that looks around and leaves.
 
 It listens where the daemon would (on another port if that one is taken), maps the port at the router and
-gives it back, and connects to the bootstrap addresses to be dialed back. A node that has not been set up
-yet belongs to no swarm: then only what needs no peer is found out.
+gives it back, connects to the bootstrap addresses to be dialed back, and tries a hole punch with a member of the
+configured run that is reached over a relay, if there is one. A node that has not been set up yet belongs to no swarm: then only what needs no peer is found out.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import time
 from typing import Any, Final
 
 import attrs
 import trio
 
+from dht.service import Dht, open_dht
+from dht.settings import DhtSettings
 from node import keys
 from node.errors import NodedError, first_error
-from node.reach_report import reach_report
+from node.punch_trial import try_punch
+from node.reach_report import SCHEMA, no_trial, reach_report
 from node.schema import Config
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
@@ -68,7 +72,8 @@ async def _look(
     settings = ReachSettings(
         configured=tuple(Address.parse(text) for text in config.network.advertise),
         port_mapping=PORT_MAPPING_METHODS if config.network.port_mapping else (),
-        punch=False,
+        punch=config.network.hole_punching,
+        knows_others=bool(config.network.bootstrap),
         relay=RelaySettings(serve="off", use=config.relay.use),
     )
     async with (
@@ -83,6 +88,9 @@ async def _look(
             rng=rng,
         ) as endpoint,
         open_reach(endpoint, settings, rng=rng) as reach,
+        open_dht(
+            endpoint, rng=rng, wall_clock=time.time, settings=DhtSettings(server=False)
+        ) as dht,
     ):
         deadline = trio.current_time() + patience_s
         failures: dict[str, str] = {}
@@ -91,12 +99,26 @@ async def _look(
                 nursery.start_soon(_greet, endpoint, text, failures)
             await _wait(reach, deadline, alone=swarm is None or not config.network.bootstrap)
             nursery.cancel_scope.cancel()
+        run = None if config.run is None else config.run.name
         return {
-            "schema": "noded.netcheck/1",
+            "schema": SCHEMA,
             **reach_report(reach),
             "daemon": False,
             "bootstrap_failures": failures,
+            "punch_trial": await _trial(reach, dht, run),
         }
+
+
+async def _trial(reach: Reach, dht: Dht, run: str | None) -> dict[str, Any]:
+    """Punch with somebody, where punches are what connects this node with others."""
+    standing = reach.diagnosis.standing
+    if reach.puncher is None:
+        return no_trial("network.hole_punching is off")
+    if standing is Standing.DIRECT:
+        return no_trial("not needed: others can dial this node")
+    if standing in (Standing.LOCAL, Standing.ISOLATED):
+        return no_trial("nobody outside of this network is connected")
+    return await try_punch(reach.endpoint, reach.puncher, dht, run)
 
 
 async def _greet(endpoint: Endpoint, text: str, failures: dict[str, str]) -> None:

@@ -26,13 +26,19 @@ def daemon_netcheck(reach: Reach, bootstrap: Mapping[str, str]) -> dict[str, Any
         reach: its own.
         bootstrap: what came of each bootstrap address; "" if it answered.
     """
-    newest = next(reversed(reach.upgrader.records.items()), None) if reach.upgrader else None
+    if reach.upgrader is None:
+        trial = no_trial("network.hole_punching is off")
+    elif not reach.upgrader.records:
+        trial = no_trial("no peer has been reached over a relay so far")
+    else:
+        node_id, record = next(reversed(reach.upgrader.records.items()))
+        trial = punch_row(node_id, record, trio.current_time())
     return {
         "schema": SCHEMA,
         **reach_report(reach),
         "daemon": True,
         "bootstrap_failures": {at: reason for at, reason in bootstrap.items() if reason},
-        "punch_trial": None if newest is None else punch_row(*newest, trio.current_time()),
+        "punch_trial": trial,
     }
 
 
@@ -101,6 +107,19 @@ def _mapped_port(mapper: PortMapper, now: float) -> dict[str, Any]:
         "external": None if held is None else str(held.external),
         "expires_in_s": None if held is None else round(held.expires_at - now, 1),
         "failures": dict(mapper.failures),
+    }
+
+
+def no_trial(reason: str) -> dict[str, Any]:
+    """There was no punch, and why."""
+    return {
+        "node": None,
+        "ago_s": None,
+        "ok": None,
+        "path": None,
+        "reason": reason,
+        "took_s": None,
+        "attempts": [],
     }
 
 

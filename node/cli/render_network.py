@@ -46,9 +46,16 @@ def netcheck_text(report: Mapping[str, Any], style: Style | None = None) -> str:
         for row in _rows(report, "port_mapping")
     ]
     lines.append(_line("hole punch", _punches(_map(report.get("punches")))))
+    if trial := _trial(_map(report.get("punch_trial"))):
+        lines.append(_line("punch trial", trial))
     lines.append(_line("relays", _relays(report)))
     if report.get("relay_service"):
         lines.append(_line("", "this node serves as a relay for others"))
+    failures = _map(report.get("bootstrap_failures"))
+    lines += [
+        _line("bootstrap" if not number else "", f"{_text(at)}: {_text(reason)}")
+        for number, (at, reason) in enumerate(failures.items())
+    ]
     if report.get("advice"):
         lines.append(_line("next", _text(report.get("advice"))))
     return "\n".join(lines)
@@ -67,8 +74,8 @@ def _addresses(report: Mapping[str, Any]) -> list[str]:
             )
         elif "/via/" in address:
             notes.append("through a relay")
-        elif _is_local(address):
-            notes.append("local network")
+        elif place := _place(address):
+            notes.append(place)
         if address not in advertised:
             notes.append("not advertised")
         shown = address
@@ -84,13 +91,15 @@ def _addresses(report: Mapping[str, Any]) -> list[str]:
     return lines or [_line("addresses", "none that others could dial")]
 
 
-def _is_local(address: str) -> bool:
-    """Whether it is of a kind that no router outside knows."""
+def _place(address: str) -> str:
+    """From where an address can be dialed that no router outside knows; "" for one that may be dialed from anywhere."""
     try:
         ip = ipaddress.ip_address(address.rpartition(":")[0].strip("[]").partition("%")[0])
     except ValueError:  # a name
-        return False
-    return ip.is_private or ip.is_link_local
+        return ""
+    if ip.is_loopback:
+        return "this machine only"
+    return "local network" if ip.is_private or ip.is_link_local else ""
 
 
 def _mapped(row: Mapping[str, Any], *, needed: bool) -> str:
@@ -114,6 +123,19 @@ def _punches(punches: Mapping[str, Any]) -> str:
     if not tried:
         return "left to the others so far" if punches.get("last") else "not tried yet"
     return f"{punches.get('succeeded') or 0} of {tried} succeeded"
+
+
+def _trial(trial: Mapping[str, Any]) -> str:
+    """What came of the newest punch, or why there was none; "" if the document does not say."""
+    if not trial:
+        return ""
+    reason = _text(trial.get("reason"))
+    if trial.get("ok") is None:
+        return f"none: {reason}"
+    who = short_id(trial.get("node"))
+    if trial["ok"]:
+        return f"{_text(trial.get('path'))} with {who} in {duration(trial.get('took_s'))}"
+    return f"failed with {who}: {reason}"
 
 
 def _relays(report: Mapping[str, Any]) -> str:

@@ -104,6 +104,34 @@ def test_a_path_that_stays_relayed_ends_the_waiting_with_the_reason(capsys, daem
     assert (code, json.loads(out)["schema"]) == (5, "noded.error/1")  # one document, not two
 
 
+def test_a_trial_is_shown_with_its_reason():
+    def line(**trial: object) -> str:
+        lines = netcheck_text({"punch_trial": {"node": RELAY, **trial}}).splitlines()
+        return next(line for line in lines if line.startswith("punch trial"))
+
+    assert line(ok=True, path="punched", reason="", took_s=1.24) == (
+        "punch trial  punched with nd-rela-yyyy in 1.2 s"
+    )
+    assert line(ok=False, reason="no dial got through").endswith(
+        "failed with nd-rela-yyyy: no dial got through"
+    )
+    assert line(ok=None, reason="not needed").endswith("none: not needed")
+
+
+def test_what_a_newcomer_needs_to_see():
+    text = netcheck_text(
+        {
+            "advertised": ["127.0.0.1:7447", "[::1]:7447", "192.168.1.7:7447", "11.1.1.1:7447"],
+            "bootstrap_failures": {"a.example:1": "no such host", "b.example:2": "refused"},
+        }
+    )
+    assert "127.0.0.1:7447  (this machine only)" in text
+    assert "[::1]:7447  (this machine only)" in text
+    assert "192.168.1.7:7447  (local network)" in text
+    assert "11.1.1.1:7447\n" in text
+    assert "bootstrap    a.example:1: no such host\n             b.example:2: refused" in text
+
+
 def test_an_empty_report_shows_what_is_unknown():
     text = netcheck_text({})
     assert "unknown" in text
@@ -115,6 +143,8 @@ def test_without_a_daemon_it_looks_for_itself(home):
     config = parse_config(data.encode()).config
     report = check_alone(config, patience_s=5.0)
     assert report["verdict"] == "isolated"
+    assert "nobody to connect to" in report["sentence"]  # it has no bootstrap address to check
+    assert report["punch_trial"]["ok"] is None
     assert report["daemon"] is False
     assert report["port_mapping"] == []
     assert report["advertised"][0].startswith("127.0.0.1:")

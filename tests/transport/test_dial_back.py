@@ -151,7 +151,7 @@ async def test_nobody_is_pointed_at_somebody_else(autojump_clock: object, named:
         before = dict(world.statistics())
         result = await ask_dial_back(asker, peers[0], named)
         assert result.reached is None
-        assert "address" in result.reason
+        assert "address" in result.reason or "not connected with that relay" in result.reason
         assert servers[0].counters["dial-backs-refused"] == 1
         after = world.statistics()
         for event in ("connect", "syn-drop", "syn-reset"):

@@ -1,98 +1,17 @@
 """Whole nodes behind simulated NATs: who finds a way to whom, and what each learns about itself."""
 
-import ipaddress
-import random
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import ClassVar
 
 import pytest
 import trio
 
-from tests.transport.nodes import SWARM, identity
+from tests.transport.reach_world import PORT, PUBLIC, World, open_world
 from transport.address import Address
-from transport.endpoint import Endpoint, open_endpoint
 from transport.nat.mapping_core import MapMethod, Mapping
 from transport.network import Path
 from transport.reach.diagnosis import Standing
-from transport.reach.reach import Reach, ReachSettings, open_reach
 from transport.relay.settings import RelaySettings
-from transport.simulated.link_model import LinkSettings
-from transport.simulated.memory import MemoryNetwork
-from transport.simulated.nat_model import Nat
-
-PORT = 7447
-PUBLIC = {"relay": "11.1.1.1", "far-1": "11.1.2.1", "far-2": "11.1.3.1"}
-PATIENCE_S = 120.0
-
-
-class World:
-    """Public nodes that know each other, and whoever joins from behind something."""
-
-    def __init__(self) -> None:
-        self.network = MemoryNetwork(3, default=LinkSettings(latency_s=0.02))
-        self.endpoints: dict[str, Endpoint] = {}
-        self.reaches: dict[str, Reach] = {}
-        self.hosts: dict[str, list[str]] = {}
-        self._stack = AsyncExitStack()
-        self._count = 0
-
-    async def node(self, name: str, ip: str, *, behind: Nat | None = None, **settings: object):
-        self._count += 1
-        rng = random.Random(self._count)
-        self.hosts[name] = [ip]
-        endpoint = await self._stack.enter_async_context(
-            open_endpoint(
-                identity(self._count),
-                SWARM,
-                self.network.host(ip, behind=behind),
-                [Address("0.0.0.0", PORT)],
-                name=name,
-                random_bytes=rng.randbytes,
-                rng=rng,
-            )
-        )
-        reach = await self._stack.enter_async_context(
-            open_reach(
-                endpoint,
-                ReachSettings(
-                    port_mapping=(),
-                    interfaces=lambda: [
-                        ipaddress.ip_interface(f"{h}/24") for h in self.hosts[name]
-                    ],
-                    news=None,
-                    **settings,
-                ),
-                rng=rng,
-            )
-        )
-        self.endpoints[name], self.reaches[name] = endpoint, reach
-        return endpoint
-
-    async def join(self, name: str, ip: str, *, behind: Nat | None = None) -> Endpoint:
-        """A node that connects to all public ones, as the DHT makes every node do."""
-        endpoint = await self.node(name, ip, behind=behind)
-        for host in PUBLIC.values():
-            await endpoint.connect([Address(host, PORT)])
-        return endpoint
-
-    async def until(self, condition) -> None:
-        with trio.fail_after(PATIENCE_S):
-            while not condition():
-                await trio.sleep(0.1)
-
-
-@asynccontextmanager
-async def open_world() -> AsyncIterator[World]:
-    world = World()
-    async with world._stack:
-        for name, ip in PUBLIC.items():
-            await world.node(name, ip)
-        for name, ip in PUBLIC.items():
-            for host in PUBLIC.values():
-                if host != ip:
-                    await world.endpoints[name].connect([Address(host, PORT)])
-        yield world
 
 
 async def meet(world: World, kind_a: str, kind_b: str) -> tuple[Path, Path]:
@@ -178,6 +97,19 @@ async def test_a_dead_relay_is_replaced(autojump_clock):
             )
         )
         assert all(address.relay != str(dead) for address in a.advertised)
+
+
+async def test_peers_are_asked_to_come_over_a_relay_that_holds_a_place(autojump_clock):
+    async with open_world() as world:
+        nat = world.network.nat("11.2.0.1", "symmetric")
+        a = await world.join("a", "10.1.0.2", behind=nat)
+        reach = world.reaches["a"]
+        await world.until(lambda: len(reach.relays.relays) == 2)
+        await trio.sleep(5)
+        entries = [reach.relays.candidates.get(relay.node_id) for relay in reach.relays.relays]
+        assert all(entry.circuits >= 1 for entry in entries)  # nobody else has come
+        assert a.counters["relay-trial-failed"] == 0
+        assert sum(e.counters["dial-backs-reached"] for e in world.endpoints.values()) >= 2
 
 
 async def test_a_swarm_on_one_network_wants_no_relays(autojump_clock):

@@ -9,6 +9,9 @@ the label of a connection of kind "probe". Only a nonce that came in counts as r
 A filter by address alone (not by port) lets a server in that strangers would not pass: such a NAT looks reachable from here, and is for
 every peer we have sent something to.
 
+A relayed address can be asked about as well: the server then comes over that relay, if it is connected with it already. So a node learns whether a relay
+brings others to it, and the relay cannot tell such a visit from any other.
+
 Invariants: a server dials only the asker's own address, at most `DialBackLimits.at_once` at a time, and answers within
 `DialBackLimits.dial_s`; no task outlives its call; an expected nonce is forgotten when its question ends.
 """
@@ -92,9 +95,10 @@ class DialBackServer:
             self._count("malformed")
             raise RemoteCallFailed("malformed request") from None
         host = peer.address.host
-        why_not = objection(
-            wanted.address, peer.address, relayed=peer.path is Path.RELAYED
-        ) or self._gate.enter(peer.node_id, host, trio.current_time())
+        relayed = peer.path is Path.RELAYED
+        why_not = objection(wanted.address, peer.address, relayed=relayed)
+        why_not = why_not or self._objection_to_relay(peer.node_id, wanted.address)
+        why_not = why_not or self._gate.enter(peer.node_id, host, trio.current_time())
         if why_not:
             self._count(Outcome.REFUSED)
             return encode_answer(DialBackAnswer(Outcome.REFUSED, why_not))
@@ -108,11 +112,27 @@ class DialBackServer:
         self._count(outcome)
         return encode_answer(DialBackAnswer(outcome, reason))
 
+    def _objection_to_relay(self, asker: NodeId, address: Address) -> str:
+        """Why not to come over the relay that an address names; "" without one.
+
+        Only over one that we are connected with anyway: no asker may send us to an address that it names.
+        """
+        if not address.relay:
+            return ""
+        relay = None if address.relay_id is None else self._endpoint.peers.get(address.relay_id)
+        if relay is None or relay.path is Path.RELAYED or relay.node_id == asker:
+            return "I am not connected with that relay"
+        return "" if self._endpoint.relay_dialer is not None else "I use no relays"
+
     async def _dial(self, asker: NodeId, wanted: DialBackRequest) -> str:
         """Dial and show the nonce; returns what went wrong, or ""."""
         endpoint = self._endpoint
         try:
-            raw = await endpoint.network.connect(wanted.address)
+            if wanted.address.relay:
+                assert endpoint.relay_dialer is not None  # it was looked at
+                raw = await endpoint.relay_dialer(wanted.address, asker)
+            else:
+                raw = await endpoint.network.connect(wanted.address)
             await endpoint.probe(raw, asker, wanted.nonce)
             await raw.aclose()
         except ConnectFailed as error:

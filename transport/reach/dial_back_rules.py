@@ -115,8 +115,10 @@ def objection(wanted: Address, asker: Address, *, relayed: bool) -> str:
     """Why a server does not dial `wanted` for an asker it sees at `asker`; "" if it may."""
     if relayed:
         return "you are connected over a relay, so I do not know your address"
-    if wanted.relay or not wanted.is_ip or wanted.port == 0:
+    if not wanted.is_ip or wanted.port == 0:
         return "not an IP address and a port"
+    if wanted.relay:
+        return ""  # that is another question: whether the server is connected with that relay
     if wanted.host != asker.host:
         return f"I dial only the address I see you at, {asker.host}"
     return ""

@@ -54,6 +54,8 @@ PORT_MAPPING_METHODS: Final = ("pcp", "natpmp", "upnp")
 MAX_MAPPED_PORTS: Final = 2
 """Listening ports to ask the router for: one is usual."""
 _NO_RELAYS: Final = frozenset({Standing.DIRECT, Standing.LOCAL, Standing.ISOLATED})
+MAX_ASKED_TO_COME: Final = 2
+"""Peers asked to come over one relay, at random; who is not connected with it refuses at once."""
 PATIENCE_S: Final = 8.0
 """How long a machine with a public address waits for a verdict before it takes relays, too."""
 SETTLE_S: Final = 0.2
@@ -106,6 +108,7 @@ class Reach:
         self.evidence = Evidence(settings.configured, settings.reachability, rng)
         self.relays = RelayClient(endpoint, settings.relay, on_change=lambda _: self._news.set())
         self.relays.wanted = 0
+        self.relays.ask_to_come = self._ask_to_come
         self.service = RelayService(
             endpoint, settings.relay, spent_bytes=settings.relay_spent_bytes
         )
@@ -394,6 +397,18 @@ class Reach:
         else:
             reachability.vote(address, hosts[chosen], result.reached, now)
         self._news.set()
+
+    async def _ask_to_come(self, address: Address) -> bool:
+        """Have a peer come to us over a relay; returns whether one did."""
+        others = [
+            peer
+            for peer in self.endpoint.peers.values()
+            if peer.path is not Path.RELAYED and peer.node_id != address.relay_id
+        ]
+        for peer in self.endpoint.rng.sample(others, min(MAX_ASKED_TO_COME, len(others))):
+            if (await ask_dial_back(self.endpoint, peer, address)).reached:
+                return True
+        return False
 
 
 def _is_far(peer: Peer) -> bool:

@@ -12,7 +12,7 @@ ours, and at most MAX_INCOMING at once; every wait here has an end.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import attrs
@@ -48,6 +48,7 @@ from transport.relay.messages import (
 )
 from transport.relay.reservations import ANSWER_S, RelayStatus, Reservations
 from transport.relay.settings import RelaySettings
+from transport.relay.trial import Trials
 from transport.reporter import Reporter
 from transport.streams.frames import ResetCode
 from transport.streams.raw import StreamRaw
@@ -57,6 +58,8 @@ __all__ = ["MAX_INCOMING", "RelayClient", "RelayStatus"]
 
 MAX_INCOMING: Final = 64
 """Circuits to us at once, all relays; each is a peer to be, and a relay could open streams for nothing."""
+
+AskToCome = Callable[[Address], Awaitable[bool]]
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +71,9 @@ class RelayClient:
         endpoint: gets its `relay_dialer`.
         settings: how many relays to keep.
         on_change: called with the new `addresses` whenever they change; must not block or raise.
+
+    Attributes:
+        ask_to_come: asks a peer to come to us over one of `addresses`, and says whether one came; None without such peers.
     """
 
     def __init__(
@@ -81,6 +87,9 @@ class RelayClient:
         self._endpoint = endpoint
         self._reporter = Reporter(_log, endpoint.counters)
         self._reservations = Reservations(endpoint, wanted, self._reporter, on_change)
+        self._reservations.attempt = self._try
+        self._trials = Trials(endpoint.node_id, self.circuit, endpoint.random_bytes)
+        self.ask_to_come: AskToCome | None = None
         self._incoming = 0
         endpoint.relay_dialer = self.circuit
         endpoint.serve(INCOMING, self._take)
@@ -189,6 +198,18 @@ class RelayClient:
             raise RelayRefused(Reason.RELAYED)
         return relay
 
+    # Trials
+
+    async def _try(self, status: RelayStatus) -> str | None:
+        """Whether a relay carries something to us: "" if it does, why not, None if that cannot be said."""
+        if not status.addresses:
+            return None
+        address = status.addresses[0]
+        if self.ask_to_come is not None and await self.ask_to_come(address):
+            self.candidates.brought(status.node_id)
+            return ""
+        return await self._trials.attempt(status.node_id, address)
+
     # Inbound circuits
 
     async def _take(self, stream: Stream) -> None:
@@ -200,7 +221,7 @@ class RelayClient:
             if scope.cancelled_caught:
                 stream.reset()
                 return
-            decode_untrusted(message, Incoming, limit=MAX_BYTES)
+            incoming = decode_untrusted(message, Incoming, limit=MAX_BYTES)
         except (MalformedMessage, StreamError):
             await self._decline(stream, Reason.MALFORMED)
             return
@@ -210,12 +231,19 @@ class RelayClient:
         if self._incoming >= MAX_INCOMING:
             await self._decline(stream, Reason.TARGET_BUSY)
             return
+        from_us = incoming.source == self._endpoint.node_id
+        if from_us and not self._trials.waits_for(relay.node_id):
+            await self._decline(stream, Reason.TARGET_BUSY)
+            return
         self._incoming += 1
         raw = _circuit_raw(stream, relay)
         try:
             with trio.CancelScope() as life:
                 stream.scope = life  # useless without the stream
                 await stream.send_message(pack(Accepted(), limit=MAX_BYTES))
+                if from_us:
+                    await self._trials.take(relay.node_id, raw)
+                    return
                 await self._endpoint.take_inbound(raw)
                 if not raw.closed:
                     self.candidates.brought(relay.node_id)

@@ -265,6 +265,8 @@ class Ledger:
     def open(self, source: NodeId, host: str, target: NodeId, now: float) -> Circuit | Refusal:
         """Allow a circuit and book its memory; `close` is owed for it.
 
+        A node may have one to itself: so it sees whether its reservation is worth anything.
+
         Args:
             source: who asks, authenticated.
             host: where its connection comes from.
@@ -278,14 +280,13 @@ class Ledger:
         reservation = self._reservations.get(target)
         if reservation is None:
             return Refusal(Reason.NO_RESERVATION)
-        if source == target:
-            return Refusal(Reason.SELF)
         if (refusal := self._check_budget((network, reservation.source), now)) is not None:
             return refusal
         if len(self._circuits) >= settings.circuits:
             return Refusal(Reason.CIRCUITS, settings.idle_s)
         most = settings.circuits_per_peer
-        if self._circuits_of[source] >= most or self._circuits_of[target] >= most:
+        ends = 2 if source == target else 1  # of this circuit, at one node
+        if max(self._circuits_of[source], self._circuits_of[target]) + ends > most:
             return Refusal(Reason.PEER_CIRCUITS, settings.idle_s)
         if self._circuits_between[network, target] >= max(1, most // 4):
             return Refusal(Reason.PEER_CIRCUITS, settings.idle_s)

@@ -4,7 +4,8 @@ Problem: relays come and go, are full, or are far away; the node must stay reach
 Idea: hold `wanted` reservations, renewed at half their life, with the candidates of the shortest round trip. Whoever was measured
 once needs no second look: when a relay dies, the other one still works, and the next best has taken its place within seconds.
 
-A relay that is near may still carry nothing. So the places are in different networks where that can be had, and every IMPROVE_S
+A relay that is near may still carry nothing. So each is tried (`transport.relay.trial`) when it has granted a place and every TRY_AGAIN_S after that; one that has
+failed twice in a row loses its place and rests. A relay may carry such trials alone, though. So the places are in different networks where that can be had, and every IMPROVE_S
 there is a look at what the relays have brought: one that brought nobody while another did gives its place to the next candidate;
 while none has brought anybody, which may be nobody's fault, one of them, chosen at random, does. The last one that is known to work
 is not exchanged for a nearer one that is not.
@@ -16,7 +17,7 @@ that hold a reservation now; a relay is always a peer connected without a relay;
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import attrs
@@ -57,6 +58,14 @@ PROBES: Final = 6
 """Candidates tried side by side: enough to find a near one, few enough connections to keep."""
 IMPROVE_S: Final = 600.0
 """How often a nearer relay is looked for, and one that brings nobody is replaced."""
+TRY_AGAIN_S: Final = 300.0
+"""How often a relay that holds a place for us is tried."""
+TRY_SOON_S: Final = 2.0
+"""Pause before the second attempt, when the first has failed."""
+FAILED_TRIALS: Final = 2
+"""Failures in a row that cost a relay its place: one may be a connection that was lost on the way."""
+FAILED_REST_S: Final = 60.0
+"""How long such a relay rests at least: what it grants is worth nothing until that is repaired."""
 TRIAL_S: Final = IMPROVE_S / 2
 """How long a relay may bring nobody before that counts against it."""
 BETTER: Final = 0.7
@@ -76,14 +85,19 @@ class RelayStatus:
     terms: Granted
 
 
+Attempt = Callable[[RelayStatus], Awaitable[str | None]]
+
+
 @attrs.define
 class _Held:
-    """A reservation: with whom, on which connection, when to renew it, and how long there has been one."""
+    """A reservation: with whom, on which connection, when to renew it, how long there has been one, and what trials said."""
 
     status: RelayStatus
     peer: Peer
     renew_at: float
     since: float
+    try_at: float
+    failed_trials: int = 0
 
 
 class Reservations:
@@ -97,6 +111,7 @@ class Reservations:
 
     Attributes:
         candidates: nodes that may serve.
+        attempt: tries whether a relay carries something to us: "" if it does, why not, None if that cannot be said.
     """
 
     def __init__(
@@ -108,6 +123,7 @@ class Reservations:
     ) -> None:
         self.candidates = Candidates(endpoint.node_id, self._look)
         self.on_change = on_change
+        self.attempt: Attempt = _no_verdict
         self._endpoint = endpoint
         self._wanted = wanted
         self._reporter = reporter
@@ -115,6 +131,7 @@ class Reservations:
         self._asking: set[NodeId] = set()  # a circuit may come before the answer
         self._published: tuple[Address, ...] = ()
         self._news = trio.Event()
+        self._granted = trio.Event()
         endpoint.serve_calls(ENDED, self._hear_end)
 
     @property
@@ -164,6 +181,7 @@ class Reservations:
                     for peer in self._endpoint.peers.values():
                         self._consider(peer)
                     nursery.start_soon(self._keep)
+                    nursery.start_soon(self._keep_trying)
                     task_status.started()
                     async for event in events:
                         match event:
@@ -217,6 +235,45 @@ class Reservations:
                 wake_at = min(wake_at, math.inf if ready_at is None else ready_at)
             with trio.move_on_at(wake_at):
                 await self._news.wait()
+
+    # Trials
+
+    async def _keep_trying(self) -> None:
+        """Try each relay when it is due, beside everything else: an attempt may take long."""
+        while True:
+            self._granted = trio.Event()
+            now = trio.current_time()
+            due = [node_id for node_id, held in self._held.items() if held.try_at <= now]
+            async with trio.open_nursery() as nursery:
+                for node_id in due:
+                    nursery.start_soon(self._try, node_id)
+            next_at = min((held.try_at for held in self._held.values()), default=math.inf)
+            with trio.move_on_at(next_at):
+                await self._granted.wait()
+
+    async def _try(self, node_id: NodeId) -> None:
+        held = self._held[node_id]
+        reason = await self.attempt(held.status)
+        held_now = self._held.get(node_id)
+        if held_now is None or held_now.since != held.since:
+            return  # that place is gone
+        now, jitter = trio.current_time(), self._endpoint.rng.uniform(0.9, 1.1)
+        held_now.try_at = now + TRY_AGAIN_S * jitter
+        if reason is None:
+            return
+        if not reason:
+            held_now.failed_trials = 0
+            self.candidates.worked(node_id)
+            return
+        held_now.failed_trials += 1
+        self._reporter.count("relay-trial-failed")
+        if held_now.failed_trials < FAILED_TRIALS:
+            held_now.try_at = now + TRY_SOON_S
+            return
+        text = f"it holds a place for us and carries nothing: {reason}"
+        self._fail(node_id, text, least_s=FAILED_REST_S)
+        self._drop(node_id)
+        await self._release(node_id)
 
     async def _renew(self) -> None:
         now = trio.current_time()
@@ -410,8 +467,11 @@ class Reservations:
         )
         # At least a pause: a relay must not make us ask without end.
         renew_at, old = now + max(1.0, terms.expires_s / 2), self._held.get(node_id)
-        self._held[node_id] = _Held(status, peer, renew_at, now if old is None else old.since)
-        self.candidates.worked(node_id)
+        if old is None:  # that it serves, a trial will show
+            self._held[node_id] = _Held(status, peer, renew_at, since=now, try_at=now)
+            self._granted.set()
+        else:
+            self._held[node_id] = attrs.evolve(old, status=status, peer=peer, renew_at=renew_at)
         self._publish()
 
     def _proved(self, peer: Peer) -> list[Address]:
@@ -446,6 +506,10 @@ class Reservations:
         if found != self._published:
             self._published = found
             self.on_change(found)
+
+
+async def _no_verdict(_status: RelayStatus) -> None:
+    """Without anything that can try a relay, nothing can be said of it."""
 
 
 def _rtt(candidate: Candidate) -> float:

@@ -71,6 +71,7 @@ class RelayStatistics:
 
     ledger: LedgerStatistics
     circuits_opened: int
+    """Without those of a node to itself, by which it sees whether its reservation is worth anything."""
     circuits_failed: int
     """Allowed, but the target did not take them."""
     ended: Mapping[str, int]
@@ -290,7 +291,8 @@ class RelayService:
                 await self._fail(source, refusal)
                 return
             await source.send_message(pack(Accepted(), limit=MAX_BYTES))
-            self._opened += 1
+            is_trial = circuit.source == circuit.target  # brings nobody to anybody: not counted
+            self._opened += not is_trial
             bridge = self._bridges[circuit.number] = Bridge(self._ledger, circuit, source, target)
             try:
                 code = await bridge.run()
@@ -298,7 +300,8 @@ class RelayService:
                 del self._bridges[circuit.number]
             known = code in CircuitEnd.__members__.values()
             word = "reset" if not known else CircuitEnd(code or 0).name.lower().replace("_", "-")
-            self._ended["finished" if code is None else word] += 1
+            if not is_trial:
+                self._ended["finished" if code is None else word] += 1
         finally:
             target.reset()  # no effect on a stream that has ended
 

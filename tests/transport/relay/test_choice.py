@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Literal
 
 import attrs
 import pytest
@@ -18,9 +19,23 @@ from transport.peer import Peer
 from transport.relay import reservations
 from transport.relay.candidates import Candidate, in_turn
 from transport.relay.client import RelayClient
-from transport.relay.messages import RESERVE, Granted
+from transport.relay.ledger import Circuit
+from transport.relay.messages import (
+    CONNECT,
+    INCOMING,
+    RESERVE,
+    Accepted,
+    Granted,
+    Incoming,
+    Reason,
+    Refused,
+    read_connect_answer,
+)
+from transport.relay.reservations import FAILED_TRIALS, TRY_AGAIN_S
 from transport.relay.service import RelayService
+from transport.relay.trial import TRIAL_S
 from transport.simulated.memory import LinkSettings, MemoryNetwork
+from transport.streams.stream import Stream
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +54,24 @@ async def grant(_peer: Peer, _request: bytes) -> bytes:
     return pack(TERMS)
 
 
+class CarriesTrialsOnly(RelayService):
+    """A relay that grants every place, and serves no circuit but those of a node to itself."""
+
+    async def _allow(self, source: Stream) -> Circuit | Refused | None:
+        given = await super()._allow(source)
+        if not isinstance(given, Circuit) or given.source == given.target:
+            return given
+        self._ledger.close(given)
+        return Refused(Reason.SILENT)
+
+
 @attrs.define
 class Place:
-    """A relay: where, how far from the client, and whether it carries anything."""
+    """A relay: where, how far from the client, and what it carries."""
 
     host: str
     latency_s: float
-    honest: bool = True
+    carries: Literal["all", "trials", "nothing"] = "all"
 
 
 @attrs.define
@@ -86,10 +112,11 @@ async def kept(*places: Place) -> AsyncIterator[Kept]:
             host, listen = network.host(place.host), [Address(place.host, 7447)]
             relay = await stack.enter_async_context(node(host, number, listen=listen))
             relays.append(relay)
-            if place.honest:
-                await nursery.start(RelayService(relay).run)
-            else:
+            if place.carries == "nothing":
                 relay.serve_calls(RESERVE, grant)
+            else:
+                kind = RelayService if place.carries == "all" else CarriesTrialsOnly
+                await nursery.start(kind(relay).run)
         hidden, asker = [
             await stack.enter_async_context(node(network.host(host), number, listen=[]))
             for number, host in ((50, "10.8.0.1"), (51, "10.9.0.1"))
@@ -132,9 +159,90 @@ async def test_another_network_is_tried_before_a_known_relay_of_the_same(
         assert 3 in it.held()
 
 
-async def test_near_relays_that_carry_nothing_lose_their_places(autojump_clock: object) -> None:
+async def test_relays_that_carry_nothing_lose_their_places_within_seconds(
+    autojump_clock: object,
+) -> None:
     places = [Place("10.0.0.1", 0.03), Place("10.0.0.2", 0.03)]
-    places += [Place("10.0.0.3", 0.001, honest=False), Place("10.0.0.4", 0.001, honest=False)]
+    places += [Place(f"10.0.0.{n}", 0.001, carries="nothing") for n in (3, 4, 5)]
+    async with kept(*places) as it:
+        await trio.sleep(5)
+        assert it.held() == {0, 1}
+        assert await it.reach()
+        entry = it.client.candidates.get(it.relays[2].node_id)
+        assert entry is not None
+        assert "carries nothing" in entry.reason
+        assert it.endpoint.counters["relay-trial-failed"] >= 2 * FAILED_TRIALS
+        assert not it.endpoint.counters["handler-failed"]
+        # They are asked again, ever more seldom, and never kept.
+        failures = entry.failures
+        await trio.sleep(30)
+        assert it.held() == {0, 1}
+        assert entry.failures <= failures + 2
+
+
+async def test_a_relay_that_stops_carrying_is_left(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reservations, "TRY_AGAIN_S", 20.0)
+    places = [Place(f"10.0.0.{n}", 0.01) for n in (1, 2)] + [Place("10.0.0.3", 0.1)]
+    async with kept(*places) as it:
+        assert it.held() == {0, 1}
+
+        async def deaf(_stream: Stream) -> None:
+            await trio.sleep_forever()
+
+        it.relays[0].unserve(CONNECT)
+        it.relays[0].serve(CONNECT, deaf)
+        await trio.sleep(60)
+        assert it.held() == {1, 2}
+        assert await it.reach()
+
+
+async def test_the_only_relay_that_has_too_much_to_do_keeps_its_place(
+    autojump_clock: object,
+) -> None:
+    async with kept(Place("10.0.0.1", 0.01)) as it:
+
+        async def full(stream: Stream) -> None:
+            await stream.send_message(pack(Refused(Reason.CIRCUITS)))
+
+        it.relays[0].unserve(CONNECT)
+        it.relays[0].serve(CONNECT, full)
+        await trio.sleep(3 * TRY_AGAIN_S)
+        assert it.held() == {0}
+
+
+async def test_who_pretends_that_a_trial_came_in_convinces_nobody(autojump_clock: object) -> None:
+    """A circuit from ourselves that we did not ask for is refused, and one with other bytes in it is no proof."""
+    async with kept(Place("10.0.0.1", 0.01)) as it:
+        relay = it.relays[0]
+        peer = relay.peers[it.endpoint.node_id]
+        stream = await peer.open_stream(INCOMING)
+        await stream.send_message(pack(Incoming(it.endpoint.node_id)))
+        assert read_connect_answer(await stream.receive_message()) == Refused(Reason.TARGET_BUSY)
+        stream.reset()
+
+        async def forged(source: Stream) -> None:
+            await source.receive_message()
+            target = await peer.open_stream(INCOMING)
+            await target.send_message(pack(Incoming(it.endpoint.node_id)))
+            await target.receive_message()
+            await source.send_message(pack(Accepted()))
+            await target.send_all(bytes(32))
+            await trio.sleep_forever()
+
+        relay.unserve(CONNECT)
+        relay.serve(CONNECT, forged)
+        with trio.fail_after(TRY_AGAIN_S * 1.2 + 3 * TRIAL_S):
+            while it.held():
+                await trio.sleep(0.1)
+
+
+async def test_near_relays_that_carry_trials_only_lose_their_places(
+    autojump_clock: object,
+) -> None:
+    places = [Place("10.0.0.1", 0.03), Place("10.0.0.2", 0.03)]
+    places += [Place(f"10.0.0.{n}", 0.001, carries="trials") for n in (3, 4)]
     async with kept(*places) as it:
         assert it.held() == {2, 3}
         assert not await it.reach()

@@ -97,7 +97,7 @@ def test_circuits_are_limited_in_every_way() -> None:
     book = ledger(circuits=5, circuits_per_peer=2, circuits_per_source=3)
     for number in range(1, 6):
         book.reserve(who(number), f"1.1.1.{number}", 0.0)
-    assert reason(book.open(who(1), "9.9.9.9", who(1), 0.0)) is Reason.SELF
+    book.close(book.open(who(1), "9.9.9.9", who(1), 0.0))  # to see whether it works
     first = opened(book, 11, 1)
     opened(book, 11, 2)
     assert reason(book.open(who(11), "9.9.9.9", who(3), 0.0)) is Reason.PEER_CIRCUITS
@@ -381,7 +381,6 @@ class LedgerLaws(RuleBasedStateMachine):
         answer = self.ledger.open(source, host, to, self.now)
         if isinstance(answer, Circuit):
             assert to in self.reserved
-            assert to != source
             self.open[answer.number] = (answer, source_of(host))
             return answer
         settings, circuits = self.settings, [circuit for circuit, _ in self.open.values()]
@@ -390,8 +389,6 @@ class LedgerLaws(RuleBasedStateMachine):
         match answer.reason:  # no refusal without its cause
             case Reason.NO_RESERVATION:
                 assert to not in self.reserved
-            case Reason.SELF:
-                assert source == to
             case Reason.CIRCUITS:
                 assert len(circuits) == settings.circuits
             case Reason.PEER_CIRCUITS:
@@ -400,7 +397,8 @@ class LedgerLaws(RuleBasedStateMachine):
                     for c, network in self.open.values()
                     if (network, c.target) == (source_of(host), to)
                 ]
-                full = max(ends.count(source), ends.count(to)) == settings.circuits_per_peer
+                more = 2 if source == to else 1  # a circuit to oneself has two ends there
+                full = max(ends.count(source), ends.count(to)) + more > settings.circuits_per_peer
                 assert full or len(between) == max(1, settings.circuits_per_peer // 4)
             case Reason.SOURCE_CIRCUITS:
                 assert asked.count(source_of(host)) == settings.circuits_per_source
