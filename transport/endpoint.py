@@ -29,6 +29,7 @@ from transport.connect import announce
 from transport.connect.announce import Announcer
 from transport.connect.connection import Handler
 from transport.connect.context import Context
+from transport.connect.door import Door, DoorHandler
 from transport.connect.inbound import Inbound
 from transport.connect.outbound import Outbound
 from transport.connect.registry import Registry
@@ -144,6 +145,20 @@ class Endpoint:
             UsageError: the name is not acceptable, or served already.
         """
         self.serve(protocol, handler_of_calls(handler))
+
+    def open_door(self, swarm_id: bytes, handler: DoorHandler) -> None:
+        """Answer nodes that are no members yet: one request of each connection, with `await handler(request, source)`.
+
+        Args:
+            swarm_id: what they know of the swarm.
+            handler: gets at most `transport.connect.door.MAX_REQUEST_BYTES`, and the network that the request comes from;
+                returns at most `MAX_ANSWER_BYTES`. It is cancelled when the one that asked is gone, or after `ANSWER_S`.
+        """
+        self._context.door = Door(swarm_id, handler)
+
+    def close_door(self) -> None:
+        """Answer members alone from now on."""
+        self._context.door = None
 
     def unserve(self, protocol: str) -> None:
         """Stop serving `protocol`; running handlers go on. Unknown names are ignored."""

@@ -28,6 +28,7 @@ from transport.secure.handshake import Handshake, HandshakeRole, Intro
 from transport.swarm import Swarm
 
 if TYPE_CHECKING:
+    from transport.connect.door import Door
     from transport.peer import Peer
 
 LOGGER: Final = logging.getLogger("transport.endpoint")
@@ -44,6 +45,7 @@ class Context:
         leave_from_listener: whether a dial of this address shall leave from the port we listen on.
         on_observed: told as what address a peer sees us.
         on_probe: told of a dial-back test that reached us: who, and its nonce.
+        door: answers nodes that are no members yet, if any are to be answered.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Context:
         self.leave_from_listener: Callable[[Address], bool] = lambda _address: True
         self.on_observed: list[Callable[[Peer, Address], None]] = []
         self.on_probe: Callable[[NodeId, bytes], None] | None = None
+        self.door: Door | None = None
 
     @property
     def node_id(self) -> NodeId:
@@ -102,6 +105,7 @@ class Context:
             expected=expected,
             punching=punching,
             is_new=self.first_flights.is_new,
+            doors={} if self.door is None else {self.door.swarm.tag: self.door.swarm},
         )
 
     def control_intro(self, raw: RawStream, label: bytes = b"") -> Intro:

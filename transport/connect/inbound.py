@@ -162,6 +162,12 @@ class Inbound:
             pending.release(trio.current_time(), member=result is not None and self._fits(result))
             if result is None:
                 raw.abort()
+        if result.door:
+            if context.door is None or bulk_of is not None:
+                raw.abort()
+            else:
+                await context.door.answer(raw, result, deadline, context.reporter)
+            return
         if bulk_of is not None and (result.intro.kind, result.node_id) != ("bulk", bulk_of):
             context.reporter.count("refused-not-a-bulk-link")
             raw.abort()
@@ -185,9 +191,12 @@ class Inbound:
         try:
             with self._punchers(raw.remote.host) as punching:
                 handshake = context.handshake("responder", intro, punching=punching)
-                return await shake_hands(
-                    raw, handshake, deadline=deadline, on_answer=pending.proved
-                )
+
+                def proved() -> None:
+                    if not handshake.door:  # whose proof everybody can make
+                        pending.proved()
+
+                return await shake_hands(raw, handshake, deadline=deadline, on_answer=proved)
         except HandshakeFailed as error:
             context.reporter.count(f"handshake-{error.code}")
         except ConnectionBroken:
@@ -216,7 +225,9 @@ class Inbound:
         await self._registry.adopt(self._registry.secure(raw, result), connection).wait()
 
     def _fits(self, result: HandshakeResult) -> bool:
-        """Whether a handshake had a purpose: a bulk link without a peer costs its source a token."""
+        """Whether a handshake had a purpose: a bulk link without a peer costs its source a token, and so does a newcomer."""
+        if result.door:
+            return False
         return result.intro.kind != "bulk" or result.node_id in self._registry.peers
 
     async def _take_bulk(self, raw: RawStream, result: HandshakeResult, deadline: float) -> None:

@@ -31,6 +31,9 @@ flight that came before gets no answer either: whoever sends it may have recorde
 responder's id with the expected one before it sends its own identity. Nothing but the handshake is taken or given before
 message 3 is verified (no 0-RTT), and the two together read at most 4 KiB each.
 
+A *door* is a second swarm whose key everybody can know, for those who are no members yet (`transport.connect.door`): an initiator that
+names its tag is met under it, all else is as above. What comes through a door has shown no membership, and the result says so.
+
 Invariants: any split of the input gives the same result; every failure is a HandshakeFailed and final; bytes after the last
 message are kept in `result.leftover`, in order. After a failure `outgoing()` may still hold the bare hello: send it, then close.
 """
@@ -39,7 +42,8 @@ from __future__ import annotations
 
 import hmac
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 import attrs
@@ -122,6 +126,8 @@ class HandshakeResult:
     """Theirs."""
     punched: bool = False
     """Whether the roles were decided by the tie-breaks."""
+    door: bool = False
+    """Whether it came through a door: the other side has shown no membership, only who it is."""
 
 
 class Handshake:
@@ -136,6 +142,7 @@ class Handshake:
         expected: the only acceptable node id, if one is known.
         punching: for a responder: take part in a punch if the other side's hello says so, with one of these nodes.
         is_new: for a responder: whether an ephemeral key that came with a valid proof is no copy of an earlier one.
+        doors: for a responder: further swarms by their tags, in whose name an initiator may come instead; their keys are public.
 
     Raises:
         UsageError: the intro is too large to send.
@@ -152,6 +159,7 @@ class Handshake:
         expected: NodeId | None = None,
         punching: Collection[NodeId] = (),
         is_new: Callable[[bytes], bool] = lambda _ephemeral: True,
+        doors: Mapping[bytes, Swarm] = MappingProxyType({}),
     ) -> None:
         self._punched = role == "punch"
         self._punching = punching if role == "responder" else ()
@@ -162,6 +170,8 @@ class Handshake:
         self._intro = encode_intro(intro)
         self._expected = expected
         self._is_new = is_new
+        self._doors = doors if role == "responder" else MappingProxyType({})
+        self._door = False
         self._ephemeral = KeyPair.from_private(random_bytes(DH_BYTES))
         self._static = KeyPair.from_private(random_bytes(DH_BYTES))
         self._tie_break = int.from_bytes(random_bytes(8), "big")
@@ -184,6 +194,11 @@ class Handshake:
     def result(self) -> HandshakeResult | None:
         """Set once the other side is authenticated. The initiator still has to send `outgoing()`."""
         return self._result
+
+    @property
+    def door(self) -> bool:
+        """Whether the other side has come through a door: its proof shows nothing."""
+        return self._door
 
     def outgoing(self) -> bytes:
         """Bytes to send now; b"" if none. Also to be sent (best effort) after `receive` raised."""
@@ -277,6 +292,10 @@ class Handshake:
             self._hello = self._make_hello()
             self._out += self._hello
         self._check_role(role)
+        if tag in self._doors and not self._punched:
+            self._swarm, self._door = self._doors[tag], True
+            self._intro = encode_intro(Intro())  # our name and addresses are for members
+            self._hello = self._make_hello()
         if tag != self._swarm.tag:
             self._answer_hello()
             raise WrongSwarm("the other side belongs to another swarm")
@@ -398,5 +417,6 @@ class Handshake:
             tie_break=self._tie_break,
             remote_tie_break=self._remote_tie_break,
             punched=self._punched,
+            door=self._door,
         )
         self._received.clear()

@@ -1,0 +1,240 @@
+"""The door for those who are no members yet: one question, one answer, and nothing else."""
+
+import itertools
+
+import pytest
+import trio
+
+from tests.transport.nodes import SWARM, address, echo, identity, node, seeded_bytes
+from transport.connect.door import (
+    ANSWER_S,
+    MAX_ANSWER_BYTES,
+    MAX_OF_ONE_SOURCE,
+    MAX_REQUEST_BYTES,
+    ask_at_door,
+    door_swarm,
+)
+from transport.errors import (
+    ConnectionBroken,
+    HandshakeFailed,
+    PeerUnreachable,
+    RecordTooLarge,
+    UsageError,
+    WrongSwarm,
+)
+from transport.secure.handshake import Handshake, Intro
+from transport.simulated.link_model import LinkSettings
+from transport.simulated.memory import MemoryNetwork
+from transport.swarm import Swarm
+
+SWARM_ID = b"i" * 32
+SEEDS = itertools.count()
+
+
+async def ask(world: MemoryNetwork, request: bytes, *, host: str = "10.0.0.9", swarm_id=SWARM_ID):
+    raw = await world.host(host).connect(address(1))
+    seed = next(SEEDS)  # the same fresh keys twice would be a replay
+    return await ask_at_door(raw, swarm_id, identity(9), request, random_bytes=seeded_bytes(seed))
+
+
+def counted(endpoint) -> dict[str, int]:
+    return {key: value for key, value in endpoint.counters.items() if "door" in key}
+
+
+@pytest.mark.parametrize("split", [0, 0.9])
+async def test_a_newcomer_asks_once_and_is_answered(autojump_clock, split):
+    world = MemoryNetwork(1, default=LinkSettings(latency_s=0.02, split=split))
+    heard = []
+
+    async def answer(request: bytes, source: str) -> bytes:
+        heard.append((request, source))
+        return request[::-1] * 8
+
+    async with node(world.host("10.0.0.1"), 1) as member:
+        member.open_door(SWARM_ID, answer)
+        assert await ask(world, b"let me in" * 100) == (b"let me in" * 100)[::-1] * 8
+        assert heard == [(b"let me in" * 100, "10.0.0.9")]
+        assert not member.peers
+        assert member.counters["door-answered"] == 1
+
+
+async def test_nobody_is_answered_where_no_door_is_open(autojump_clock):
+    world = MemoryNetwork(1)
+    async with node(world.host("10.0.0.1"), 1) as member:
+        with pytest.raises(WrongSwarm):
+            await ask(world, b"x")
+        member.open_door(SWARM_ID, lambda request, _source: echo(None, request))
+        with pytest.raises(WrongSwarm):
+            await ask(world, b"x", swarm_id=b"j" * 32)
+        assert await ask(world, b"x") == b"x"
+        member.close_door()
+        with pytest.raises(WrongSwarm):
+            await ask(world, b"x")
+
+
+async def test_the_door_does_not_lead_to_anything_else(autojump_clock):
+    """Not to being a peer, however the newcomer introduces itself, and not to knowing whom it met."""
+    world = MemoryNetwork(1)
+    async with (
+        node(world.host("10.0.0.1"), 1) as member,
+        node(world.host("10.0.0.2"), 2, swarm=door_swarm(SWARM_ID)) as stranger,
+    ):
+        member.open_door(SWARM_ID, lambda request, _source: echo(None, request))
+        try:
+            peer = await stranger.connect([address(1)])
+            assert (peer.name, peer.listen) == ("", ())
+            with trio.fail_after(60):
+                await peer.closed.wait()
+        except PeerUnreachable:
+            pass
+        assert not member.peers
+
+
+async def test_a_member_and_a_newcomer_do_not_mistake_each_other(autojump_clock):
+    """What was said under the door's key is worth nothing under the swarm's, and the other way round."""
+    responder = Handshake(
+        role="responder",
+        identity=identity(1),
+        swarm=SWARM,
+        intro=Intro("control", "secret name"),
+        random_bytes=seeded_bytes(1),
+        doors={door_swarm(SWARM_ID).tag: door_swarm(SWARM_ID)},
+    )
+    newcomer = Handshake(
+        role="initiator",
+        identity=identity(9),
+        swarm=door_swarm(SWARM_ID),
+        intro=Intro(),
+        random_bytes=seeded_bytes(2),
+    )
+    first = bytearray(newcomer.outgoing())
+    first[20:28] = SWARM.tag
+    with pytest.raises(WrongSwarm, match="does not hold its key"):
+        responder.receive(bytes(first))
+    assert not responder.door
+
+
+@pytest.mark.parametrize("size", [0, MAX_REQUEST_BYTES + 1])
+async def test_a_request_that_is_empty_or_too_long_gets_no_answer(autojump_clock, size):
+    world = MemoryNetwork(1)
+    async with node(world.host("10.0.0.1"), 1) as member:
+        member.open_door(SWARM_ID, lambda request, _source: echo(None, request))
+        with pytest.raises(ConnectionBroken):
+            await ask(world, bytes(size))
+        assert sum(counted(member).values()) == 1
+        assert await ask(world, bytes(MAX_REQUEST_BYTES)) == bytes(MAX_REQUEST_BYTES)
+
+
+async def test_an_answer_that_is_too_long_is_refused_by_the_newcomer(autojump_clock):
+    world = MemoryNetwork(1)
+
+    async def flood(_request: bytes, _source: str) -> bytes:
+        return bytes(MAX_ANSWER_BYTES + 1)
+
+    async with node(world.host("10.0.0.1"), 1) as member:
+        member.open_door(SWARM_ID, flood)
+        with pytest.raises(RecordTooLarge):
+            await ask(world, b"x")
+
+
+async def test_who_says_nothing_or_waits_for_ever_is_let_go(autojump_clock):
+    world = MemoryNetwork(1)
+    begun = trio.current_time()
+
+    async def never(_request: bytes, _source: str) -> bytes:
+        await trio.sleep_forever()
+
+    async with node(world.host("10.0.0.1"), 1) as member:
+        member.open_door(SWARM_ID, never)
+        with pytest.raises(ConnectionBroken):
+            await ask(world, b"x")
+        assert trio.current_time() - begun < ANSWER_S + 1
+        raw = await world.host("10.0.0.9").connect(address(1))
+        handshake = Handshake(
+            role="initiator",
+            identity=identity(9),
+            swarm=door_swarm(SWARM_ID),
+            intro=Intro(),
+            random_bytes=seeded_bytes(3),
+        )
+        from transport.secure.link import shake_hands
+
+        await shake_hands(raw, handshake, deadline=trio.current_time() + 5)
+        with (
+            trio.fail_after(member.limits.handshake_timeout_s + 1),
+            pytest.raises(trio.BrokenResourceError),
+        ):
+            await raw.receive_into(memoryview(bytearray(1)))
+        raw.abort()
+        assert member.counters["door-timeout"] == 1
+
+
+async def test_one_source_has_so_many_places(autojump_clock):
+    world = MemoryNetwork(1)
+    at_once, most = 0, 0
+
+    async def slowly(request: bytes, _source: str) -> bytes:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await trio.sleep(2)
+        at_once -= 1
+        return request
+
+    outcomes = []
+
+    async def one(host: str, number: int) -> None:
+        try:
+            outcomes.append((host, await ask(world, bytes([number]) * 9, host=host)))
+        except (ConnectionBroken, HandshakeFailed):
+            outcomes.append((host, None))
+
+    async with node(world.host("10.0.0.1"), 1) as member:
+        member.open_door(SWARM_ID, slowly)
+        async with trio.open_nursery() as nursery:
+            for number in range(12):
+                nursery.start_soon(one, "10.0.0.9", number)
+            nursery.start_soon(one, "10.0.0.8", 99)
+        served = [host for host, answer in outcomes if answer]
+        assert served.count("10.0.0.9") == MAX_OF_ONE_SOURCE
+        assert served.count("10.0.0.8") == 1
+        assert member.counters["refused-door-is-busy"] == 12 - MAX_OF_ONE_SOURCE
+        assert await ask(world, b"later") == b"later"
+
+
+async def test_a_handler_that_fails_ends_one_connection(autojump_clock, caplog):
+    world = MemoryNetwork(1)
+
+    async def broken(_request: bytes, _source: str) -> bytes:
+        raise ZeroDivisionError
+
+    async with node(world.host("10.0.0.1"), 1) as member:
+        member.open_door(SWARM_ID, broken)
+        with pytest.raises(ConnectionBroken):
+            await ask(world, b"x")
+        assert member.counters["door-failed"] == 1
+        async with node(world.host("10.0.0.2"), 2) as other:
+            assert (await other.connect([address(1)])).node_id == member.node_id
+    assert "the answer for a newcomer failed" in caplog.text
+
+
+async def test_newcomers_do_not_use_up_what_is_for_members(autojump_clock):
+    """A door's proof can be made by everybody, so it protects no place and gives no token back."""
+    world = MemoryNetwork(1)
+    async with node(world.host("10.0.0.1"), 1) as member:
+        member.open_door(SWARM_ID, lambda request, _source: echo(None, request))
+        burst = int(member.limits.new_connections_per_source_burst)
+        refused = 0
+        for number in range(burst + 5):
+            try:
+                await ask(world, b"%d" % number)
+            except (ConnectionBroken, HandshakeFailed, UsageError):
+                refused += 1
+        assert 0 < refused <= 5
+        async with node(world.host("10.0.0.2"), 2) as other:
+            assert await other.connect([address(1)])
+
+
+def test_the_doors_key_is_a_function_of_the_id_alone():
+    assert door_swarm(SWARM_ID) == door_swarm(SWARM_ID) != door_swarm(b"j" * 32)
+    assert door_swarm(SWARM_ID).tag != Swarm(SWARM_ID).tag
