@@ -27,6 +27,10 @@ class InvalidKey(DhtError):
     """A key, target or node id is not 32 bytes long."""
 
 
+class NoUsableAddress(DhtError):
+    """None of a provider's addresses could be used by anybody."""
+
+
 class TooManyRecords(DhtError):
     """This node publishes as many records of its own as other nodes would accept from it."""
 

@@ -13,7 +13,7 @@ What is added, and why:
 * *Address groups* (see `diversity`). Of the k nearest, few may share a prefix, as long as there are others.
 * *Patience.* A query without answer after `patience_s` is late: it no longer holds a slot nor the end of the
   search, so one black hole costs its patience, not its timeout. A late answer still counts. If nobody at all
-  has answered by then, the search ends with nothing: whoever asks can try again, its queries go on meanwhile.
+  has answered by `alone_s`, the search ends with nothing: whoever asks can try again, its queries go on meanwhile.
 * *Second address.* Candidates are hearsay. A liar can name a real node with a false address; when another
   answer gives an address not yet tried, the candidate is asked once more.
 * *Bounds.* At most `max_queries` queries, `MAX_CANDIDATES` candidates per path and `limit_s` seconds, whatever peers
@@ -89,6 +89,9 @@ class LookupSettings:
     paths: int = 4
     """Disjoint paths of searches that somebody waits for, 1 to 8; upkeep takes one."""
     patience_s: float = 1.0
+    """After it a query is late, and waited for no longer."""
+    alone_s: float = 0.9
+    """After it a search that nobody has answered ends, so that whoever asked knows within a second."""
     limit_s: float = 15.0
     """The whole search."""
     max_queries: int = 256
@@ -185,10 +188,16 @@ class Lookup:
             return None
         deadline = self._started_at + self._settings.limit_s
         if not self._answers:
-            deadline = min(deadline, self._started_at + self._settings.patience_s)
+            deadline = min(deadline, self._alone_until)
         for earliest in self._flight.values():
             return min(deadline, earliest.asked_at + self._settings.patience_s)
         return deadline
+
+    @property
+    def _alone_until(self) -> float:
+        """When a search without any answer ends."""
+        settings = self._settings
+        return self._started_at + min(settings.alone_s, settings.patience_s)
 
     def closest(self, count: int | None = None) -> list[Contact]:
         """Return the nodes that answered, closest first, at most `count` (default k)."""
@@ -337,7 +346,7 @@ class Lookup:
         if self.finished:
             return
         # The same sums as in next_deadline: a difference would round differently and never be due.
-        hopeless = not self._answers and now >= self._started_at + self._settings.patience_s
+        hopeless = not self._answers and now >= self._alone_until
         if hopeless or now >= self._started_at + self._settings.limit_s:
             self.finished = True
             return

@@ -23,7 +23,7 @@ import attrs
 import msgspec
 
 from dht.contact import MAX_ADDRESS_CHARS, merge_addresses, sane_address
-from dht.errors import DhtError, InvalidKey
+from dht.errors import InvalidKey, NoUsableAddress
 from dht.key import record_key
 from dht.record import MAX_VALUE_BYTES, SignedRecord
 
@@ -78,14 +78,14 @@ def provider_value(addresses: Sequence[str]) -> bytes:
     """Return the value of a provider record.
 
     Raises:
-        DhtError: none of the addresses could be used by anybody.
+        NoUsableAddress: none of the addresses could be used by anybody.
     """
     good = merge_addresses(
         (text for text in addresses if sane_address(text, loopback=True)),
         limit=MAX_PROVIDED_ADDRESSES,
     )
     if not good:
-        raise DhtError(
+        raise NoUsableAddress(
             "a provider needs an address at which it can be reached",
             hint="advertise one, or take a relay",
         )

@@ -182,12 +182,31 @@ class Dht:
         Raises:
             InvalidKey, DhtClosed. Cancelling forgets the search.
         """
-        event = await self._run(lambda now: self._node.find(target, now))
+        said: list[Provider] = []
+        failure: DhtError | None = None
+
+        async def ask() -> None:
+            nonlocal failure
+            try:
+                said.extend(await self.providers(Kind.NODE, target))
+            except DhtError as error:
+                failure = error
+
+        event: Event | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                ask
+            )  # meanwhile: who finds nobody shall know as soon as with one search
+            try:
+                event = await self._run(lambda now: self._node.find(target, now))
+            except DhtError as error:
+                failure = error
+        if failure is not None:
+            raise failure
         found = list(event.contacts) if isinstance(event, Found) else []
         if not found or found[0].node_id != target:
-            for provider in await self.providers(Kind.NODE, target):
-                if provider.node_id == target:
-                    found.insert(0, Contact(target, provider.addresses))
+            itself = [each for each in said if each.node_id == target]
+            found = [Contact(target, each.addresses) for each in itself] + found
         return found
 
     async def provide(
@@ -199,7 +218,7 @@ class Dht:
             How many other nodes say they hold the record; 0 is not an error.
 
         Raises:
-            InvalidKey, TooManyRecords, DhtClosed, DhtError. Cancelling leaves it published.
+            NoUsableAddress, InvalidKey, TooManyRecords, DhtClosed. Cancelling leaves it published.
         """
         key = provider_key(self._endpoint.swarm.id, kind, name)
         return await self.put(key, provider_value(addresses), ttl_s=ttl_s)

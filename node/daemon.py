@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,7 +52,7 @@ from node.systemd import Notifier, run_watchdog
 from node.traffic import TrafficMeter
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
-from transport.errors import AddressInUse, ListenFailed
+from transport.errors import AddressInUse, InvalidAddress, ListenFailed
 from transport.identity import Identity, NodeId
 from transport.reach.diagnosis import Standing
 from transport.reach.reach import PORT_MAPPING_METHODS, Reach, ReachSettings, open_reach
@@ -369,12 +369,11 @@ def _can_be_dialed(reach: Reach) -> bool:
 
 async def _addresses_of(dht: Dht, node_id: NodeId) -> list[Address]:
     """Where the DHT says that a node may be reached; empty if nobody knows."""
-    found = [
-        contact
-        for contact in await dht.find_node(bytes(node_id))
-        if contact.node_id == bytes(node_id)
-    ]
-    return [Address.parse(text) for contact in found for text in contact.addresses]
+    found = []
+    for text in await dht.locate(bytes(node_id)):
+        with suppress(InvalidAddress):  # hearsay
+            found.append(Address.parse(text))
+    return found
 
 
 async def _bootstrap(dht: Dht, config: Config) -> None:

@@ -244,11 +244,8 @@ class Membership:
         """Try to reach a member by ourselves; that it is connected is all the answer there is."""
         try:
             with trio.move_on_after(2 * self._swim.settings.probe_s):
-                addresses = self._addresses.get(node_id, ())
-                if not addresses and self._find is not None:
-                    addresses = tuple(await self._find(node_id))
-                if addresses:
-                    peer = await self._endpoint.connect(addresses, expected=node_id)
+                peer = await self._reach(node_id)
+                if peer is not None:
                     self._reconcile()
                     if len(self._endpoint.peers) > KEEP_CONNECTIONS:
                         peer.close("idle")
@@ -258,6 +255,19 @@ class Membership:
             self._failed_within("a dial")
         finally:
             self._dialing.discard(node_id)
+
+    async def _reach(self, node_id: NodeId) -> MembershipPeer | None:
+        """Connect where it was last; if it is not there any more, where others say it is. None if nobody knows."""
+        known = self._addresses.get(node_id, ())
+        if known:
+            with trio.move_on_after(self._swim.settings.probe_s):
+                try:
+                    return await self._endpoint.connect(known, expected=node_id)
+                except TransportError:
+                    pass  # it may have moved
+        found = () if self._find is None else await self._find(node_id)
+        fresh = [address for address in found if address not in known]
+        return await self._endpoint.connect(fresh, expected=node_id) if fresh else None
 
     def _tell(self, event: MemberEvent) -> None:
         member = event.member
@@ -294,7 +304,7 @@ async def open_membership(
         rng: chance; seeded in simulations.
         wall_clock: seconds since 1970; where our incarnation begins, so that a restarted node outbids its former life.
         settings: `LAN`, `WAN` or others.
-        find: addresses of a node that we were never connected to, for the last look at it; none without.
+        find: addresses of a node that is not (or no longer) where we know it, for the last look at it; none without.
 
     Leaving the block, also by cancellation, announces that we left (at most half a second) and ends every task.
     """

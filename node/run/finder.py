@@ -3,7 +3,7 @@
 Two kinds of DHT records, both only hints:
 
 * under (swarm, "run", name): the run's id, signed by whoever created the run or takes part in it;
-* under (swarm, "member", run id): one record per member with its addresses.
+* a provider record of the run's id (`dht.provider`): one per member, with its addresses.
 
 The manifest itself is fetched from a peer and believed because it hashes to the run's id. When a
 name stands for several runs, the one that most signers name wins, then the lowest id: every node
@@ -16,21 +16,21 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
-import msgspec
 import trio
 
 from dht.contact import sane_address
+from dht.errors import NoUsableAddress
 from dht.key import record_key
+from dht.provider import MAX_PROVIDED_ADDRESSES, Kind
 from dht.service import Dht
 from node.errors import NodedError
 from node.run.manifest import MAX_MANIFEST_BYTES, InvalidManifest, RunManifest
 from transport.address import Address
-from transport.codec import decode_untrusted, pack
 from transport.durable import replace_file
 from transport.endpoint import Endpoint
-from transport.errors import InvalidAddress, MalformedMessage, TransportError
+from transport.errors import InvalidAddress, TransportError
 from transport.identity import NodeId
 from transport.peer import Peer
 
@@ -40,16 +40,10 @@ ASK_S: Final = 3.0
 MANIFEST_PROTOCOL: Final = "run-manifest"
 RECORD_TTL_S: Final = 1800.0
 MAX_CANDIDATES: Final = 8
-MAX_ADDRESSES: Final = 6
-"""In a member's record: with relays' ids they must stay within a record's 1000 bytes."""
 DIALS_AT_ONCE: Final = 8
 DIALS_PER_LOOK: Final = 32
 
 _log = logging.getLogger(__name__)
-
-
-class _MemberValue(msgspec.Struct, frozen=True):
-    addresses: Annotated[tuple[str, ...], msgspec.Meta(max_length=16)]
 
 
 class RunFinder:
@@ -69,18 +63,14 @@ class RunFinder:
     async def announce(self, manifest: RunManifest, addresses: Sequence[Address]) -> None:
         """Publish the run and this node's part in it; republished by the DHT until it ends."""
         self._known[manifest.hash] = manifest
-        swarm = self._endpoint.swarm.id
-        value = pack(_MemberValue(tuple(str(at) for at in _spread(addresses, MAX_ADDRESSES))))
-        await self._dht.put(
-            record_key(swarm, "run", manifest.name), manifest.hash, ttl_s=RECORD_TTL_S
-        )
-        await self._dht.put(record_key(swarm, "member", manifest.hash), value, ttl_s=RECORD_TTL_S)
-
-    def withdraw(self, manifest: RunManifest) -> None:
-        """Stop publishing; the records expire."""
-        swarm = self._endpoint.swarm.id
-        self._dht.withdraw(record_key(swarm, "run", manifest.name))
-        self._dht.withdraw(record_key(swarm, "member", manifest.hash))
+        key = record_key(self._endpoint.swarm.id, "run", manifest.name)
+        await self._dht.put(key, manifest.hash, ttl_s=RECORD_TTL_S)
+        where = [str(address) for address in _spread(addresses, MAX_PROVIDED_ADDRESSES)]
+        try:
+            await self._dht.provide(Kind.RUN, manifest.hash, where, ttl_s=RECORD_TTL_S)
+        except NoUsableAddress:
+            # Nobody can dial this node. It dials the others, and they know it from then on.
+            self._dht.withdraw_provided(Kind.RUN, manifest.hash)
 
     async def find(self, name: str) -> RunManifest:
         """Search until a run of that name is found and its manifest is here."""
@@ -122,15 +112,8 @@ class RunFinder:
 
     async def connect_members(self, run_id: bytes) -> None:
         """Connect to the members that the DHT names and that are not connected yet."""
-        records = await self._dht.get(record_key(self._endpoint.swarm.id, "member", run_id))
-        found = []
-        for record in records:
-            try:
-                value = decode_untrusted(record.value, _MemberValue)
-            except MalformedMessage:
-                continue
-            found.append((NodeId.of_public_key(record.public_key), value.addresses))
-        await self.connect_all(found)
+        members = await self._dht.providers(Kind.RUN, run_id)
+        await self.connect_all([(NodeId(each.node_id), each.addresses) for each in members])
 
     async def connect_all(self, nodes: Sequence[tuple[NodeId, Sequence[str]]]) -> None:
         """Connect to those that are not connected, a few at a time and not too many in one go.

@@ -44,10 +44,12 @@ class Node:
 
 
 @asynccontextmanager
-async def open_node(network: MemoryNetwork, index: int, *, life: int = 0, settings=LAN):
+async def open_node(
+    network: MemoryNetwork, index: int, *, life: int = 0, settings=LAN, host: str = "", find=None
+):
     rng = random.Random(f"{index}/{life}")
     identity = Identity.from_seed(hashlib.sha256(f"member {index}".encode()).digest())
-    address = Address(f"10.0.0.{index + 1}", 7447)
+    address = Address(host or f"10.0.0.{index + 1}", 7447)
     async with (
         open_endpoint(
             identity,
@@ -63,6 +65,7 @@ async def open_node(network: MemoryNetwork, index: int, *, life: int = 0, settin
             rng=rng,
             wall_clock=lambda: 1000.0 + life + trio.current_time(),
             settings=settings,
+            find=find,
         ) as membership,
     ):
         yield Node(endpoint, membership, address, trio.CancelScope())
@@ -163,6 +166,27 @@ async def test_who_dies_is_lost_and_not_left():
         scope.cancel()
         await until(lambda: stays.membership.member(ids[0]).state is LOST)
         assert "nobody else to ask" in stays.membership.member(ids[0]).reason
+
+
+@in_virtual_time
+async def test_who_has_moved_is_found_where_others_say_it_is():
+    network = MemoryNetwork(1)
+    moved_to, asked = Address("10.0.0.77", 7447), []
+
+    async def find(node_id):
+        asked.append(node_id)
+        return [Address("10.0.0.2", 7447), moved_to]
+
+    async with open_node(network, 0, find=find) as stays, AsyncExitStack() as stack:
+        goes = await stack.enter_async_context(open_node(network, 1))
+        await goes.endpoint.connect([stays.address], expected=stays.id)
+        await until(lambda: stays.sees(goes) is ALIVE)
+        network.kill_host(goes.address.host)  # it says no goodbye
+        async with open_node(network, 1, life=60, host=moved_to.host) as again:
+            assert again.id == goes.id
+            await until(lambda: again.id in stays.endpoint.peers)
+            assert asked == [goes.id]
+            await until(lambda: stays.sees(again) is ALIVE)
 
 
 @in_virtual_time

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from dht.provider import Kind, Provider, provider_value
 from node.run.finder import RunFinder
 from node.run.manifest import RunManifest
 from transport.address import Address
@@ -81,3 +82,48 @@ async def test_connected_peers_in_another_run_of_this_name_are_found():
     endpoint.peers = {barn.node_id: None, loft.node_id: None}
     finder = RunFinder(endpoint, FakeDht((barn, other), (loft, manifest.hash), (gone, other)))
     assert await finder.namesakes(manifest) == [barn.node_id]
+
+
+class PublishingDht(FakeDht):
+    """Takes what is published; provides as the real one does, which refuses addresses of no use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.published: dict[str, object] = {}
+
+    async def put(self, _key: bytes, value: bytes, *, ttl_s: float) -> int:
+        assert ttl_s > 0
+        self.published["run"] = value
+        return 0
+
+    async def provide(self, kind: Kind, name: bytes, addresses: list[str], *, ttl_s: float) -> int:
+        provider_value(addresses)
+        self.published["member"] = (kind, name, tuple(addresses))
+        return 0
+
+    def withdraw_provided(self, kind: Kind, name: bytes) -> bool:
+        return self.published.pop("member", (None, None))[:2] == (kind, name)
+
+    async def providers(self, kind: Kind, name: bytes) -> list[Provider]:
+        assert (kind, name) == self.published["member"][:2]
+        return [Provider(bytes(MEMBER), b"", self.published["member"][2], 0)]
+
+
+async def test_a_member_is_published_as_a_provider_of_its_run_and_dialed_as_one():
+    manifest, dht = RunManifest(name="demo", task="t"), PublishingDht()
+    endpoint = FakeEndpoint("0.0.0.0:7447")
+    finder = RunFinder(endpoint, dht)
+    many = [Address.parse(f"11.1.1.{n}:7447") for n in range(1, 9)]
+    await finder.announce(manifest, [*many, Address.parse(RELAYED)])
+    assert dht.published["run"] == manifest.hash
+    assert dht.published["member"][2] == (*map(str, many[:5]), RELAYED)
+    await finder.connect_members(manifest.hash)
+    assert endpoint.dialed == [*map(str, many[:5]), RELAYED]
+
+
+async def test_a_member_that_nobody_can_dial_any_more_says_so_by_its_silence():
+    manifest, dht = RunManifest(name="demo", task="t"), PublishingDht()
+    finder = RunFinder(FakeEndpoint("0.0.0.0:7447"), dht)
+    await finder.announce(manifest, [Address.parse("11.1.1.1:7447")])
+    await finder.announce(manifest, [])
+    assert dht.published == {"run": manifest.hash}

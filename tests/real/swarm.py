@@ -51,13 +51,15 @@ class Swarm(Cluster):
         what: str,
         *,
         patience_s: float = PATIENCE_S,
-        poll_s: float = 0.1,
+        poll_s: float = 0.2,
     ) -> float:
         """Wait until every node's status was one that `wanted` likes; returns the seconds it took."""
         begun, waiting = time.monotonic(), list(nodes)
         last: dict[str, Any] = {}
         while waiting:
             for node in list(waiting):
+                if (code := node.process and node.process.poll()) is not None:
+                    self.fail(f"{node.name} ended with {code}: no {what}")
                 status = status_of(node)
                 if status is not None and wanted(status):
                     waiting.remove(node)
