@@ -60,6 +60,7 @@ DRIVERS = {
     "transport/connect/migration.py",
     "transport/nat/gateway.py",
     "transport/nat/gateway_socket.py",
+    "transport/nat/methods.py",
     "transport/nat/portmap.py",
     "transport/nat/upnp.py",
     "transport/connect/outbound.py",

@@ -8,11 +8,13 @@ whatever is left in it.
     system                      everything held for remote parties
       unauthenticated           of that: handshakes that others begin, and our dials
       peer 3f9a...              of that: one peer
-        stream                  of that: one of its streams
 
     with scopes.unauthenticated.reserve(bytes=HANDSHAKE_BYTES, connections=1, descriptors=1):
         ...                                  ScopeExceeded says which scope and which limit
         peer_scope.reserve(...)              the handshake was theirs: the peer holds the connection
+
+A connection reserves the windows of all its streams at once when it begins (`Limits.connection_bytes`), and the multiplexer shares them out and bounds their
+number; so a stream costs nothing here.
 
 Punches, dial-back tests and probes are few at a time by rules of their own and are not counted here.
 
@@ -29,7 +31,6 @@ from typing import TYPE_CHECKING, Final, Self
 import attrs
 
 from transport.errors import TransportError, UsageError
-from transport.streams.frames import WIDEST_BYTES
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -360,8 +361,3 @@ class ResourceScopes:
                 connections=limits.connections_per_peer,
             ),
         )
-
-    @staticmethod
-    def stream(peer: Scope, protocol: str) -> Scope:
-        """The scope of one stream of `peer`: its widest window of bytes in each direction."""
-        return peer.child(f"stream {protocol}", ScopeLimits(bytes=2 * max(WIDEST_BYTES), streams=1))

@@ -1,7 +1,7 @@
 """Keep a port of the gateway open for as long as this runs.
 
 Problem: a node behind a home router can be dialed only if the router leads a port of its own to it, and routers differ, restart
-and change. Idea: `mapping_core` decides; this file does what it says, one exchange at a time, listens for announcements of the
+and change. Idea: `mapping_core` decides; this file does what it says by one of the `methods`, listens for announcements of the
 gateway, and looks again at the routing table whenever the network of the machine changes.
 
 Invariants: answers are taken from the gateway's address only; whatever was or may have been mapped is removed on the way out,
@@ -26,7 +26,8 @@ from transport.errors import MalformedMessage, TransportError
 from transport.nat import natpmp, pcp
 from transport.nat.gateway import Gateway, default_gateway
 from transport.nat.gateway_socket import GatewaySilent, GatewaySocket, open_announcements
-from transport.nat.mapping_core import Ask, Check, Grant, Idle, MapMethod, Mapping, MappingCore
+from transport.nat.mapping_core import Ask, Check, Idle, MapMethod, Mapping, MappingCore
+from transport.nat.methods import Method, NatPmpMethod, PcpMethod, UpnpMethod
 from transport.nat.upnp import Igd, Upnp, load_igd
 from transport.reach.interfaces import changes, local_addresses
 
@@ -37,9 +38,6 @@ log = logging.getLogger(__name__)
 LIFETIME_S: Final = 3600.0
 RELEASE_S: Final = 1.0
 """The most that leaving costs; a mapping that could not be removed ends with its lifetime."""
-TRIES: Final = 4
-"""250 ms doubling, 3.75 s in all, for PCP too. RFC 6886 asks nine times (two minutes) and RFC 6887 waits 3 s first: on a home
-network a gateway answers within milliseconds, and the next method, or the next round, makes up for a lost packet."""
 READ_BYTES: Final = 1101
 
 
@@ -108,11 +106,10 @@ class PortMapper:
             rng=rng or random.Random(secrets.randbits(64)),
         )
         self._place: _Place | None = None
-        self._upnp: Upnp | None = None
+        self._methods: dict[MapMethod, Method] = {}  # of the gateway that we are at
         self._attempt: trio.CancelScope | None = None
         self._wake = trio.Event()
         self._told: Mapping | None = None
-        self._epochs: dict[MapMethod, pcp.Epoch | natpmp.Epoch] = {}
         self._perhaps: dict[MapMethod, int] = {}  # external ports that may be open at the gateway
 
     @property
@@ -163,16 +160,26 @@ class PortMapper:
             await trio.lowlevel.checkpoint()
             return
         self._place = place
-        self._upnp = None
-        self._epochs = {MapMethod.PCP: pcp.Epoch(), MapMethod.NATPMP: natpmp.Epoch()}
+        self._methods = {} if place is None else self._methods_at(place)
         self._perhaps.clear()  # it is another router's business, or leads to an address that we do not have
-        if place is not None and self._family == 4:
-            self._upnp = Upnp(place.gateway.host, source=place.local_host, load=self._load)
         self._core.gateway_changed(place.gateway.host if place is not None else None, now)
         if self._attempt is not None:
             self._attempt.cancel()
         self._nudge()
         await trio.lowlevel.checkpoint()
+
+    def _methods_at(self, place: _Place) -> dict[MapMethod, Method]:
+        port, source = self.listen_port, place.local_host if self._family == 6 else ""
+
+        def open_socket() -> GatewaySocket:
+            return GatewaySocket(place.gateway.host, self._gateway_port, source=source)
+
+        router = Upnp(place.gateway.host, source=place.local_host, load=self._load)
+        return {
+            MapMethod.PCP: PcpMethod(port, self._nonce, open_socket),
+            MapMethod.NATPMP: NatPmpMethod(port, open_socket),
+            MapMethod.UPNP: UpnpMethod(port, router),
+        }
 
     def _place_at(self, gateway: Gateway) -> _Place | None:
         source = ""
@@ -214,15 +221,13 @@ class PortMapper:
             self._attempt = None
 
     async def _ask(self, step: Ask) -> None:
-        place = self._place
+        place, held = self._place, self._core.mapping
+        held_host = "" if held is None else held.external.host
         self._perhaps[step.method] = step.external_port
         try:
-            if step.method is MapMethod.PCP:
-                grant = await self._ask_pcp(step)
-            elif step.method is MapMethod.NATPMP:
-                grant = await self._ask_natpmp(step)
-            else:
-                grant = await self._ask_upnp(step)
+            grant = await self._methods[step.method].map(
+                step.external_port, self._lifetime_s, external_host=held_host
+            )
         except TransportError as error:
             if place is self._place:
                 held = self._core.mapping
@@ -240,64 +245,11 @@ class PortMapper:
             with trio.move_on_after(RELEASE_S):
                 await self._release(step.method, grant.external_port)
 
-    async def _ask_pcp(self, step: Ask) -> Grant:
-        held = self._core.mapping
-        wanted_host = held.external.host if held is not None else ""
-        with self._open() as sock:
-            request = pcp.map_request(
-                sock.local_host,
-                self._nonce,
-                internal_port=self.listen_port,
-                external_port=step.external_port,
-                lifetime_s=self._lifetime_s,
-                external_host=wanted_host,
-            )
-            answer = await sock.exchange(
-                request,
-                lambda data: pcp.parse_map(data, self._nonce, self.listen_port),
-                natpmp.retry_delays(TRIES),
-            )
-        # A fallen epoch needs no action here: what was just mapped is in the new table.
-        self._epochs[MapMethod.PCP].observe(answer.epoch, trio.current_time())
-        return Grant(answer.external_host, answer.external_port, answer.lifetime_s)
-
-    async def _ask_natpmp(self, step: Ask) -> Grant:
-        with self._open() as sock:
-            address = await sock.exchange(
-                natpmp.address_request(), natpmp.parse_address, natpmp.retry_delays(TRIES)
-            )
-            request = natpmp.map_request(self.listen_port, step.external_port, self._lifetime_s)
-            answer = await sock.exchange(
-                request,
-                lambda data: natpmp.parse_map(data, self.listen_port),
-                natpmp.retry_delays(TRIES),
-            )
-        self._epochs[MapMethod.NATPMP].observe(answer.epoch, trio.current_time())
-        return Grant(address.host, answer.external_port, answer.lifetime_s)
-
-    async def _ask_upnp(self, step: Ask) -> Grant:
-        assert self._upnp is not None
-        return await self._upnp.map(self.listen_port, step.external_port, self._lifetime_s)
-
     async def _check(self, step: Check) -> None:
         place, held = self._place, self._core.mapping
         assert held is not None
-        delays = list(natpmp.retry_delays(TRIES))
-        external_host, alive = "", True
         try:
-            if step.method is MapMethod.UPNP:
-                assert self._upnp is not None
-                external_host, alive = await self._upnp.check(held.external.port)
-            else:
-                with self._open() as sock:
-                    if step.method is MapMethod.PCP:
-                        request = pcp.announce_request(sock.local_host)
-                        epoch = await sock.exchange(request, pcp.parse_announce, delays)
-                    else:
-                        request = natpmp.address_request()
-                        answer = await sock.exchange(request, natpmp.parse_address, delays)
-                        epoch, external_host = answer.epoch, answer.host
-                alive = self._epochs[step.method].observe(epoch, trio.current_time())
+            checked = await self._methods[step.method].check(held.external.port)
         except TransportError as error:
             if place is self._place:
                 log.debug("the gateway does not answer a check: %s", error)
@@ -305,41 +257,15 @@ class PortMapper:
             return
         if place is self._place:
             now = trio.current_time()
-            self._core.checked(now, external_host=external_host)
-            if not alive:
+            self._core.checked(now, external_host=checked.external_host)
+            if not checked.alive:
                 self._core.epoch_lost(now)
-
-    def _open(self) -> GatewaySocket:
-        assert self._place is not None
-        source = self._place.local_host if self._family == 6 else ""
-        return GatewaySocket(self._place.gateway.host, self._gateway_port, source=source)
 
     async def _release(self, method: MapMethod, external_port: int) -> None:
         """Remove a mapping; the caller bounds the time."""
         try:
-            if method is MapMethod.UPNP:
-                if self._upnp is not None:
-                    await self._upnp.release(external_port)
-                return
-            with self._open() as sock:
-                if method is MapMethod.PCP:
-                    request = pcp.map_request(
-                        sock.local_host,
-                        self._nonce,
-                        internal_port=self.listen_port,
-                        external_port=0,
-                        lifetime_s=0,
-                    )
-                else:
-                    request = natpmp.map_request(self.listen_port, 0, 0)
-
-                def parse(data: bytes) -> None:
-                    if method is MapMethod.PCP:
-                        pcp.parse_map(data, self._nonce, self.listen_port)
-                    else:
-                        natpmp.parse_map(data, self.listen_port)
-
-                await sock.exchange(request, parse, natpmp.retry_delays(TRIES))
+            if (way := self._methods.get(method)) is not None:
+                await way.release(external_port)
         except TransportError as error:
             log.debug("a mapping was not removed by %s: %s", method, error)
 
