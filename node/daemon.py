@@ -39,7 +39,10 @@ from node.errors import (
     UsageError,
     first_error,
 )
-from node.paths import ensure_private_dir
+from node.joining.belonging import Belonging, open_belonging
+from node.joining.facts import load_facts, with_known_members
+from node.joining.held import HeldStatements
+from node.paths import NodePaths, ensure_private_dir
 from node.pinging import measure, whom
 from node.probe import LagProbe
 from node.reach_report import daemon_netcheck, last_punch
@@ -58,6 +61,8 @@ from transport.reach.diagnosis import Standing
 from transport.reach.reach import PORT_MAPPING_METHODS, Reach, ReachSettings, open_reach
 from transport.swarm import Swarm
 from transport.tcp import TcpNetwork
+from transport.trust.chain import Chain
+from transport.trust.trust import Trust
 
 LEAVE_S: Final = 8.0
 """For the orderly stop: trainer, goodbye, sockets."""
@@ -79,7 +84,7 @@ def run_daemon(config: Config, *, reload: Callable[[], Config] | None = None) ->
     Raises:
         NodedError: it cannot start; nothing is left behind.
     """
-    config = _with_host_name(config)
+    config = _completed(config)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the keys
     ensure_private_dir(config.data_dir)
     with _lock(config.paths.lock):
@@ -98,6 +103,7 @@ class _Daemon:
         self._reload = reload
         self._stop = trio.Event()
         self._parts: Parts | None = None
+        self._belonging: Belonging | None = None
         self._notifier = Notifier.from_environ()
 
     async def main(self) -> None:
@@ -152,6 +158,7 @@ class _Daemon:
                             started_at=trio.current_time(),
                         )
                         async with (
+                            self._open_belonging(endpoint, dht, rng) as self._belonging,
                             open_control(config.paths.control_socket, self._handlers()),
                             trio.open_nursery() as users,  # of the DHT: they end before it does
                         ):
@@ -163,6 +170,33 @@ class _Daemon:
                                 await run.leave()
                             users.cancel_scope.cancel()
                 background.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def _open_belonging(
+        self, endpoint: Endpoint, dht: Dht, rng: random.Random
+    ) -> AsyncIterator[Belonging | None]:
+        """What this node does about membership; nothing where it has no certificate."""
+        paths = self._config.paths
+        chain = _own_chain(paths)
+        if chain is None:
+            yield None
+            return
+        trust = Trust(chain.leaf.swarm_id, chain.raw)
+        statements = HeldStatements(trust)
+        statements.say(chain)
+        async with open_belonging(
+            endpoint,
+            paths=paths,
+            trust=trust,
+            statements=statements,
+            facts=load_facts(paths.swarm_facts),
+            dht=dht,
+            stop=functools.partial(os.kill, os.getpid(), signal.SIGTERM),
+            rng=rng,
+            lan_discovery=self._config.network.lan_discovery,
+            own_name=self._config.node.name,
+        ) as belonging:
+            yield belonging
 
     def _settle(self, advertised: tuple[str, ...]) -> None:
         """Everything is up."""
@@ -198,7 +232,7 @@ class _Daemon:
             return
         self._notifier.reloading()
         try:
-            new, old = _with_host_name(self._reload()), self._config
+            new, old = _completed(self._reload()), self._config
         except NodedError as error:
             _log.error("the configuration is not used: %s", error)
         else:
@@ -246,6 +280,7 @@ class _Daemon:
             ("GET", "/readyz"): self._answer_ready,
             ("POST", "/v1/ping"): self._answer_ping,
             ("POST", "/v1/stop"): self._answer_stop,
+            **({} if self._belonging is None else self._belonging.handlers()),
         }
 
     @property
@@ -331,6 +366,15 @@ class _Daemon:
         _log.info("stopping as asked on the control socket")
         os.kill(os.getpid(), signal.SIGTERM)  # one way to stop, whoever asks
         return 200, {"schema": "noded.stop/1", "stopping": True, "pid": os.getpid()}
+
+
+def _own_chain(paths: NodePaths) -> Chain | None:
+    return keys.load_chain(paths.certificate) if os.path.lexists(paths.certificate) else None
+
+
+def _completed(config: Config) -> Config:
+    """The configuration with what is known beside it: the host's name, and members that this node was told of."""
+    return with_known_members(_with_host_name(config))
 
 
 def _with_host_name(config: Config) -> Config:

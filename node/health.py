@@ -194,7 +194,7 @@ def _network(facts: Facts) -> list[HealthWarning]:
                     Severity.WARNING,
                     "; ".join(facts.bootstrap_reasons)
                     or f"none of {facts.bootstrap_configured} bootstrap addresses answers",
-                    "its swarm's key is not ours: use the join line of that node"
+                    "those nodes are of another swarm; to enter it: noded leave, then noded join CODE"
                     if any("another swarm" in reason for reason in facts.bootstrap_reasons)
                     else "check the addresses, that a node runs there, and the firewalls between",
                 )
@@ -205,7 +205,7 @@ def _network(facts: Facts) -> list[HealthWarning]:
                     "no-peers",
                     Severity.INFO,
                     "no other node is connected",
-                    "on another machine run the join line that noded init printed",
+                    "noded invite prints a code with which another machine joins",
                 )
             )
     lost = ""

@@ -1,14 +1,14 @@
-"""What `noded init` does: a data directory with a configuration, an identity and a swarm key.
+"""What `noded init` does: a data directory with a configuration, an identity, and a place in a swarm.
 
-Problem: the first minute decides. Afterwards there has to be a node that starts, and one line to paste
-on the next machine; and a second `init` in the same place must not cost anybody their identity.
+Problem: the first minute decides. Afterwards there has to be a node that starts; and a second `init` in the same place must not
+cost anybody their identity, let alone the swarm's root key.
 
-Idea: keys first, configuration last, so the configuration's existence *means* initialised. Keys that are
-there already are kept: an interrupted `init` is simply repeated. The join line names an address that
-others can reach, never loopback, unless the node was made for this machine alone.
+Idea: keys first, configuration last, so the configuration's existence *means* initialised. Files that are there already are kept:
+an interrupted `init` is simply repeated. A new swarm is a root key, a secret that keeps strangers out, and this node as its first
+member, which may invite others. With the root key of another node's swarm (`root_folder`) the node becomes a member of that one
+directly, which is for containers and for whoever holds that key; people join with a code (`node.joining.enter`).
 
-Invariants: nothing is overwritten without `force`, keys never; the swarm key is printed in the join line
-and nowhere else.
+Invariants: nothing is overwritten without `force`, keys never.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ import attrs
 from node import keys
 from node.config import PRESETS, parse_config
 from node.config_text import render_config
-from node.errors import ConfigError, ExitCode, NodedError, Refused
-from node.paths import ensure_private_dir, node_paths
-from node.schema import DEFAULT_PORT
-from transport.address import Address
-from transport.errors import TransportError
+from node.errors import ConfigError, NodedError, Refused, UsageError
+from node.joining.facts import SwarmFacts, load_facts, store_facts
+from node.paths import NodePaths, ensure_private_dir, node_paths
+from node.schema import Config
+from transport.identity import Identity
 from transport.swarm import Swarm
 
-__all__ = ["Initialised", "initialise", "join_line", "private_host"]
+__all__ = ["Initialised", "initialise", "prepare", "write_config"]
 
-_NOT_DIALLED: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 (compared with, not listened on)
+MAX_SWARM_NAME: Final = 64
 
 
 @attrs.frozen(kw_only=True)
@@ -42,14 +42,15 @@ class Initialised:
     config: Path
     node_id: str
     swarm_id: str
+    swarm_name: str
     created: Sequence[str]
     """Names of the files that are new."""
     kept: Sequence[str]
     """Names of the key files that were there before."""
-    join_line: str
-    """What to run on another machine."""
-    join_address: str
-    """The address in it; "" if none is known that others could reach."""
+    has_root: bool
+    """Whether the swarm's root key lies here."""
+    may_invite: bool
+    """Whether this node may make invites."""
 
 
 def initialise(
@@ -57,8 +58,8 @@ def initialise(
     *,
     values: Mapping[str, Any],
     preset: str = "lan",
-    swarm_key: str = "",
-    own_host: str = "",
+    swarm_name: str = "",
+    root_folder: Path | None = None,
     force: bool = False,
 ) -> Initialised:
     """Make the files of a new node.
@@ -67,8 +68,8 @@ def initialise(
         config_path: where the configuration goes; its folder becomes the data directory.
         values: settings, `{"network.bootstrap": [...]}`; they win over the preset's.
         preset: "local", "lan" or "wan".
-        swarm_key: the key of the swarm to join, as another node printed it; "" makes a new swarm.
-        own_host: this machine's address as others see it, "" if unknown.
+        swarm_name: what people call a new swarm; "" for the node's own name.
+        root_folder: a folder with `swarm-root.key` and `swarm.key` of a swarm to be a member of; None makes a new one.
         force: replace the configuration (never the keys).
 
     Raises:
@@ -77,126 +78,74 @@ def initialise(
         Refused: a key file is open to others, or belongs to another swarm.
     """
     config_path = Path(os.path.abspath(config_path))  # noqa: PTH100 (keeps symbolic links)
+    config, text = prepare(config_path, values=values, preset=preset, force=force)
+    name = _checked_name(swarm_name)
+    paths = node_paths(config.data_dir)
+    if os.path.lexists(paths.certificate) and not os.path.lexists(paths.swarm_root):
+        _check_joined(paths, root_folder)
+    root, swarm = _given(root_folder) if root_folder is not None else (None, None)
+    if root is None and config.network.bootstrap and not os.path.lexists(paths.certificate):
+        raise ConfigError(
+            "an address to ask first is given, but this makes a new swarm, which has nobody to ask",
+            key="network.bootstrap",
+            hint="to enter the swarm of that node run there:  noded invite      and here:  noded join CODE",
+        )
+    ensure_private_dir(paths.data_dir)
+    kept = [path.name for path in _key_files(paths) if os.path.lexists(path)]
+
+    keys.load_or_create_identity(paths.node_key)
+    if os.path.lexists(paths.certificate) and root is None:
+        chain = keys.load_chain(paths.certificate)  # a second init of a member, or one cut short
+    else:
+        may_invite = root is None
+        root = root or _own_root(paths.swarm_root)
+        chain = keys.certify_directly(paths, root, may_invite=may_invite)
+    _keep_swarm_key(paths, swarm)
+    facts = load_facts(paths.swarm_facts)
+    if not facts.name:
+        name = name or ("" if root_folder is not None else config.node.name or _host_name())
+        facts = SwarmFacts(name=name, bootstrap=facts.bootstrap)
+        store_facts(paths.swarm_facts, facts)
+    write_config(config_path, text, force=force)
+
+    created = [path.name for path in (*_key_files(paths), config_path) if os.path.lexists(path)]
+    return Initialised(
+        config=config_path,
+        node_id=str(chain.node_id),
+        swarm_id=chain.leaf.swarm_id.hex(),
+        swarm_name=facts.name,
+        created=[each for each in created if each not in kept],
+        kept=kept,
+        has_root=os.path.lexists(paths.swarm_root),
+        may_invite=chain.can_extend,
+    )
+
+
+def prepare(
+    config_path: Path, *, values: Mapping[str, Any], preset: str, force: bool = False
+) -> tuple[Config, str]:
+    """The configuration of a new node and its text; nothing is written.
+
+    Raises:
+        NodedError: there is one already.
+        ConfigError: a setting is wrong.
+    """
     if os.path.lexists(config_path) and not force:
         raise NodedError(
             f"this node is set up already: {config_path}",
             hint="start it with:  noded run      change it with an editor, "
             "or write a fresh configuration with --force (keys are kept)",
         )
-    settings = {**PRESETS[preset], **values}
-    text = render_config(settings)
-    config = parse_config(text.encode(), path=config_path).config
-    swarm = _parse_swarm(swarm_key) if swarm_key else None
-    if swarm is not None and not config.network.bootstrap:
-        raise ConfigError(
-            "a node that joins a swarm needs an address to ask first",
-            key="network.bootstrap",
-            hint="add:  --bootstrap HOST:PORT  (the join line of the other node has it)",
-        )
-    paths = node_paths(config.data_dir)
-    if swarm is None and config.network.bootstrap and not os.path.lexists(paths.swarm_key):
-        raise ConfigError(
-            "an address to ask first is given, but not the key of its swarm",
-            key="network.bootstrap",
-            hint="add:  --swarm KEY  (the join line of the other node has it)"
-            "      or leave --bootstrap out to make a new swarm",
-        )
-    ensure_private_dir(paths.data_dir)
-    created: list[str] = []
-    kept: list[str] = []
-
-    had_swarm = os.path.lexists(paths.swarm_key)
-    if had_swarm:
-        known = keys.load_swarm(paths.swarm_key)
-        if swarm is not None and swarm.key != known.key:
-            raise Refused(
-                f"{paths.swarm_key} holds the key of another swarm",
-                hint="a node is in one swarm: use another --config folder, "
-                "or move that key away yourself",
-            )
-        swarm = known
-    else:
-        swarm = swarm or Swarm.generate(os.urandom)
-        keys.create_swarm(paths.swarm_key, swarm)
-    (kept if had_swarm else created).append(paths.swarm_key.name)
-
-    had_identity = os.path.lexists(paths.node_key)
-    identity = keys.load_or_create_identity(paths.node_key)
-    (kept if had_identity else created).append(paths.node_key.name)
-
-    _write_config(config_path, text, force=force)
-    created.append(config_path.name)
-    address = _join_address(config.network.advertise, config.network.listen, preset, own_host)
-    return Initialised(
-        config=config_path,
-        node_id=str(identity.node_id),
-        swarm_id=swarm.id.hex(),
-        created=created,
-        kept=kept,
-        join_line=join_line(
-            swarm.key_text,
-            address or f"HOST:{_first_port(config.network.listen)}",
-            "" if config.run is None else config.run.name,
-            own_trainer=not config.trainer.auto,
-        ),
-        join_address=address,
-    )
+    text = render_config({**PRESETS[preset], **values})
+    return parse_config(text.encode(), path=config_path).config, text
 
 
-def join_line(swarm_key: str, address: str, run: str = "", *, own_trainer: bool = False) -> str:
-    """The command that makes another machine's node join, and take part in the same run.
+def write_config(path: Path, text: str, *, force: bool = False) -> None:
+    """Write a configuration whole; only with `force` in place of another one.
 
-    `own_trainer`: training is left to a script, there as here.
+    Raises:
+        NodedError: it cannot be written, or is there.
     """
-    line = f"noded init --swarm {swarm_key} --bootstrap {address}"
-    if run:
-        line += f" --run {run}"
-    return f"{line} --set trainer.auto=false" if run and own_trainer else line
-
-
-def _first_port(listen: Sequence[str]) -> int:
-    """The port to put into a line whose host only a person knows."""
-    ports = [port for text in listen if (port := Address.parse(text).port)]
-    return ports[0] if ports else DEFAULT_PORT
-
-
-def private_host(address: str) -> bool:
-    """Whether an address is reachable from its own network only."""
-    import ipaddress
-
-    try:
-        return ipaddress.ip_address(Address.parse(address).host.partition("%")[0]).is_private
-    except (TransportError, ValueError):
-        return False
-
-
-def _join_address(
-    advertise: Sequence[str], listen: Sequence[str], preset: str, own_host: str
-) -> str:
-    """The best address to tell another machine, "" if there is none.
-
-    Loopback is an answer only for a node that was made for this machine alone: a join line with
-    127.0.0.1 in it works where it is tried first, and nowhere else.
-    """
-    for text in (*advertise, *listen):
-        address = Address.parse(text)
-        if address.host in _NOT_DIALLED:
-            if not own_host or address.port == 0:
-                continue
-            address = Address(own_host, address.port)
-        if address.port and (preset == "local" or not address.is_loopback):
-            return str(address)
-    return ""
-
-
-def _parse_swarm(text: str) -> Swarm:
-    try:
-        return Swarm.parse(text.strip())
-    except TransportError as error:
-        raise NodedError(str(error), hint=error.hint, exit_code=ExitCode.USAGE) from None
-
-
-def _write_config(path: Path, text: str, *, force: bool) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -216,3 +165,46 @@ def _write_config(path: Path, text: str, *, force: bool) -> None:
             f"cannot write {path}: {error.strerror or error}",
             hint="name another file with --config",
         ) from error
+
+
+def _key_files(paths: NodePaths) -> tuple[Path, ...]:
+    return (paths.node_key, paths.swarm_root, paths.swarm_key, paths.certificate)
+
+
+def _checked_name(name: str) -> str:
+    if len(name) > MAX_SWARM_NAME or not name.isprintable():
+        raise UsageError(f"a swarm's name has at most {MAX_SWARM_NAME} printable characters")
+    return name
+
+
+def _host_name() -> str:
+    name = os.uname().nodename[:MAX_SWARM_NAME]
+    return name if name.isprintable() else ""
+
+
+def _own_root(path: Path) -> Identity:
+    return keys.load_root(path) if os.path.lexists(path) else keys.create_root(path)
+
+
+def _given(folder: Path) -> tuple[Identity, Swarm]:
+    """Root key and secret of a swarm that somebody else has made."""
+    return keys.load_root(folder / "swarm-root.key"), keys.load_swarm(folder / "swarm.key")
+
+
+def _keep_swarm_key(paths: NodePaths, swarm: Swarm | None) -> None:
+    if not os.path.lexists(paths.swarm_key):
+        keys.create_swarm(paths.swarm_key, swarm or Swarm.generate(os.urandom))
+    elif swarm is not None and keys.load_swarm(paths.swarm_key) != swarm:
+        raise Refused(
+            f"{paths.swarm_key} holds the key of another swarm",
+            hint="a node is in one swarm: use another --config folder, or leave that swarm first",
+        )
+
+
+def _check_joined(paths: NodePaths, root_folder: Path | None) -> None:
+    """A member of somebody else's swarm keeps its place; `init` only writes its configuration."""
+    if not os.path.lexists(paths.swarm_key) and root_folder is None:
+        raise NodedError(
+            f"there is a certificate in {paths.data_dir}, but not the swarm's key",
+            hint="join again:  noded join CODE      or start over in another --config folder",
+        )

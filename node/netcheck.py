@@ -19,6 +19,7 @@ from dht.service import Dht, open_dht
 from dht.settings import DhtSettings
 from node import keys
 from node.errors import NodedError, first_error
+from node.joining.facts import with_known_members
 from node.punch_trial import try_punch
 from node.reach_report import SCHEMA, no_trial, reach_report
 from node.schema import Config
@@ -45,7 +46,7 @@ def check_alone(config: Config, *, patience_s: float) -> dict[str, Any]:
         NodedError: the listen address cannot be had for another reason than being in use.
     """
     try:
-        return trio.run(_check, config, patience_s)
+        return trio.run(_check, with_known_members(config), patience_s)
     except BaseExceptionGroup as group:
         raise first_error(group) from group
 

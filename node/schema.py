@@ -112,6 +112,13 @@ class NetworkSection(_Section, frozen=True):
             "same moment as the other node.",
         ),
     ] = True
+    lan_discovery: Annotated[
+        bool,
+        Meta(
+            description="Whether to tell members on the same networks by multicast where this node "
+            "listens, and to dial those that do. Only done when it listens beyond this machine.",
+        ),
+    ] = True
     membership: Annotated[
         Literal["lan", "wan"],
         Meta(

@@ -60,9 +60,9 @@ DRIVERS = {
     "transport/connect/migration.py",
     "transport/nat/gateway.py",
     "transport/nat/gateway_socket.py",
-    "transport/nat/methods.py",
     "transport/nat/portmap.py",
     "transport/nat/upnp.py",
+    "transport/connect/door.py",
     "transport/connect/outbound.py",
     "transport/connect/outlet.py",
     "transport/reach/outside.py",
@@ -104,9 +104,11 @@ NODE_CORES = {
     "node/health.py",
     "node/joining/answer.py",
     "node/joining/beacon.py",
+    "node/joining/book.py",
     "node/joining/code.py",
     "node/joining/failures.py",
     "node/joining/forwarder.py",
+    "node/joining/held.py",
     "node/joining/issuer.py",
     "node/joining/ledger.py",
     "node/joining/places.py",
@@ -123,6 +125,9 @@ NODE_TRIO = {
     "node/control.py",
     "node/daemon.py",
     "node/joining/asking.py",
+    "node/joining/belonging.py",
+    "node/joining/enter.py",
+    "node/joining/lan.py",
     "node/joining/service.py",
     "node/netcheck.py",
     "node/pinging.py",
@@ -151,6 +156,7 @@ SOCKET = {
     "transport/tcp.py",
     "node/cli/client.py",  # the command line's HTTP over the control socket
     "node/control.py",
+    "node/joining/lan.py",  # beacons: multicast datagrams on this machine's networks
     "node/training/daemon_link.py",  # the trainer's end of the trainer socket
     "node/private_socket.py",  # makes both: owner only
     "node/shared_buffer.py",  # passes the memory's file descriptor

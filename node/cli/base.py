@@ -30,7 +30,7 @@ __all__ = ["Settings", "Verb", "Verbs", "current_settings"]
 
 
 _COMMAND: Final = re.compile(
-    r"\bnoded(?= (?:init(?! printed)|run|status|peers|ping|netcheck|state|stop|config|invite|leave)\b)"
+    r"\bnoded(?= (?:init|run|status|peers|ping|netcheck|state|stop|config|invite|members|revoke|leave)\b)"
 )
 """A command that is about a node, in a sentence."""
 

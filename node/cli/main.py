@@ -23,6 +23,7 @@ import click
 
 from node import __version__
 from node.cli.base import Settings, Verbs, current_settings
+from node.cli.joining import add_joining_verbs
 from node.cli.network import add_network_verbs
 from node.cli.state import add_state_verb
 from node.errors import (
@@ -45,7 +46,8 @@ STOP_TIMEOUT_S: Final = 15.0
 _EPILOG: Final = """\b
 Examples:
   noded local                       four nodes on this machine train a small model
-  noded init && noded run           set up a node, and start it
+  noded init && noded run           make a swarm with this node in it, and start it
+  noded invite                      a code with which another machine joins: noded join CODE
   noded status --watch              how it is doing
   noded peers --json                the same for a script
 
@@ -147,12 +149,13 @@ def peers(everything: bool, sort: str | None) -> None:
     click.echo(peers_text(rows, settings.style(), sort=sort or "", everything=everything))
     left = sum(isinstance(row, dict) and row.get("state") == "left" for row in rows)
     if not rows:
-        hint = "noded init printed the line that another machine runs to join"
+        hint = settings.aim("noded invite prints a code with which another machine joins")
         click.echo(f"no other node is known yet; {hint}", err=True)
     elif left == len(rows) and not everything:
         click.echo(settings.aim(f"{left} left in good order: noded peers --all"), err=True)
 
 
+add_joining_verbs(cli)
 add_network_verbs(cli)
 add_state_verb(cli)
 
@@ -202,8 +205,8 @@ def show_id() -> None:
     paths = node_paths(data_dir_of(settings.config))
     identity = keys.load_identity(paths.node_key)
     swarm_id = None
-    if os.path.lexists(paths.swarm_key):
-        swarm_id = keys.load_swarm(paths.swarm_key).id.hex()
+    if os.path.lexists(paths.certificate):
+        swarm_id = keys.load_chain(paths.certificate).leaf.swarm_id.hex()
     if settings.json:
         settings.print_json(
             {
@@ -259,91 +262,6 @@ def run(assignments: tuple[str, ...], parent_pid: int | None) -> None:
     )
     if code:
         raise SystemExit(code)
-
-
-@cli.command()
-@click.option("--name", help="What people call this node.  [default: the host name]")
-@click.option(
-    "--preset",
-    type=click.Choice(["local", "lan", "wan"]),
-    default="lan",
-    show_default=True,
-    help="Defaults for one machine, one network, or the internet.",
-)
-@click.option("--swarm", metavar="KEY", help="Join the swarm of this key; '-' reads it from stdin.")
-@click.option("--bootstrap", multiple=True, metavar="HOST:PORT", help="A node to ask first.")
-@click.option("--listen", multiple=True, metavar="HOST:PORT", help="Where to accept peers.")
-@click.option("--advertise", multiple=True, metavar="HOST:PORT", help="What to tell others.")
-@click.option("--run", "run_name", metavar="NAME", help="Take part in this run.")
-@click.option("--create", is_flag=True, help="Start that run if it does not exist.")
-@_set_option
-@click.option("--force", is_flag=True, help="Write the configuration anew (never the keys).")
-@click.option("--if-needed", is_flag=True, help="Do nothing, successfully, if it is there.")
-def init(
-    *,
-    name: str | None,
-    preset: str,
-    swarm: str | None,
-    bootstrap: tuple[str, ...],
-    listen: tuple[str, ...],
-    advertise: tuple[str, ...],
-    run_name: str | None,
-    create: bool,
-    assignments: tuple[str, ...],
-    force: bool,
-    if_needed: bool,
-) -> None:
-    """Set up a node: configuration, identity, swarm key; print the line for the next machine."""
-    from node.cli.client import own_host
-    from node.cli.text import initialised_text, parse_assignments
-    from node.config import find_config
-    from node.initialise import initialise
-
-    settings = current_settings()
-    path = find_config(settings.config)
-    if if_needed and os.path.lexists(path):
-        if not settings.json:
-            click.echo(f"noded: {path} is there already", err=True)
-        else:
-            settings.print_json({"schema": "noded.init/1", "config": str(path), "created": []})
-        return
-    if create and not run_name:
-        raise click.UsageError("--create needs --run NAME")
-    values: dict[str, Any] = parse_assignments(_overrides(assignments))
-    options: dict[str, Any] = {
-        "node.name": name,
-        "network.bootstrap": list(bootstrap),
-        "network.listen": list(listen),
-        "network.advertise": list(advertise),
-        "run.name": run_name,
-        "run.create": create,
-    }
-    values.update((key, value) for key, value in options.items() if value)
-    if swarm == "-":
-        swarm = sys.stdin.read(1024)
-    made = initialise(
-        path,
-        values=values,
-        preset=preset,
-        swarm_key=swarm or "",
-        own_host="127.0.0.1" if preset == "local" else own_host(),
-        force=force,
-    )
-    if settings.json:
-        settings.print_json(
-            {
-                "schema": "noded.init/1",
-                "config": str(made.config),
-                "id": made.node_id,
-                "swarm": made.swarm_id,
-                "created": list(made.created),
-                "kept": list(made.kept),
-                "join_line": made.join_line,
-                "join_address": made.join_address or None,
-            }
-        )
-    else:
-        click.echo(initialised_text(made, default_config=settings.config is None))
 
 
 @cli.command(context_settings={"show_default": True})

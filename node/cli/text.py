@@ -6,15 +6,15 @@ health check pays for.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
+from node.cli.render import printable
 from node.config import Knob, LoadedConfig, knob, knobs, parse_text
 from node.config_text import toml_value
-from node.initialise import Initialised, private_host
+from node.initialise import Initialised
 
 __all__ = ["effective", "initialised_text", "knob_json", "parse_assignments"]
 
@@ -53,25 +53,30 @@ def knob_json(entry: Knob) -> dict[str, Any]:
     }
 
 
-def initialised_text(made: Initialised, *, default_config: bool) -> str:
-    """What `noded init` tells a person."""
-    flag = "" if default_config else f" --config {shlex.quote(str(made.config))}"
+def initialised_text(made: Initialised, aim: Callable[[str], str]) -> str:
+    """What `noded init` tells a person.
+
+    Args:
+        made: what there is now.
+        aim: puts into a command the options that name this node (`Settings.aim`).
+    """
+    wrote = f"wrote {', '.join(made.created)}" if made.created else "wrote nothing new"
     kept = f", kept {', '.join(made.kept)}" if made.kept else ""
     lines = [
         f"node      {made.node_id}",
-        f"files     {made.config.parent}  (wrote {', '.join(made.created)}{kept})",
-        f"start     noded{flag} run",
-        "",
-        "To join from another machine, run there (the key admits to the swarm: keep it private):",
-        f"  {made.join_line}",
+        f"swarm     {printable(made.swarm_name, 64)}",
+        f"files     {made.config.parent}  ({wrote}{kept})",
+        aim("start     noded run"),
     ]
-    if not made.join_address:
-        lines.append("Put an address of this machine that others can reach in place of HOST.")
-    elif made.join_address.startswith(("127.", "[::1]")):
-        lines.append(f"{made.join_address} is for nodes on this machine only.")
-    elif private_host(made.join_address):
-        lines.append(
-            f"{made.join_address} works inside this network; from outside use the public address, "
-            "with the port forwarded."
-        )
+    if made.may_invite:
+        lines += [
+            "",
+            "When it runs, this prints a code with which another machine joins:",
+            aim("  noded invite"),
+        ]
+    if made.has_root:
+        lines += [
+            "",
+            "swarm-root.key makes members without an invite: keep a copy in a safe place.",
+        ]
     return "\n".join(lines)

@@ -7,18 +7,18 @@ works; the addresses of the configuration come first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 
 from node.errors import NodedError
+from node.schema import Config
 from transport.address import Address
 from transport.durable import replace_file
 from transport.errors import TransportError
 
-__all__ = ["SwarmFacts", "load_facts", "store_facts"]
+__all__ = ["SwarmFacts", "load_facts", "store_facts", "with_known_members"]
 
 MAX_FILE_BYTES: Final = 65536
 MAX_BOOTSTRAP: Final = 16
@@ -31,11 +31,6 @@ class SwarmFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What people call the swarm."""
     bootstrap: tuple[str, ...] = ()
     """Members' addresses."""
-
-    def asked_first(self, configured: Iterable[str]) -> list[Address]:
-        """Whom to ask first: those of the configuration, then ours."""
-        texts = dict.fromkeys([*configured, *self.bootstrap])
-        return [Address.parse(text) for text in texts]
 
 
 def load_facts(path: Path) -> SwarmFacts:
@@ -50,6 +45,14 @@ def load_facts(path: Path) -> SwarmFacts:
         name=facts.name if facts.name.isprintable() else "",
         bootstrap=tuple(text for text in facts.bootstrap if _usable(text))[:MAX_BOOTSTRAP],
     )
+
+
+def with_known_members(config: Config) -> Config:
+    """The configuration with the members of the node's facts behind its own bootstrap addresses."""
+    known = load_facts(config.paths.swarm_facts).bootstrap
+    merged = tuple(dict.fromkeys([*config.network.bootstrap, *known]))
+    network = msgspec.structs.replace(config.network, bootstrap=merged)
+    return msgspec.structs.replace(config, network=network)
 
 
 def store_facts(path: Path, facts: SwarmFacts) -> None:

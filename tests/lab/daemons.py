@@ -67,6 +67,7 @@ class LabCluster(Cluster):
             "node.name": name,
             "network.listen": [f"0.0.0.0:{PORT}"],
             "network.bootstrap": [other.outside for other in bootstrap],
+            "network.lan_discovery": False,  # who knows whom is what these tests are about
         }
         settings.update((key.replace("__", "."), value) for key, value in values.items())
         node = LabNode(self, name, settings)

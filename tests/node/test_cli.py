@@ -13,7 +13,6 @@ from node.cli.base import Settings
 from node.cli.main import cli
 from node.errors import NotReady, PeerNotReachable
 from tests.node.fake_control import PEER, STATUS, FakeDaemon, run
-from transport.swarm import Swarm
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,8 +79,6 @@ def test_hints_name_the_node_that_was_asked(capsys, daemon):
     settings = Settings()
     settings.config = Path("a\\1b")
     assert settings.aim("noded run, noded nothing") == "noded --config 'a\\1b' run, noded nothing"
-    line = "the line that noded init printed"
-    assert settings.aim(line) == line
 
 
 @pytest.mark.parametrize("verb", [["status"], ["peers"], ["stop"], ["id"], ["config", "show"]])
@@ -168,127 +165,6 @@ def test_watch_prints_until_it_is_interrupted(capsys, daemon, monkeypatch):
 
 
 # ---- setting up --------------------------------------------------------------------------------
-
-
-def test_init_makes_a_node_and_the_line_for_the_next_one(capsys, home, monkeypatch):
-    import node.cli.client
-
-    monkeypatch.setattr(node.cli.client, "own_host", lambda: "192.0.2.20")
-    code, out, err = run(capsys, "init", "--name", "attic", "--run", "demo", "--create")
-    assert (code, err) == (0, "")
-    (line,) = [line.strip() for line in out.splitlines() if "--bootstrap" in line]
-    assert line.endswith("--bootstrap 192.0.2.20:7447 --run demo")
-    data = home / ".local" / "state" / "noded"
-    assert sorted(path.name for path in data.iterdir()) == ["node.key", "noded.toml", "swarm.key"]
-    assert all(path.stat().st_mode & 0o077 == 0 for path in [data, *data.iterdir()])
-    node_id = json.loads(run(capsys, "id", "--json")[1])
-    assert run(capsys, "id")[1].strip() == node_id["id"] in out
-
-    # The line, on another machine, makes a node of the same swarm with an identity of its own.
-    monkeypatch.setenv("NODED_CONFIG", str(home / "other" / "noded.toml"))
-    code, out, _ = run(capsys, *line.split()[1:], "--json")
-    assert code == 0
-    other = json.loads(out)
-    assert other["schema"] == "noded.init/1"
-    assert other["swarm"] == node_id["swarm"]
-    assert other["id"] != node_id["id"]
-    assert json.loads(run(capsys, "config", "show", "--json")[1])["keys"]["network.bootstrap"] == {
-        "value": ["192.0.2.20:7447"],
-        "source": other["config"],
-    }
-
-
-def test_the_join_line_never_names_loopback_unless_asked(capsys, home, monkeypatch):
-    import node.cli.client
-
-    monkeypatch.setattr(node.cli.client, "own_host", lambda: "")
-    config = ["--config", str(home / "a" / "noded.toml")]
-    out = run(capsys, "init", *config, "--listen", "127.0.0.1:7447")[1]
-    assert "--bootstrap HOST:7447" in out
-    assert "in place of HOST" in out
-    config = ["--config", str(home / "b" / "noded.toml")]
-    assert "--bootstrap 127.0.0.1:7447" in run(capsys, "init", *config, "--preset", "local")[1]
-    config = ["--config", str(home / "c" / "noded.toml")]
-    out = run(capsys, "init", *config, "--advertise", "203.0.113.7:9")[1]
-    assert "--bootstrap 203.0.113.7:9" in out
-
-
-def test_init_twice_changes_nothing(capsys, home):
-    assert run(capsys, "init")[0] == 0
-    data = home / ".local" / "state" / "noded"
-    before = {path.name: path.read_bytes() for path in data.iterdir()}
-    code, out, err = run(capsys, "init", "--name", "other")
-    assert (code, out) == (1, "")
-    assert "noded run" in err
-    assert run(capsys, "init", "--if-needed")[0] == 0
-    assert {path.name: path.read_bytes() for path in data.iterdir()} == before
-    assert run(capsys, "init", "--force", "--name", "other")[0] == 0
-    after = {path.name: path.read_bytes() for path in data.iterdir()}
-    assert after["node.key"] == before["node.key"]
-    assert after["swarm.key"] == before["swarm.key"]
-    assert b'name = "other"' in after["noded.toml"]
-
-
-def test_an_interrupted_init_is_finished_by_the_next(capsys, home):
-    assert run(capsys, "init")[0] == 0
-    data = home / ".local" / "state" / "noded"
-    identity = (data / "node.key").read_bytes()
-    (data / "noded.toml").unlink()
-    code, out, _ = run(capsys, "init")
-    assert code == 0
-    assert "kept swarm.key, node.key" in out
-    assert (data / "node.key").read_bytes() == identity
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "word"),
-    [
-        (["--swarm", "ns-garbage", "--bootstrap", "a:1"], 2, "swarm key"),
-        (["--bootstrap", "nonsense"], 7, "network.bootstrap"),
-        (["--set", "run.evrey=3"], 7, "run.every"),
-        (["--set", "run.every"], 2, "KEY=VALUE"),
-        (["--create"], 2, "--run"),
-        (["--run", "../x"], 7, "run.name"),
-        (["--preset", "moon"], 2, "preset"),
-    ],
-)
-def test_a_wrong_init_writes_nothing(capsys, home, arguments, code, word):
-    result, out, err = run(capsys, "init", *arguments)
-    assert (result, out) == (code, "")
-    assert word in err
-    assert not (home / ".local").exists()
-
-
-def test_joining_needs_an_address_and_the_same_swarm(capsys, home):
-    first, second = (Swarm.generate(os.urandom).key_text for _ in range(2))
-    code, _, err = run(capsys, "init", "--bootstrap", "192.0.2.1:7447")
-    assert code == 7
-    assert "--swarm" in err
-    assert not (home / ".local").exists()
-    code, _, err = run(capsys, "init", "--swarm", first)
-    assert code == 7
-    assert "--bootstrap" in err
-    join = ["init", "--bootstrap", "192.0.2.1:7447", "--swarm"]
-    assert run(capsys, *join, first)[0] == 0
-    assert run(capsys, *join, second, "--force")[0] == 8
-
-
-def test_the_swarm_key_can_come_from_standard_input(capsys, home, monkeypatch):
-    import io
-
-    swarm = Swarm.generate(os.urandom)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(swarm.key_text + "\n"))
-    code, out, _ = run(capsys, "init", "--swarm", "-", "--bootstrap", "192.0.2.1:1", "--json")
-    assert code == 0
-    assert json.loads(out)["swarm"] == swarm.id.hex()
-
-
-def test_a_node_that_leaves_training_to_a_script_asks_others_to_do_the_same(capsys, home):
-    config = ["--config", str(home / "a" / "noded.toml")]
-    made = ["init", "--run", "r", "--create", "--set", "trainer.auto=false", "--json", *config]
-    code, out, _ = run(capsys, *made)
-    assert code == 0
-    assert json.loads(out)["join_line"].endswith("--run r --set trainer.auto=false")
 
 
 @pytest.mark.parametrize("option", ["--protocol", "--task"])

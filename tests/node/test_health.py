@@ -101,7 +101,7 @@ def test_a_bootstrap_address_says_why_it_is_silent():
     )
     (warning,) = [w for w in assess(silent) if w.code == "bootstrap-silent"]
     assert "10.0.0.1:7447" in warning.text
-    assert "swarm's key" in warning.hint
+    assert "noded join" in warning.hint
 
 
 def test_a_finished_run_waits_for_nobody():
