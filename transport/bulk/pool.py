@@ -104,6 +104,10 @@ class BulkPool:
         rtt_s: the path's round trip in seconds, as far as known.
         stall_s, linkless_s: see `STALL_S`, `LINKLESS_S`.
         links: a fixed number of links instead of a measured one (for comparisons).
+        wanted: called with (tag, size) when the other side expects a tag that is not being sent here: for an end that
+            serves on demand. It must not block; `send` or `refuse` the tag later.
+        asks: the other end serves on demand, so it sends nothing, and opens no link, before it has heard what is wanted:
+            keep a link from here.
     """
 
     def __init__(
@@ -116,16 +120,19 @@ class BulkPool:
         stall_s: float = STALL_S,
         linkless_s: float = LINKLESS_S,
         links: int | None = None,
+        wanted: Callable[[bytes, int], None] = lambda _tag, _size: None,
+        asks: bool = False,
     ) -> None:
         if not 1 <= max_links <= MAX_LINKS:
             raise UsageError(f"a pool has 1 to {MAX_LINKS} links")
         self._open_link, self._accept_link = open_link, accept_link
         self._max_links = max_links
+        self._asks = asks
         self._fixed = None if links is None else max(1, min(links, max_links))
         self._rtt_s, self._stall_s, self._linkless_s = rtt_s, stall_s, linkless_s
         self._count = LinkCount(most=max_links)
         self._links: dict[int, _Link] = {}
-        self._transfers = Transfers(self._redirect, self._wake)
+        self._transfers = Transfers(self._redirect, self._wake, wanted)
         self._opening = 0
         self._next_link = 1
         self._barren = 0
@@ -134,6 +141,7 @@ class BulkPool:
         self._lost_at: float | None = None  # when the last link was lost
         self._closing = self._peer_left = False
         self._broken = ""
+        self._over = trio.Event()
         self._keeper = Waiter()
         self._accept_scope: trio.CancelScope | None = None
         self._changed = trio.lowlevel.ParkingLot()  # links come and go
@@ -185,6 +193,22 @@ class BulkPool:
         transfer = self._transfers.receive(tag, into.cast("B"), done.set)
         await self._finish(transfer, done)
 
+    def wants(self, tag: bytes) -> bool:
+        """Whether the other side expects `tag` and it is not being sent here."""
+        return self._transfers.wants(tag)
+
+    def refuse(self, tag: bytes) -> None:
+        """Fail the other side's `receive(tag)` with `TransferCancelled`, if it expects that tag."""
+        try:
+            self._transfers.refuse(tag)
+        except ChunkRefused as error:
+            self._break(f"the peer broke the rules of bulk transfers: {error}")
+
+    async def wait_over(self) -> str:
+        """Wait until the pool is of no more use (closed here or by the peer, or broken); returns why."""
+        await self._over.wait()
+        return self._broken
+
     async def _finish(self, transfer: Transfer, done: trio.Event) -> None:
         self._keeper.wake()
         try:
@@ -231,6 +255,7 @@ class BulkPool:
         """Fail everything, for good."""
         if not self._broken:
             self._broken = reason
+            self._over.set()
             self._transfers.fail(lambda: PoolBroken(reason))
             if self._nursery is not None:
                 self._nursery.cancel_scope.cancel()
@@ -298,7 +323,9 @@ class BulkPool:
                 self._open_more(target)
             elif len(self._links) > target:
                 self._retire()
-            idle = not (self._transfers.sending or self._transfers.receiving or self._links)
+            idle = not (
+                self._transfers.sending or self._transfers.receiving or self._links or self._asks
+            )
             with trio.move_on_after(float("inf") if idle else TICK_S):
                 await self._keeper.wait()
 
@@ -314,6 +341,8 @@ class BulkPool:
             target = min(self._count.waiting(now), max(links, 1))
         else:
             target = min(self._count.idle(now), links)
+            if self._asks:
+                target = max(target, 1)
         return max(links, 1) if target and self._fixed is not None else target
 
     def _watch(self, now: float) -> None:
@@ -463,6 +492,8 @@ async def open_bulk_pool(
     *,
     max_links: int | None = None,
     links: int | None = None,
+    wanted: Callable[[bytes, int], None] = lambda _tag, _size: None,
+    asks: bool = False,
 ) -> AsyncIterator[BulkPool]:
     """Run a pool with `peer` for the length of the block; the peer opens one with the same label.
 
@@ -475,6 +506,8 @@ async def open_bulk_pool(
         label: at most 64 bytes, for one pool with this peer at a time.
         max_links: the default is `limits.bulk_links_per_peer`; at most that, and at most 8.
         links: a fixed number instead of a measured one.
+        wanted: for an end that serves on demand, see `BulkPool`.
+        asks: for the other end of one that does, see `BulkPool`.
     """
     limit = min(MAX_LINKS, endpoint.limits.bulk_links_per_peer)
     pool = BulkPool(
@@ -483,6 +516,8 @@ async def open_bulk_pool(
         max_links=limit if max_links is None else min(limit, max_links),
         rtt_s=lambda: peer.rtt_s or 0.0,
         links=links,
+        wanted=wanted,
+        asks=asks,
     )
     async with running(pool):
         yield pool

@@ -104,14 +104,19 @@ class Transfers:
         redirect: called with (link, memory): what is still to come of the chunk that this link
             receives must go there.
         wake: called when there may be something to send.
+        wanted: called with (tag, size) when the other side expects a tag that is not being sent here;
+            `send` it, `refuse` it, or leave it open.
     """
 
     def __init__(
-        self, redirect: Callable[[int, memoryview], None], wake: Callable[[], None]
+        self,
+        redirect: Callable[[int, memoryview], None],
+        wake: Callable[[], None],
+        wanted: Callable[[bytes, int], None] = lambda _tag, _size: None,
     ) -> None:
         self.acknowledged = 0
         """Payload bytes the other side has confirmed."""
-        self._redirect, self._wake = redirect, wake
+        self._redirect, self._wake, self._on_wanted = redirect, wake, wanted
         self._queue = SendQueue()
         self._links: dict[int, _Link] = {}
         self._next_id = 1
@@ -141,6 +146,17 @@ class Transfers:
     def chunks_waiting(self) -> bool:
         """Whether a free link would get a chunk."""
         return self._queue.waiting
+
+    def wants(self, tag: bytes) -> bool:
+        """Whether the other side expects `tag` and it is not being sent."""
+        return tag in self._wants
+
+    def refuse(self, tag: bytes) -> None:
+        """End the other side's receive of `tag`; nothing happens if it does not expect it (any more)."""
+        want = self._wants.pop(tag, None)
+        if want is not None:
+            _remember(self._settled, want.id, Reason.CANCELLED)
+            self._tell(Gone(want.id, Reason.CANCELLED))
 
     def send(self, tag: bytes, view: memoryview, ended: Callable[[], None]) -> Transfer:
         """Begin to send `view`, which stays as it is until the transfer has ended.
@@ -196,6 +212,7 @@ class Transfers:
             self._drop_receive(receive)
             receive.end(error())
         for send in list(self._sends.values()):
+            self._queue.remove(send.id)  # a link's writer may still ask before it hears of the end
             send.end(error())
         self._sends.clear()
         self._sending.clear()
@@ -335,6 +352,8 @@ class Transfers:
             raise ChunkRefused("one number for two transfers")
         self._wants[want.tag] = want
         self._match(want.tag)
+        if want.tag in self._wants:
+            self._on_wanted(want.tag, want.size)
 
     # Inside
 
