@@ -1,12 +1,20 @@
 """Certified encrypted all-reduce against torch's gloo (plaintext), in one run on loopback.
 
-    python benchmarks/allreduce.py [--world 2 4] [--sizes 1024 ...] [--json FILE]
+    python benchmarks/allreduce.py [--world 2 4] [--sizes 1024 ...] [--paths shared tcp]
 
 Every rank is a process that holds both: a noded endpoint with its collective group, and a gloo
 process group. Iterations alternate, each starts from a barrier, and the time of an iteration is
 that of its slowest rank, so that whatever else the machine does meets both alike. Quote the ratio.
 
-One JSON line per case on stdout (median over the iterations), a table on stderr.
+Two paths are measured, each beside gloo: `shared` is what members on one machine use (sealed records
+in shared memory, notices over TCP), `tcp` is the same program with shared memory declined, as between
+two machines. Gloo uses TCP over loopback in both.
+
+One JSON line per case on stdout (median over the iterations), a table on stderr. Below it, what the
+parts cost on this machine in the same run: a plaintext socket (as iperf3 measures it, in CPU seconds
+per GiB that crosses it), AES-256-GCM, BLAKE3 and the addition. With N members, a GiB of payload moves
+2(N-1) GiB, each sealed and opened once, adds N-1 GiB and hashes one. Their sum is the floor of an
+encrypted all-reduce, `rest` what is above it: Python, tasks, cache misses, the certificate.
 
 What is compared: fp32 sum. Ours is encrypted, authenticated, certified by all members' signatures,
 and keeps its input for a retry (out of place); gloo's is plaintext, in place, and does none of that.
@@ -16,21 +24,26 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import resource
+import select
 import socket
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 SIZES = (1 << 10, 1 << 16, 1 << 20, 1 << 24, 1 << 26, 1 << 28)
 SEED = b"benchmark"
+PATHS = ("shared", "tcp")
 
 
 def iterations(size: int) -> int:
@@ -43,10 +56,104 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+# ---- what the parts cost ------------------------------------------------------------------------
+
+
+def cpu_seconds(who: int) -> float:
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime
+
+
+def move_plain(out: socket.socket, into: socket.socket, total: int) -> None:
+    """Send and receive `total` bytes at once, 1 MiB per call."""
+    data, buffer = memoryview(bytearray(1 << 20)), memoryview(bytearray(1 << 20))
+    sent = received = 0
+    while sent < total or received < total:
+        readable, writable, _ = select.select(
+            [into] if received < total else [], [out] if sent < total else [], []
+        )
+        if writable:
+            sent += out.send(data[: total - sent])
+        if readable:
+            received += into.recv_into(buffer)
+
+
+def socket_cost(total: int = 128 << 20) -> float:
+    """CPU seconds per GiB moved between two processes over plaintext TCP, both ways at once."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    command = [sys.executable, __file__, "--plain", str(total), "--ports", *map(str, ports)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        one, other = (listener.accept()[0] for listener in listeners)
+        for sock in (*listeners, one, other):
+            no_delay(sock)
+        before = cpu_seconds(resource.RUSAGE_SELF)
+        move_plain(one, other, total)
+        used = cpu_seconds(resource.RUSAGE_SELF) - before
+        assert child.stdout is not None
+        used += float(child.stdout.read())
+    for sock in (*listeners, one, other):
+        sock.close()
+    return used / (2 * total) * 2**30
+
+
+def no_delay(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setblocking(False)
+
+
+def plain_main(ports: list[int], total: int) -> None:
+    """The other process of `socket_cost`."""
+    other, one = (socket.create_connection(("127.0.0.1", port)) for port in ports)
+    for sock in (one, other):
+        no_delay(sock)
+    before = cpu_seconds(resource.RUSAGE_SELF)
+    move_plain(one, other, total)
+    print(cpu_seconds(resource.RUSAGE_SELF) - before)
+
+
+def part_costs() -> dict[str, float]:
+    """CPU seconds per GiB of each part, best of five, in buffers that stay in the cache."""
+    import numpy as np
+    from blake3 import blake3
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    size = 1 << 18
+    plain, sealed = bytearray(size), bytearray(size + 16)
+    cipher, nonce = AESGCM(bytes(32)), bytes(12)
+    one, two = np.ones(size // 4, np.float32), np.ones(size // 4, np.float32)
+
+    def cost(work: Callable[[], object]) -> float:
+        def once() -> float:
+            before = time.process_time()
+            for _ in range(128):
+                work()
+            return (time.process_time() - before) / (128 * size) * 2**30
+
+        return round(min(once() for _ in range(5)), 3)
+
+    return {
+        "socket": round(min(socket_cost() for _ in range(5)), 3),
+        "aes": cost(lambda: cipher.encrypt_into(nonce, plain, None, sealed)),
+        "blake3": cost(lambda: blake3(plain).digest()),
+        "add": cost(lambda: np.add(one, two, out=two)),
+    }
+
+
+def floor(costs: dict[str, float], world: int, path: str) -> float:
+    """CPU seconds per GiB of payload that the parts alone cost, all members together."""
+    moved = 2 * (world - 1)
+    crossing = costs["socket"] if path == "tcp" else 0.0
+    return moved * (crossing + 2 * costs["aes"]) + (world - 1) * costs["add"] + costs["blake3"]
+
+
 # ---- one rank ----------------------------------------------------------------------------------
 
 
-def rank_main(rank: int, world: int, ports: list[int], sizes: list[int]) -> None:
+def rank_main(
+    rank: int, world: int, ports: list[int], sizes: list[int], path: str, *, pin: bool
+) -> None:
     import hashlib
     import random
 
@@ -58,10 +165,21 @@ def rank_main(rank: int, world: int, ports: list[int], sizes: list[int]) -> None
     from gossip.collective.epoch_events import EpochSettings
     from gossip.collective.group import open_group
     from transport.address import Address
+    from transport.bulk import shared
     from transport.endpoint import open_endpoint
     from transport.identity import Identity
     from transport.swarm import Swarm
     from transport.tcp import TcpNetwork
+
+    if pin:
+        cpus = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cpus[rank % len(cpus)]})
+    if path == "tcp":
+
+        def declined() -> shared.Offer:
+            raise shared.NotShared("this run measures TCP")
+
+        shared.Offer = declined  # type: ignore[assignment,misc]
 
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -69,8 +187,7 @@ def rank_main(rank: int, world: int, ports: list[int], sizes: list[int]) -> None
     )
 
     def cpu() -> float:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        return usage.ru_utime + usage.ru_stime
+        return cpu_seconds(resource.RUSAGE_SELF)
 
     def gather(*figures: float) -> list[float]:
         """The slowest rank's two times, and the sum of all ranks' two CPU times."""
@@ -101,9 +218,11 @@ def rank_main(rank: int, world: int, ports: list[int], sizes: list[int]) -> None
             gc.freeze()  # as the daemon does: torch's objects are not to be looked at in every round
             for size in sizes:
                 source = np.full(size // 4, rank + 1, np.float32)
-                out = np.empty_like(source)
+                out = np.zeros_like(source)
+                out.fill(1)  # its pages are the caller's, not the operation's
                 tensor = torch.empty(size // 4)
                 ours, theirs, our_cpu, their_cpu = [], [], [], []
+                extra = 0.0
 
                 def gloo_once(tensor: torch.Tensor) -> tuple[float, float]:
                     tensor.fill_(float(rank + 1))
@@ -115,9 +234,12 @@ def rank_main(rank: int, world: int, ports: list[int], sizes: list[int]) -> None
                 for number in range(iterations(size) + 2):
                     # gloo blocks, so it runs in a thread: the event loop stays free to talk.
                     await trio.to_thread.run_sync(dist.barrier)
+                    resident = reset_peak() if number == 0 else 0.0
                     before, began = cpu(), time.perf_counter()
                     reduced = await group.all_reduce(b"bench", source, out)
                     took, used = time.perf_counter() - began, cpu() - before
+                    if number == 0:
+                        extra = status_mib("VmHWM") - resident
                     round_ += 1
                     state = hashlib.sha256(state + reduced.certificate.root).digest()
                     group.set_position(round_, state)
@@ -138,6 +260,7 @@ def rank_main(rank: int, world: int, ports: list[int], sizes: list[int]) -> None
                             {
                                 "benchmark": "allreduce",
                                 "world": world,
+                                "path": path,
                                 "bytes": size,
                                 "iterations": len(ours),
                                 "noded_ms": round(statistics.median(ours) * 1e3, 3),
@@ -153,8 +276,8 @@ def rank_main(rank: int, world: int, ports: list[int], sizes: list[int]) -> None
                                 "gloo_cpu_s_per_gib": round(
                                     statistics.median(their_cpu) / size * 2**30, 3
                                 ),
-                                "max_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                                >> 10,
+                                # Over what was resident before, which includes both buffers.
+                                "noded_extra_mib": round(extra, 1),
                             }
                         ),
                         flush=True,
@@ -164,16 +287,30 @@ def rank_main(rank: int, world: int, ports: list[int], sizes: list[int]) -> None
     trio.run(main)
 
 
+def status_mib(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit(f"no {field} in /proc/self/status")
+
+
+def reset_peak() -> float:
+    """Let the peak start from now; returns the resident size, in MiB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return status_mib("VmRSS")
+
+
 # ---- the run -----------------------------------------------------------------------------------
 
 
-def run_world(world: int, sizes: list[int]) -> list[dict[str, object]]:
+def run_world(world: int, sizes: list[int], path: str, *, pin: bool) -> Iterator[dict[str, Any]]:
     ports = [free_port() for _ in range(world + 1)]
     ranks = [
         subprocess.Popen(
             [
                 *(sys.executable, __file__, "--rank", str(rank), "--world", str(world)),
-                *("--ports", *map(str, ports), "--sizes", *map(str, sizes)),
+                *("--ports", *map(str, ports), "--sizes", *map(str, sizes), "--paths", path),
+                *(["--pin"] if pin else []),
             ],
             stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -181,29 +318,35 @@ def run_world(world: int, sizes: list[int]) -> list[dict[str, object]]:
         )
         for rank in range(world)
     ]
-    rows = []
     stdout = ranks[0].stdout
     assert stdout is not None
     for line in stdout:
-        row = json.loads(line)
-        rows.append(row)
-        print(line, end="", flush=True)
+        yield json.loads(line)
     codes = [process.wait(timeout=60) for process in ranks]
     if any(codes):
         raise SystemExit(f"a rank failed: exit codes {codes}")
-    return rows
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    head = f"{'world':>5} {'size':>9} {'noded ms':>10} {'gloo ms':>10} {'ratio':>7} {'cpu/GiB':>8} {'gloo':>7}"
+def table(rows: list[dict[str, Any]]) -> str:
+    head = (
+        f"{'world':>5} {'path':>6} {'size':>9} {'noded ms':>10} {'gloo ms':>10} {'ratio':>7} "
+        f"{'cpu/GiB':>8} {'gloo':>7} {'of gloo':>8} {'floor':>7} {'rest':>7} {'extra':>8}"
+    )
     lines = [head]
     for row in rows:
-        size = int(str(row["bytes"]))
+        size = int(row["bytes"])
         text = f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
-        lines.append(
-            f"{row['world']:>5} {text:>9} {row['noded_ms']:>10} {row['gloo_ms']:>10} "
-            f"{row['bandwidth_ratio']:>6}x {row['noded_cpu_s_per_gib']:>8} {row['gloo_cpu_s_per_gib']:>7}"
+        line = (
+            f"{row['world']:>5} {row['path']:>6} {text:>9} {row['noded_ms']:>10} "
+            f"{row['gloo_ms']:>10} {row['bandwidth_ratio']:>6}x "
         )
+        if size >= 1 << 20:  # below, a GiB would be a million operations
+            used, other = row["noded_cpu_s_per_gib"], row["gloo_cpu_s_per_gib"]
+            line += (
+                f"{used:>8} {other:>7} {used / other:>7.2f}x {row['floor_cpu_s_per_gib']:>7} "
+                f"{used - row['floor_cpu_s_per_gib']:>7.2f} {row['noded_extra_mib']:>4} MiB"
+            )
+        lines.append(line)
     return "\n".join(lines)
 
 
@@ -213,14 +356,40 @@ def main() -> None:
     )
     parser.add_argument("--world", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--rank", type=int)
-    parser.add_argument("--ports", type=int, nargs="+")
+    parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS))
+    parser.add_argument(
+        "--pin",
+        action="store_true",
+        help="each rank, with all its threads, on one CPU: where other work would push two onto one",
+    )
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--ports", type=int, nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--plain", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.rank is not None:
-        rank_main(options.rank, options.world[0], options.ports, options.sizes)
+    if options.plain is not None:
+        plain_main(options.ports, options.plain)
         return
-    rows = [row for world in options.world for row in run_world(world, options.sizes)]
+    if options.rank is not None:
+        rank_main(
+            options.rank,
+            options.world[0],
+            options.ports,
+            options.sizes,
+            options.paths[0],
+            pin=options.pin,
+        )
+        return
+    costs = part_costs()
+    rows: list[dict[str, Any]] = []
+    for world, path in itertools.product(options.world, options.paths):
+        for row in run_world(world, options.sizes, path, pin=options.pin):
+            row["floor_cpu_s_per_gib"] = round(floor(costs, world, path), 3)
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    print(json.dumps({"benchmark": "allreduce parts", "cpu_s_per_gib": costs}), flush=True)
     print(table(rows), file=sys.stderr)
+    parts = ", ".join(f"{name} {cost} ({1.0737 / cost:.1f} GB/s)" for name, cost in costs.items())
+    print(f"CPU seconds per GiB of each part: {parts}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ DRIVERS = {
     "transport/relay/trial.py",
     "transport/reach/reach.py",
     "transport/bulk/rendezvous.py",
+    "transport/bulk/shared.py",
     "transport/streams/stream.py",
     "transport/streams/raw.py",
     "transport/tcp.py",

@@ -110,6 +110,14 @@ class RawStream(ABC):
         del data
         return 0
 
+    def receive_now(self, buffer: memoryview) -> int:
+        """Put what is there already at the start of `buffer`; return how much that was.
+
+        For use while no `receive_into` is under way. An end or an error shows with the next one.
+        """
+        del buffer
+        return 0
+
     def expect_bulk(self) -> None:  # noqa: B027 - a hint that a network may ignore
         """Hint: large transfers follow, and throughput counts more than what lies unsent."""
 

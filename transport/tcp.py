@@ -230,6 +230,15 @@ class TcpStream(RawStream):
         except OSError:
             return 0
 
+    def receive_now(self, buffer: memoryview) -> int:
+        """See `RawStream.receive_now`."""
+        if self._sock is None or self._receiving:
+            return 0
+        try:
+            return self._sock.recv_into(buffer)
+        except OSError:
+            return 0
+
     async def receive_into(self, buffer: memoryview) -> int:
         """See `RawStream.receive_into`."""
         sock = self._sock

@@ -10,14 +10,19 @@ After the reduce-scatter, member r owns the finished chunk (r+1): it alone divid
 hashes it, and everybody else takes over the owner's bytes and digest. So all members hold the same
 bits, and certification costs 1/N of the data. The price: with three members or more, one that passes
 on other bytes than it received is not caught by this operation's certificate, but by the state
-digest in the next one's descriptor. Chunks travel in segments, so that receiving, adding and
-sending overlap.
+digest in the next one's descriptor.
+
+Chunks travel in segments, each with a header that names its place, so that receiving, adding and
+sending overlap. The segments of one (phase, step) come in their order; how these streams mix is up to
+the sender. A member passes on first what has just arrived, while it is in the processor's cache, and
+within one machine begins a new segment of its own only when an earlier one has come back summed up.
 
 Invariants:
 
 * the source is only read: an operation can be repeated from it in another epoch;
-* partial sums live in `out` alone, so the memory needed beyond the caller's two buffers is one
-  segment, and a receiver never waits for its own sender (a ring of such waits could deadlock);
+* a receiver never waits for its own sender (a ring of such waits could deadlock): what cannot leave at
+  once is kept in its place in `out`, so the memory needed beyond the caller's two buffers is one
+  segment;
 * every segment's header names the operation, so that bytes of an aborted one are never taken.
 
 The order of additions in a chunk is the ring order starting at its first sender: deterministic for
@@ -26,8 +31,12 @@ a given member order, and the same for all members.
 
 from __future__ import annotations
 
+import itertools
+import math
 import struct
 from collections import deque
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import attrs
@@ -43,6 +52,10 @@ from transport.bulk.link import BulkLink
 
 SEGMENT_BYTES: Final = 1 << 19
 """Segments travel whole; half a MiB keeps source, target and wire buffers in a core's cache."""
+
+OWN_SEGMENTS: Final = 2
+"""Of the own chunk on their way at once within one machine: enough to keep every link busy, and so
+few that what lies between two members stays in the cache. Between machines there is no such limit."""
 
 STALL_S: Final = 20.0
 """Longest wait for the next half MiB once data flows: 26 KiB/s is no link to reduce over."""
@@ -109,6 +122,15 @@ class _Segment(NamedTuple):
     digest: bytes = b""
 
 
+@attrs.define
+class _Stream:
+    """What is to come of one step of one phase: the rest of a chunk, in order."""
+
+    chunk: int
+    start: int | None
+    """Of the next segment; None after the last."""
+
+
 def chunk_bounds(length: int, world: int) -> list[int]:
     """`world` + 1 boundaries of chunks whose lengths differ by at most one value."""
     return [length * index // world for index in range(world + 1)]
@@ -157,59 +179,93 @@ class _Run:
     """One all-reduce at one member."""
 
     def __init__(self, place: RingPlace, reduction: Reduction, source: Array, out: Array) -> None:
-        self._place = place
+        assert place.to_next is not None, "a ring of one uses no links"
+        assert place.from_previous is not None, "a ring of one uses no links"
+        rank, world = place.rank, place.world
+        self._rank, self._world = rank, world
+        self._to_next, self._from_previous = place.to_next, place.from_previous
         self._reduction = reduction
-        self._source = source
-        self._out = out
-        self._bounds = chunk_bounds(source.size, place.world)
+        self._source, self._source_bytes = source, as_bytes(source)
+        self._out, self._out_bytes = out, as_bytes(out)
+        self._item = source.itemsize
+        self._bounds = bounds = chunk_bounds(source.size, world)
         self._per_segment = max(1, SEGMENT_BYTES // source.itemsize)
         self._scaled = reduction.weight != 1.0
         self._silent = reduction.weight == 0.0  # 0 * NaN is NaN: what counts nothing is not touched
-        self._scratch = np.empty(min(self._per_segment, self._bounds_max()), source.dtype)
+        longest = max(1, *(stop - start for start, stop in itertools.pairwise(bounds)))
+        self._scratch = np.empty(min(self._per_segment, longest), source.dtype)
+        self._scratch_bytes = as_bytes(self._scratch)
+        self._streams = {
+            (phase, step): _Stream(
+                chunk := (rank - step - (phase == _REDUCE)) % world, bounds[chunk]
+            )
+            for phase in (_REDUCE, _GATHER)
+            for step in range(world - 1)
+        }
         # Bounded by the operation itself: every segment passes once in each phase.
-        self._to_send: deque[_Segment] = deque()
+        self._to_pass_on: deque[_Segment] = deque()
+        self._own = self._own_segments()
+        self._next_own = next(self._own, None)
+        self._own_may_leave = OWN_SEGMENTS if place.to_next.local else math.inf
         self._wake = trio.Event()
-        self._all_passed_on = False
+        self._all_received = False
         self._hasher = blake3()
         self._segments_in = 0
-        self.digests: list[bytes] = [b""] * place.world
+        self.digests: list[bytes] = [b""] * world
         self.total_weight = 0.0
-
-    def _bounds_max(self) -> int:
-        pairs = zip(self._bounds, self._bounds[1:], strict=False)
-        return max(1, *(stop - start for start, stop in pairs))
-
-    def _segments(self, chunk: int) -> list[tuple[int, int]]:
-        """Ranges of the chunk's segments; an empty chunk has one empty segment."""
-        first, last = self._bounds[chunk], self._bounds[chunk + 1]
-        starts = range(first, last, self._per_segment) or [first]
-        return [(start, min(start + self._per_segment, last)) for start in starts]
 
     # ---- sending ---------------------------------------------------------------------------
 
-    async def send(self) -> None:
-        """Send the own chunk, then whatever the receiver has made ready, in its order."""
-        rank, weight = self._place.rank, self._reduction.weight
-        scaled = np.empty_like(self._scratch) if self._scaled else self._scratch
-        for start, stop in self._segments(rank):
-            values = self._source[start:stop]
-            if self._silent:
-                values = scaled[: stop - start]
-                values.fill(0)
-            elif self._scaled:
-                values = np.multiply(values, weight, out=scaled[: stop - start])
-            await self._put(_Segment(_REDUCE, 0, rank, start, stop, weight), values)
-        while True:
-            while self._to_send:
-                segment = self._to_send.popleft()
-                await self._put(segment, self._out[segment.start : segment.stop])
-            if self._all_passed_on:
-                return
-            self._wake = trio.Event()
-            await self._wake.wait()
+    def _own_segments(self) -> Iterator[_Segment]:
+        """The own chunk; an empty one has one empty segment."""
+        rank, weight = self._rank, self._reduction.weight
+        first, last = self._bounds[rank], self._bounds[rank + 1]
+        for start in range(first, last, self._per_segment) or [first]:
+            stop = min(start + self._per_segment, last)
+            yield _Segment(_REDUCE, 0, rank, start, stop, weight)
 
-    async def _put(self, segment: _Segment, values: Array) -> None:
-        header = _HEADER.pack(
+    def _ready(self) -> _Segment | None:
+        """What is to be sent next, if anything."""
+        if self._to_pass_on:
+            return self._to_pass_on[0]
+        return self._next_own if self._own_may_leave > 0 else None
+
+    def _left(self, segment: _Segment) -> None:
+        """What was ready has been taken by the link."""
+        if segment is self._next_own:
+            self._next_own = next(self._own, None)
+            self._own_may_leave -= 1
+        else:
+            self._to_pass_on.popleft()
+
+    def pump(self) -> None:
+        """Send what is ready as far as that needs no waiting; the rest is for `send`."""
+        link = self._to_next
+        while not link.busy and (segment := self._ready()) is not None:
+            if not link.try_send(self._header(segment), self._values(segment)):
+                break
+            self._left(segment)
+        if link.waiting or self._ready() is not None:
+            self._wake.set()
+
+    async def send(self) -> None:
+        """Send what could not leave at once, until everything has."""
+        link = self._to_next
+        while True:
+            self._wake = trio.Event()
+            if link.waiting:
+                await link.flush()
+            elif (segment := self._ready()) is not None:
+                header, values = self._header(segment), self._values(segment)
+                self._left(segment)
+                await link.send(header, values)
+            elif self._all_received:
+                return
+            else:
+                await self._wake.wait()
+
+    def _header(self, segment: _Segment) -> bytes:
+        place = _HEADER.pack(
             self._reduction.sequence,
             self._reduction.descriptor[:16],
             segment.phase,
@@ -218,9 +274,25 @@ class _Run:
             segment.start,
             segment.weight,
         )
-        link = self._place.to_next
-        assert link is not None, "a ring of one sends nothing"
-        await link.send(header + segment.digest, as_bytes(values))
+        return place + segment.digest
+
+    def _values(self, segment: _Segment) -> memoryview:
+        first, last = segment.start * self._item, segment.stop * self._item
+        if segment is not self._next_own:
+            return self._out_bytes[first:last]
+        if not self._scaled:
+            return self._source_bytes[first:last]
+        scaled = self._own_scaled[: segment.stop - segment.start]
+        if self._silent:
+            scaled.fill(0)
+        else:
+            own = self._source[segment.start : segment.stop]
+            np.multiply(own, self._reduction.weight, out=scaled)
+        return as_bytes(scaled)
+
+    @cached_property
+    def _own_scaled(self) -> Array:
+        return np.empty_like(self._scratch)
 
     async def watch(self, watching: trio.CancelScope) -> None:
         """Once data flows, silence is a fault; the first segment waits for whoever is late."""
@@ -235,34 +307,59 @@ class _Run:
     # ---- receiving -------------------------------------------------------------------------
 
     async def receive(self) -> None:
-        """Take every chunk of both phases in the ring's order."""
-        rank, world = self._place.rank, self._place.world
-        for step in range(world - 1):
-            chunk = (rank - step - 1) % world
-            for start, stop in self._segments(chunk):
-                await self._reduce(step, chunk, start, stop)
-        for step in range(world - 1):
-            chunk = (rank - step) % world
-            for start, stop in self._segments(chunk):
-                await self._gather(step, chunk, start, stop)
-        self._all_passed_on = True
+        """Take every segment of both phases."""
+        self.pump()
+        open_streams = len(self._streams)
+        while open_streams:
+            header, size = await self._from_previous.receive_head(SEGMENT_BYTES)
+            segment = self._expected(header, size)
+            if segment.phase == _REDUCE:
+                await self._reduce(segment)
+            else:
+                await self._gather(segment)
+            self._segments_in += 1
+            if segment.stop == self._bounds[segment.chunk + 1]:
+                open_streams -= 1
+        self._all_received = True
         self._wake.set()
 
-    async def _reduce(self, step: int, chunk: int, start: int, stop: int) -> None:
-        world = self._place.world
+    def _expected(self, header: bytes, size: int) -> _Segment:
+        """The segment that a header announces, which must be the next one of its stream."""
+        if len(header) < _HEADER.size:
+            raise CollectiveAborted("the neighbour sent a segment with a short header")
+        sequence, descriptor, phase, step, chunk, start, weight = _HEADER.unpack_from(header)
+        if sequence == self._reduction.sequence and (descriptor != self._reduction.descriptor[:16]):
+            raise DescriptorMismatch("the neighbour runs another operation")
+        stream = self._streams.get((phase, step))
+        if (
+            sequence != self._reduction.sequence
+            or stream is None
+            or (stream.chunk, stream.start) != (chunk, start)
+        ):
+            raise CollectiveAborted("the neighbour is at another place of the operation")
+        end = self._bounds[chunk + 1]
+        stop = min(start + self._per_segment, end)
+        if size != (stop - start) * self._item:
+            raise DescriptorMismatch(
+                f"segment of {size} bytes, expected {(stop - start) * self._item}"
+            )
+        stream.start = None if stop == end else stop
+        digest = header[_HEADER.size :]
+        if phase == _GATHER and stop == end and len(digest) != DIGEST_BYTES:
+            raise CollectiveAborted("the neighbour sent a chunk without its digest")
+        return _Segment(phase, step, chunk, start, stop, weight, digest)
+
+    async def _reduce(self, segment: _Segment) -> None:
+        step, chunk, start, stop = segment[1:5]
         arrived = self._scratch[: stop - start]
-        weight, _ = await self._take(_REDUCE, step, chunk, start, arrived)
-        weight += self._reduction.weight
-        own, target = self._source[start:stop], self._out[start:stop]
-        if self._silent:
-            np.copyto(target, arrived)
-        else:
-            if self._scaled:
-                own = np.multiply(own, self._reduction.weight, out=target)
-            np.add(arrived, own, out=target)
-        if step < world - 2:
-            self._pass_on(_Segment(_REDUCE, step + 1, chunk, start, stop, weight))
+        await self._from_previous.receive_data(self._scratch_bytes[: arrived.nbytes])
+        weight = segment.weight + self._reduction.weight
+        target = self._out[start:stop]
+        if step < self._world - 2:
+            self._add(arrived, start, stop, arrived)
+            self._pass_on(_Segment(_REDUCE, step + 1, chunk, start, stop, weight), arrived)
             return
+        self._add(arrived, start, stop, target)
         if self._reduction.mean and weight > 0:
             np.divide(target, weight, out=target)
         if chunk == 0:
@@ -273,45 +370,41 @@ class _Run:
             digest = self.digests[chunk] = self._hasher.digest()
         self._pass_on(_Segment(_GATHER, 0, chunk, start, stop, weight, digest))
 
-    async def _gather(self, step: int, chunk: int, start: int, stop: int) -> None:
-        weight, digest = await self._take(_GATHER, step, chunk, start, self._out[start:stop])
+    def _add(self, arrived: Array, start: int, stop: int, total: Array) -> None:
+        """`total` = `arrived` + the own values as they count; the place in `out` is free for use."""
+        if self._silent:
+            if total is not arrived:
+                np.copyto(total, arrived)
+            return
+        own = self._source[start:stop]
+        if self._scaled:
+            own = np.multiply(own, self._reduction.weight, out=self._out[start:stop])
+        np.add(arrived, own, out=total)
+
+    async def _gather(self, segment: _Segment) -> None:
+        _, step, chunk, start, stop, weight, digest = segment
+        item = self._item
+        await self._from_previous.receive_data(self._out_bytes[start * item : stop * item])
         if chunk == 0:
             self.total_weight = weight  # of the one order of additions that everybody reports
         if stop == self._bounds[chunk + 1]:
-            if len(digest) != DIGEST_BYTES:
-                raise CollectiveAborted("the neighbour sent a chunk without its digest")
             self.digests[chunk] = digest
-        if step < self._place.world - 2:
-            self._pass_on(_Segment(_GATHER, step + 1, chunk, start, stop, weight, digest))
+        if step == 0:
+            self._own_may_leave += 1  # the own chunk comes back in the gather's first step
+        if step < self._world - 2:
+            self._pass_on(segment._replace(step=step + 1))
+        else:
+            self.pump()
 
-    def _pass_on(self, segment: _Segment) -> None:
-        self._to_send.append(segment)
-        self._wake.set()
-
-    async def _take(
-        self, phase: int, step: int, chunk: int, start: int, target: Array
-    ) -> tuple[float, bytes]:
-        """Receive exactly the expected segment into `target`."""
-        weight, digest = 0.0, b""
-
-        def sink(header: bytes, size: int) -> memoryview:
-            nonlocal weight, digest
-            if len(header) < _HEADER.size:
-                raise CollectiveAborted("the neighbour sent a segment with a short header")
-            sequence, descriptor, *place, weight = _HEADER.unpack_from(header)
-            if sequence == self._reduction.sequence and (
-                descriptor != self._reduction.descriptor[:16]
+    def _pass_on(self, segment: _Segment, values: Array | None = None) -> None:
+        """Send a segment from `values`, or else from its place in `out`."""
+        if values is not None:
+            if not self._to_pass_on and self._to_next.try_send(
+                self._header(segment), as_bytes(values)
             ):
-                raise DescriptorMismatch("the neighbour runs another operation")
-            if sequence != self._reduction.sequence or place != [phase, step, chunk, start]:
-                raise CollectiveAborted("the neighbour is at another place of the operation")
-            if size != target.nbytes:
-                raise DescriptorMismatch(f"segment of {size} bytes, expected {target.nbytes}")
-            digest = header[_HEADER.size :]
-            return as_bytes(target)
-
-        link = self._place.from_previous
-        assert link is not None, "a ring of one receives nothing"
-        await link.receive(sink)
-        self._segments_in += 1
-        return weight, digest
+                if self._to_next.waiting:
+                    self._wake.set()
+                return
+            np.copyto(self._out[segment.start : segment.stop], values)
+        self._to_pass_on.append(segment)
+        self.pump()

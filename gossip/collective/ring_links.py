@@ -81,11 +81,13 @@ class RingLinks:
             peer = self._endpoint.peers.get(following)
             if peer is None:
                 raise CollectiveAborted(f"{following.short} is not connected")
-            links["next"] = await peer.open_bulk(label)
+            links["next"] = link = await peer.open_bulk(label)
+            await link.offer_memory()
 
         async def accept() -> None:
             previous = epoch.members[(rank - 1) % world]
-            links["previous"] = await self._endpoint.accept_bulk(previous, label)
+            links["previous"] = link = await self._endpoint.accept_bulk(previous, label)
+            await link.accept_memory()
 
         failure = f"no ring connection within {CONNECT_S:.0f} s"
         scope.deadline = trio.current_time() + CONNECT_S

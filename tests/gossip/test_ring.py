@@ -20,7 +20,7 @@ from gossip.collective import ring
 from gossip.collective.certificate import result_root
 from gossip.collective.ring import Reduction, RingPlace, RingResult, chunk_bounds, ring_all_reduce
 from gossip.errors import CollectiveAborted, DescriptorMismatch, GossipError
-from tests.gossip.links import Between, ring_of, virtual
+from tests.gossip.links import Between, local_ring, ring_of, virtual
 from tests.gossip.swarm import open_swarm
 from transport.bulk.link import LinkClosed
 from transport.simulated.memory import MemoryNetwork
@@ -237,6 +237,54 @@ def test_every_member_reports_the_same_weight() -> None:
     reductions = [attrs.evolve(PLAIN, mean=True, weight=weight) for weight in (0.1, 0.2, 0.3)]
     outcomes = virtual(lambda: reduce_in_ring([np.ones(8, np.float32)] * 3, reductions))
     assert len({result.weight for _, result in outcomes}) == 1
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("weights", [(1.0,) * 4, (0.5, 2.0, 0.0, 1.5)])
+async def test_within_one_machine_the_bits_are_the_same(
+    world: int, shared: bool, weights: tuple[float, ...]
+) -> None:
+    """Real sockets: own segments wait for earlier ones there, and transfers may leave at once."""
+    sources = random_sources(world, 1003, "float32", 9)
+    reductions = [attrs.evolve(PLAIN, mean=True, weight=weight) for weight in weights[:world]]
+    apart = await reduce_on(await ring_of(world), sources, reductions)
+    usual, ring.SEGMENT_BYTES = ring.SEGMENT_BYTES, 64  # type: ignore[misc]
+    try:
+        with trio.fail_after(30):
+            async with local_ring(world, shared=shared) as places:
+                outcomes = await reduce_on(places, sources, reductions)
+    finally:
+        ring.SEGMENT_BYTES = usual  # type: ignore[misc]
+    assert_same_bits(outcomes, world)  # type: ignore[arg-type]
+    assert outcomes[0][0].tobytes() == apart[0][0].tobytes()
+    assert outcomes[0][1] == apart[0][1]
+
+
+def test_segments_of_two_steps_may_mix_but_not_within_a_step() -> None:
+    """Three members with two segments per chunk: the neighbour's first four are steps 0, 0, 1, 1."""
+
+    async def run(order: tuple[int, ...]) -> list[Outcome | list[BaseException]]:
+        held: list[tuple[bytes, bytes]] = []
+
+        def shuffle(index: int, header: bytes, payload: bytes) -> list[tuple[bytes, bytes]]:
+            if index >= len(order):
+                return [(header, payload)]
+            held.append((header, payload))
+            return [] if len(held) < len(order) else [held[at] for at in order]
+
+        places = await ring_of(3)
+        places[0] = attrs.evolve(places[0], to_next=Between(places[0].to_next, shuffle))
+        return await reduce_on(places, random_sources(3, 30, "float32", 5), [PLAIN] * 3)
+
+    usual, ring.SEGMENT_BYTES = ring.SEGMENT_BYTES, 20  # type: ignore[misc]
+    try:
+        for order in ((0, 1, 2, 3), (0, 2, 1, 3), (2, 0, 3, 1)):
+            outcomes = virtual(run, order)
+            assert_same_bits(outcomes, 3)
+        refused(virtual(run, (1, 0, 2, 3))[1])
+    finally:
+        ring.SEGMENT_BYTES = usual  # type: ignore[misc]
 
 
 # ---- hostile or stale segments -------------------------------------------------------------------

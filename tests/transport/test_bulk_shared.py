@@ -104,8 +104,7 @@ async def test_nothing_of_a_payload_crosses_the_socket():
 async def test_what_lies_in_the_memory_is_sealed_and_a_changed_bit_ends_the_link():
     async with pair() as (sender, receiver):
         await share(sender, receiver)
-        lane = sender._lane_out
-        slot = lane.slot
+        slot = sender._lane_out.slot
         await sender.send(b"head", b"secret" * 1000)
         assert b"secret" not in bytes(slot)
         slot[3000] ^= 1

@@ -4,13 +4,15 @@ Problem: tensors must not queue behind control messages nor the other way round,
 counts. Idea: after a handshake of kind "bulk" the connection carries transfers only. A transfer is
 a small header (the caller's, opaque here) and up to 1 MiB of payload; it is sealed into one reused
 buffer and handed to the kernel in one call. On the other side each record is decrypted straight
-into the memory that the caller names once it has seen the authenticated header.
+into the memory that the caller names once it has seen the authenticated header, and no more than one
+record is read before it is opened, so that both ends work in the processor's cache. Within one machine
+the records of a direction may pass through shared memory instead (`transport.bulk.shared`).
 
 Wire, inside the records of `transport.secure.record`::
 
     REKEY       before a head, when the sender's key is an hour old
     BULK_HEAD   uint32 payload length, then the caller's header (<= 128 bytes)
-    BULK_DATA   payload, in records of at most 256 KiB, in order
+    BULK_DATA   payload, in records of at most 512 KiB, in order
     CLOSE       the sender ends the link on purpose
 
 Invariants: one sender task and one receiver task per link at a time; a cancelled or failed
@@ -22,31 +24,36 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 
+from transport.bulk import shared
 from transport.errors import AuthenticationFailed, RecordError, TransportError, UsageError
-from transport.network import Buffer, RawStream
+from transport.network import Buffer, Path, RawStream
 from transport.secure.handshake import HandshakeResult
 from transport.secure.record import (
     HEADER_BYTES,
     OVERHEAD_BYTES,
     RECORD_BYTES,
-    TAG_BYTES,
     RecordKind,
 )
 
 MAX_HEADER_BYTES = 128
 MAX_PAYLOAD_BYTES = 1 << 20
 """One transfer: large enough to hide per-call costs, small enough to stay in the cache."""
+BULK_RECORD_BYTES = 2 * RECORD_BYTES
+"""Largest record that carries payload."""
 
 _LENGTH = struct.Struct(">I")
 _HEAD_BYTES = _LENGTH.size + MAX_HEADER_BYTES
-_MAX_RECORDS = 2 + -(-MAX_PAYLOAD_BYTES // RECORD_BYTES)
+_MAX_RECORDS = 2 + -(-MAX_PAYLOAD_BYTES // BULK_RECORD_BYTES)
 _WIRE_BYTES = _HEAD_BYTES + MAX_PAYLOAD_BYTES + _MAX_RECORDS * OVERHEAD_BYTES
-_RECEIVE_BYTES = 1 << 20
+_NEAR_BYTES = 4096
+"""Read at once where a head is expected: it and what follows, if that is small."""
+_RECEIVE_BYTES = BULK_RECORD_BYTES + OVERHEAD_BYTES + _NEAR_BYTES
 _NOWHERE = memoryview(b"")
-_COMPACT_BELOW = RECORD_BYTES + OVERHEAD_BYTES
+_SHARED, _NOT_SHARED = b"shared", b"not shared"
 
 
 class LinkClosed(TransportError):
@@ -84,8 +91,13 @@ class BulkLink:
         self._reason: str | None = None
         self._head = bytearray(_HEAD_BYTES)
         self._send_buffer: memoryview | None = None
-        self._receive_buffer = memoryview(bytearray(max(_RECEIVE_BYTES, len(result.leftover))))
+        self._sending = False
+        self._tail = _NOWHERE  # sealed, and not taken by the network yet
+        self._receive_buffer = memoryview(bytearray(_RECEIVE_BYTES + len(result.leftover)))
         self._target = _NOWHERE  # of the transfer being received
+        self._due = 0  # bytes of it that are still to be received
+        self._lane_out: shared.Outgoing | None = None
+        self._lane_in: shared.Incoming | None = None
         self.ended_in_order = False
         self._start, self._end = 0, len(result.leftover)
         self._receive_buffer[: self._end] = result.leftover
@@ -95,6 +107,12 @@ class BulkLink:
         """True once the link has failed or was closed on either side."""
         return self._reason is not None
 
+    @property
+    def local(self) -> bool:
+        """True when both ends are on one machine, without a relay between them."""
+        raw = self._raw
+        return raw.local.host == raw.remote.host and raw.path is not Path.RELAYED
+
     async def send(self, header: bytes, payload: Buffer) -> None:
         """Send one transfer.
 
@@ -102,15 +120,72 @@ class BulkLink:
 
         Raises:
             LinkClosed: the link is closed or broke; the message says why.
-            UsageError: header or payload too large; nothing was sent.
+            UsageError: header or payload too large, or this end only receives; nothing was sent.
         """
-        view = memoryview(payload).cast("B")
+        if self._sending:
+            raise UsageError("another task is sending on this link")
+        if self._tail:
+            await self.flush()
+        if self._lane_out is not None:
+            await self._wait_free(self._lane_out)
+        await self._write(self._seal(header, payload))
+
+    def try_send(self, header: bytes, payload: Buffer) -> bool:
+        """Send one transfer if it can be begun without waiting.
+
+        What the network does not take at once leaves with `flush` or before whatever is sent next.
+
+        Returns:
+            False when nothing was sent: another transfer is under way, or the network cannot tell.
+
+        Raises:
+            LinkClosed, UsageError: as for `send`.
+        """
+        if self.busy or (self._lane_out is not None and not self._lane_out.free_now()):
+            return False
+        wire = self._seal(header, payload)
+        taken = self._raw.send_now(wire)
+        if taken < len(wire):
+            self._tail = wire[taken:]
+        return True
+
+    @property
+    def busy(self) -> bool:
+        """True while `try_send` would send nothing."""
+        return self._sending or bool(self._tail) or not self._raw.can_send_now
+
+    @property
+    def waiting(self) -> bool:
+        """True while `flush` has something to do."""
+        return bool(self._tail)
+
+    async def flush(self) -> None:
+        """Wait until the network has taken what `try_send` began; otherwise like `send`."""
+        self._check_open()
+        tail, self._tail = self._tail, _NOWHERE
+        if tail:
+            await self._write(tail)
+
+    def _seal(self, header: bytes, payload: Buffer) -> memoryview:
+        """One transfer as it goes on the wire; the memory is reused by the next.
+
+        With an outgoing lane, the transfer lies in its next slot (one must be free), and what
+        goes on the wire is the notice of it.
+        """
+        view = memoryview(payload)
+        if view.format != "B" or view.ndim != 1:
+            view = view.cast("B")
         size = len(view)
+        self._check_open()
         if len(header) > MAX_HEADER_BYTES or size > MAX_PAYLOAD_BYTES:
             raise UsageError(f"transfer of {len(header)} + {size} bytes is over the limit")
-        self._check_open()
-        out = self._send_buffer
-        if out is None:
+        if self._lane_in is not None:
+            raise UsageError("this end of the link only receives")
+        if self._lane_out is not None:
+            out = self._lane_out.slot
+        elif self._send_buffer is not None:
+            out = self._send_buffer
+        else:
             out = self._send_buffer = memoryview(bytearray(_WIRE_BYTES))
         seal = self._sealer.seal_into
         head_end = _LENGTH.size + len(header)
@@ -120,16 +195,82 @@ class BulkLink:
         if self._sealer.rekey_due(trio.current_time()):
             end = seal(RecordKind.REKEY, b"", out)
         end += seal(RecordKind.BULK_HEAD, memoryview(self._head)[:head_end], out[end:])
-        for start in range(0, size, RECORD_BYTES):
-            end += seal(RecordKind.BULK_DATA, view[start : start + RECORD_BYTES], out[end:])
-        try:
-            await self._raw.send_all(out[:end])
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise self._fail(str(error) or "connection closed") from None
-        except BaseException:
-            self._fail("a transfer was cancelled halfway")
-            raise
+        for start in range(0, size, BULK_RECORD_BYTES):
+            end += seal(RecordKind.BULK_DATA, view[start : start + BULK_RECORD_BYTES], out[end:])
         self._on_bytes(end, 0)
+        if self._lane_out is None:
+            return out[:end]
+        return self._lane_out.filled(end)
+
+    async def _write(self, wire: memoryview) -> None:
+        self._sending = True
+        try:
+            await self._raw.send_all(wire)
+        except BaseException as error:
+            failure = self._ended_by(error)
+            if failure is None:
+                raise
+            raise failure from None
+        finally:
+            self._sending = False
+
+    # ---- shared memory -----------------------------------------------------------------------
+
+    async def offer_memory(self) -> bool:
+        """Let what this end sends pass through shared memory, if the other end is on this machine.
+
+        Call it before anything else, while the other end calls `accept_memory`; after that, this
+        end only sends and the other only receives. Returns whether the memory is shared. Cancellation
+        leaves the link unusable.
+
+        Raises:
+            LinkClosed: as for `send`.
+        """
+        offer = None
+        if self.local and self._raw.can_send_now:
+            with suppress(shared.NotShared):
+                offer = shared.Offer()
+        if offer is None:
+            await self.send(b"", b"")
+            return False
+        try:
+            await self.send(offer.path, offer.lane.word)
+            answer, _ = await self.receive_head(0)
+        finally:
+            offer.close()
+        if answer == _SHARED:
+            self._lane_out = shared.Outgoing(offer.lane, self._raw)
+        return answer == _SHARED
+
+    async def accept_memory(self) -> bool:
+        """The other end's part of `offer_memory`."""
+        path, size = await self.receive_head(shared.WORD_BYTES)
+        word = bytearray(size)
+        await self.receive_data(memoryview(word))
+        if not path:
+            return False
+        lane = None
+        if self.local and self._raw.can_send_now:
+            with suppress(shared.NotShared):
+                lane = shared.accept(path, bytes(word))
+        await self.send(_SHARED if lane is not None else _NOT_SHARED, b"")
+        if lane is not None:
+            self._lane_in = shared.Incoming(lane, self._raw)
+        return lane is not None
+
+    async def _wait_free(self, lane: shared.Outgoing) -> None:
+        self._sending = True
+        try:
+            await lane.wait_free()
+        except BaseException as error:
+            failure = self._ended_by(error)
+            if failure is None:
+                raise
+            raise failure from None
+        finally:
+            self._sending = False
+
+    # ---- receiving ---------------------------------------------------------------------------
 
     async def receive(self, sink: Callable[[bytes, int], memoryview]) -> bytes:
         """Receive one transfer; returns its header once the whole payload is in place.
@@ -143,7 +284,29 @@ class BulkLink:
         Raises:
             LinkClosed: ended or broken; the message says why.
         """
+        header, size = await self.receive_head()
+        try:
+            target = sink(header, size).cast("B")
+            if len(target) != size:
+                raise UsageError(f"sink gave {len(target)} bytes for a transfer of {size}")
+        except BaseException:
+            self._fail("a transfer was refused here")
+            raise
+        await self.receive_data(target)
+        return header
+
+    async def receive_head(self, most: int = MAX_PAYLOAD_BYTES) -> tuple[bytes, int]:
+        """Receive the start of a transfer: its header, and the size of the payload that follows.
+
+        A transfer of more than `most` bytes ends the link. Cancellation leaves it unusable.
+
+        Raises:
+            LinkClosed: ended or broken; the message says why.
+            UsageError: the transfer before is not complete.
+        """
         self._check_open()
+        if self._due:
+            raise UsageError(f"{self._due} bytes of the transfer before are to be received")
         try:
             head = bytearray(_HEAD_BYTES)
             kind, length = await self._next_header(head)
@@ -158,31 +321,54 @@ class BulkLink:
                 raise self._fail(f"unexpected record of kind {kind}, {length} bytes")
             self._open_record(length, memoryview(head))
             (size,) = _LENGTH.unpack_from(head)
-            if size > MAX_PAYLOAD_BYTES:
-                raise self._fail(f"transfer of {size} bytes announced, limit {MAX_PAYLOAD_BYTES}")
-            header = bytes(head[_LENGTH.size : length])
-            self._target = target = sink(header, size).cast("B")
-            if len(target) != size:
-                raise UsageError(f"sink gave {len(target)} bytes for a transfer of {size}")
-            done = 0
+            if size > most:
+                raise self._fail(f"transfer of {size} bytes announced, limit {most}")
+            self._due = size
+            return bytes(head[_LENGTH.size : length]), size
+        except BaseException as error:
+            failure = self._ended_by(error)
+            if failure is None:
+                raise
+            raise failure from None
+
+    async def receive_data(self, target: memoryview) -> None:
+        """Receive the next bytes of the transfer into all of `target` (bytes, at most what is left).
+
+        No record may reach beyond `target`. Cancellation leaves the link unusable.
+
+        Raises:
+            LinkClosed: ended or broken; the message says why.
+            UsageError: `target` is larger than what is left.
+        """
+        size = len(target)
+        if size > self._due:
+            raise UsageError(f"{size} bytes wanted, {self._due} are left of the transfer")
+        self._check_open()
+        self._target = target
+        done = 0
+        try:
             while done < size:
-                kind, length = await self._parse_header()
-                if kind != RecordKind.BULK_DATA or not 0 < length <= min(RECORD_BYTES, size - done):
+                most = min(BULK_RECORD_BYTES, size - done)
+                if self._end - self._start < HEADER_BYTES:
+                    await self._fill(HEADER_BYTES, most + OVERHEAD_BYTES + HEADER_BYTES)
+                start = self._start
+                kind, length = self._opener.parse_header(
+                    self._receive_buffer[start : start + HEADER_BYTES]
+                )
+                if kind != RecordKind.BULK_DATA or not 0 < length <= most:
                     raise self._fail(f"unexpected record of kind {kind}, {length} bytes")
-                await self._fill(HEADER_BYTES + length + TAG_BYTES)
+                whole = length + OVERHEAD_BYTES
+                if self._end - start < whole:
+                    await self._fill(whole, whole + HEADER_BYTES)
                 done += self._open_record(length, self._target[done:])
-        except LinkClosed:
-            raise
-        except (AuthenticationFailed, RecordError) as error:
-            raise self._fail(str(error)) from None
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise self._fail(str(error) or "connection closed") from None
-        except BaseException:
-            self._fail("a transfer was cancelled halfway")
-            raise
+            self._due -= size
+        except BaseException as error:
+            failure = self._ended_by(error)
+            if failure is None:
+                raise
+            raise failure from None
         finally:
             self._target = _NOWHERE  # the caller's memory is the caller's again
-        return header
 
     def redirect(self, target: memoryview) -> None:
         """Have what is still to come of the transfer being received go to `target` instead.
@@ -194,38 +380,44 @@ class BulkLink:
 
     async def _next_header(self, head: bytearray) -> tuple[int, int]:
         """Wait for a whole record that fits into `head`."""
-        kind, length = await self._parse_header()
-        if length > len(head):
-            raise self._fail(f"unexpected record of kind {kind}, {length} bytes")
-        await self._fill(HEADER_BYTES + length + TAG_BYTES)
-        return kind, length
-
-    async def _parse_header(self) -> tuple[int, int]:
-        await self._fill(HEADER_BYTES)
-        return self._opener.parse_header(
+        await self._fill(HEADER_BYTES, _NEAR_BYTES)
+        kind, length = self._opener.parse_header(
             self._receive_buffer[self._start : self._start + HEADER_BYTES]
         )
+        if length > len(head):
+            raise self._fail(f"unexpected record of kind {kind}, {length} bytes")
+        await self._fill(length + OVERHEAD_BYTES, _NEAR_BYTES)
+        return kind, length
 
     def _open_record(self, length: int, target: memoryview) -> int:
         """Decrypt the record at the start of the buffered part, which is there as a whole."""
-        whole = HEADER_BYTES + length + TAG_BYTES
+        whole = length + OVERHEAD_BYTES
         buffer, start = self._receive_buffer, self._start
         body = start + HEADER_BYTES
         opened = self._opener.open_into(buffer[start:body], buffer[body : start + whole], target)
         self._start = start + whole
         if self._start == self._end:
             self._start = self._end = 0
+            if self._lane_in is not None:
+                self._lane_in.emptied()
         return opened
 
-    async def _fill(self, needed: int) -> None:
-        """Wait until `needed` bytes lie at the start of the buffered part."""
+    async def _fill(self, needed: int, wanted: int) -> None:
+        """Wait until `needed` bytes lie at the start of the buffered part; read no more than `wanted`."""
+        if self._lane_in is not None:
+            if self._start == self._end:
+                self._receive_buffer, self._end = await self._lane_in.next()
+                self._on_bytes(0, self._end)
+            if self._end - self._start < needed:
+                raise self._fail("a record in shared memory was cut")
+            return
         buffer = self._receive_buffer
         while self._end - self._start < needed:
-            if len(buffer) - self._end < _COMPACT_BELOW and self._start:
+            if self._start + wanted > len(buffer):
                 kept = self._end - self._start
                 buffer[:kept] = buffer[self._start : self._end]  # a memmove: they may overlap
                 self._start, self._end = 0, kept
-            got = await self._raw.receive_into(buffer[self._end :])
+            got = await self._raw.receive_into(buffer[self._end : self._start + wanted])
             if not got:
                 raise self._fail("the connection was cut")
             self._end += got
@@ -242,15 +434,32 @@ class BulkLink:
             self._on_end()
         return LinkClosed(self._reason)
 
+    def _ended_by(self, error: BaseException) -> LinkClosed | None:
+        """Close the link over `error`; returns what to raise instead of it, if anything."""
+        if isinstance(error, LinkClosed):
+            return error
+        if isinstance(error, AuthenticationFailed | RecordError):
+            return self._fail(str(error))
+        if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
+            return self._fail(str(error) or "connection closed")
+        self._fail("a transfer was cancelled halfway")
+        return None
+
     async def aclose(self) -> None:
         """Tell the peer and close; waits for nothing. No send may be under way."""
         if self._reason is not None:
             return
         self._reason = "closed here"
+        if self._lane_in is not None or self._lane_out is not None:
+            self._on_end()
+            await self._raw.aclose()
+            return
         out = memoryview(bytearray(OVERHEAD_BYTES))
         self._sealer.seal_into(RecordKind.CLOSE, b"", out)
         try:
             with trio.move_on_after(1.0, shield=True):
+                if self._tail:
+                    await self._raw.send_all(self._tail)
                 await self._raw.send_all(out)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
             self._raw.abort()

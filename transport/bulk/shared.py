@@ -24,15 +24,21 @@ import fcntl
 import mmap
 import os
 import secrets
+import struct
 from typing import Final
 
-from transport.errors import TransportError
+import trio
+
+from transport.errors import RecordError, TransportError
+from transport.network import RawStream
+from transport.secure.record import HEADER_BYTES
 
 SLOT_BYTES: Final = (1 << 20) + 4096
 """One transfer of at most 1 MiB, with its head and tags; pages never used cost nothing."""
 SLOTS: Final = 3
 """One is filled while one is emptied and one waits."""
 WORD_BYTES: Final = 32
+_NOTICE: Final = struct.Struct(">I")
 _WORD_AT: Final = SLOTS * SLOT_BYTES
 TOTAL_BYTES: Final = _WORD_AT + mmap.PAGESIZE
 MAX_PATH_BYTES: Final = 64
@@ -70,6 +76,85 @@ class Lane:
     def advance(self) -> None:
         """It is the next slot's turn."""
         self._turn = (self._turn + 1) % SLOTS
+
+
+class Outgoing:
+    """The sender's end of a lane, with the connection that carries its notices."""
+
+    def __init__(self, lane: Lane, raw: RawStream) -> None:
+        self._lane = lane
+        self._raw = raw
+        self._free = SLOTS
+        self._news = memoryview(bytearray(SLOTS))
+
+    @property
+    def slot(self) -> memoryview:
+        """Where to put the next transfer; only when a slot is free."""
+        return self._lane.slot
+
+    def free_now(self) -> bool:
+        """Whether a slot is free, as far as that can be known without waiting."""
+        if not self._free:
+            self._free = self._raw.receive_now(self._news)
+        return self._free > 0
+
+    async def wait_free(self) -> None:
+        """Wait until a slot is free.
+
+        Raises:
+            trio.BrokenResourceError: the connection ended, or broke.
+            trio.ClosedResourceError: it was closed here.
+        """
+        while not self.free_now():
+            self._free = await self._raw.receive_into(self._news)
+            if not self._free:
+                raise trio.BrokenResourceError("the connection was cut")
+
+    def filled(self, size: int) -> memoryview:
+        """The slot holds `size` bytes now; returns the notice of it, to be sent on the connection."""
+        self._lane.advance()
+        self._free -= 1
+        return memoryview(_NOTICE.pack(size))
+
+
+class Incoming:
+    """The receiver's end of a lane, with the connection that carries its notices."""
+
+    def __init__(self, lane: Lane, raw: RawStream) -> None:
+        self._lane = lane
+        self._raw = raw
+        self._untold = 0  # slots that were emptied, which the peer was not told
+        self._news = memoryview(bytearray(_NOTICE.size * SLOTS))
+        self._notices = bytearray()
+
+    async def next(self) -> tuple[memoryview, int]:
+        """Wait for the next filled slot; returns it, and how many bytes of it were filled.
+
+        Raises:
+            RecordError: the notice cannot be true.
+            trio.BrokenResourceError: the connection ended, or broke.
+            trio.ClosedResourceError: it was closed here.
+        """
+        if self._untold:
+            await self._raw.send_all(bytes(self._untold))
+            self._untold = 0
+        while len(self._notices) < _NOTICE.size:
+            got = await self._raw.receive_into(self._news)
+            if not got:
+                raise trio.BrokenResourceError("the connection was cut")
+            self._notices += self._news[:got]
+        (size,) = _NOTICE.unpack_from(self._notices)
+        del self._notices[: _NOTICE.size]
+        if not HEADER_BYTES < size <= SLOT_BYTES:
+            raise RecordError(f"notice of {size} bytes in shared memory")
+        slot = self._lane.slot
+        self._lane.advance()
+        return slot, size
+
+    def emptied(self) -> None:
+        """The slot handed out last may be filled again."""
+        self._untold += 1
+        self._untold -= self._raw.send_now(memoryview(bytes(self._untold)))
 
 
 class Offer:
