@@ -98,6 +98,10 @@ class Facts:
     """Whether the run waits here because too few of the last epoch's members are in sight."""
     rounds_alone: int = 0
     """Rounds in a row that nobody else took part in."""
+    convicted: Sequence[str] = ()
+    """Members that were proved to have signed two different entries under one number, by name."""
+    convicted_itself: bool = False
+    """Whether this node is one that was."""
     checkpoint_error: str = ""
     """Why the last checkpoint could not be written; empty if it was."""
     checkpoint_damaged: str = ""
@@ -139,6 +143,8 @@ CODES: Final[Mapping[str, str]] = {
     "loss-not-finite": "the loss is not a number any more",
     "round-stalled": "no round has ended for much longer than usual",
     "training-alone": "rounds end with this node alone",
+    "identity-twice": "this node's identity is used twice: nobody takes its word in the run any more",
+    "member-convicted": "a member signed two stories: its word in the run counts for nothing",
     "checkpoint-failed": "checkpoints cannot be written",
     "checkpoint-damaged": "a checkpoint could not be used at the start",
     "disk-low": "there is no room for the next checkpoints",
@@ -270,7 +276,7 @@ def _run(facts: Facts) -> list[HealthWarning]:
                 "check run.name; one node has to start it with run.create = true",
             )
         ]
-    found = _strays(facts)
+    found = [*_convicted(facts), *_strays(facts)]
     trainer_down = facts.trainer in {"exited", "restarting"}
     if facts.trainer == "exited":
         found.append(
@@ -323,6 +329,37 @@ def _run(facts: Facts) -> list[HealthWarning]:
                 Severity.WARNING,
                 f"the last {facts.rounds_alone} rounds ended with this node alone",
                 "noded peers shows what the others are doing",
+            )
+        )
+    return found
+
+
+def _convicted(facts: Facts) -> list[HealthWarning]:
+    """Two stories under one number: nearly always one data folder that was copied to two machines."""
+    found = []
+    if facts.convicted_itself:
+        found.append(
+            HealthWarning(
+                "identity-twice",
+                Severity.FAILING,
+                "entries of this node's identity contradict each other, and both are signed: "
+                "members take its word for nothing in this run",
+                "another machine runs with a copy of this data folder, or an old copy of it was "
+                "put back: stop one of the two, and give it an identity of its own (noded init "
+                "in an empty folder)",
+            )
+        )
+    if facts.convicted:
+        names = ", ".join(facts.convicted[:3])
+        more = len(facts.convicted) - 3
+        found.append(
+            HealthWarning(
+                "member-convicted",
+                Severity.WARNING,
+                f"{names}{f' and {more} more' if more > 0 else ''} signed two stories: "
+                "what they say in this run counts for nothing",
+                "noded state has the proof; two machines with one copied identity look like that, "
+                "so each needs its own, and a liar does",
             )
         )
     return found

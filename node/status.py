@@ -27,12 +27,11 @@ from transport.endpoint import Endpoint
 from transport.identity import NodeId
 from transport.peer import Peer
 from transport.reach.reach import Reach
+from transport.streams.frames import CloseCode
 from transport.watch import LostPeer
 
 SCHEMA: Final = "noded.status/1"
-GOODBYES: Final = frozenset(
-    {"closed by the peer: shutting down", "closed by the peer: idle", "closed here: idle"}
-)
+GOODBYES: Final = frozenset({CloseCode.LEAVING, CloseCode.IDLE})
 """Why a connection ends when nothing is wrong: the other node stops, or nobody used it."""
 
 
@@ -302,7 +301,7 @@ def _trainer_state(run: RunService) -> str:
 def _said_goodbye(run: RunService | None, node: bytes, lost: LostPeer) -> bool:
     """Whether a node that is gone went in good order: out of the run, or if not in it, at all."""
     standing = _standing(run, node)
-    return standing == "left" or (standing is None and lost.reason in GOODBYES)
+    return standing == "left" or (standing is None and lost.goodbye in GOODBYES)
 
 
 def _connected_row(
@@ -345,6 +344,8 @@ def _facts(parts: Parts) -> Facts:
     trainers = None if part is None else part.trainers
     checkpoint = None if run is None else run.saves.newest
     ended = None if figures is None else figures.round_ended_at
+    convicted = set() if part is None else set(part.presence.state.convicted())
+    others_convicted = sorted(convicted - {bytes(endpoint.node_id)})
     return Facts(
         uptime_s=trio.current_time() - parts.started_at,
         bootstrap_configured=len(parts.config.network.bootstrap),
@@ -364,6 +365,8 @@ def _facts(parts: Parts) -> Facts:
         trainer="none" if trainers is None else trainers.status.state,
         other_runs=[] if part is None else [_name_of(endpoint, node) for node in part.namesakes],
         other_models=(0, 0) if part is None else part.presence.other_models(endpoint.peers),
+        convicted=[_name_of(endpoint, NodeId(writer)) for writer in others_convicted],
+        convicted_itself=bytes(endpoint.node_id) in convicted,
         run_failure="" if run is None else run.failure,
         run_failure_hint="" if run is None else run.failure_hint,
         run_finished=figures is not None and figures.phase == "finished",

@@ -21,6 +21,8 @@ CASES = {
     "loss-not-finite": Facts(**RUN, loss=float("nan")),
     "round-stalled": Facts(**RUN, round_age_s=100, round_usual_s=3),
     "training-alone": Facts(**RUN, rounds_alone=3),
+    "identity-twice": Facts(**RUN, convicted_itself=True),
+    "member-convicted": Facts(**RUN, convicted=["barn"]),
     "checkpoint-failed": Facts(checkpoint_error="No space left on device"),
     "checkpoint-damaged": Facts(checkpoint_damaged="step-00000024 cannot be used"),
     "disk-low": Facts(disk_free_bytes=1 << 20, checkpoint_bytes=1 << 20),
@@ -110,3 +112,13 @@ def test_a_finished_run_waits_for_nobody():
         for w in assess(Facts(uptime_s=100, run="r", run_finished=True, quorum_missing=True))
         if w.code == "quorum-missing"
     ]
+
+
+def test_two_stories_of_one_identity_are_told_with_what_to_do():
+    (warning,) = assess(Facts(**RUN, convicted=["barn", "loft", "shed", "mill"]))
+    assert warning.severity is Severity.WARNING
+    assert warning.text.startswith("barn, loft, shed and 1 more signed two stories")
+    (warning,) = assess(Facts(**RUN, convicted_itself=True))
+    assert warning.severity is Severity.FAILING
+    assert "copy of this data folder" in warning.hint
+    assert assess(Facts(convicted_itself=True)) == []  # without a run there is nothing to say it in
