@@ -102,6 +102,7 @@ class _Daemon:
         self._config = config
         self._reload = reload
         self._stop = trio.Event()
+        self._asked = False  # to stop, on the control socket
         self._parts: Parts | None = None
         self._belonging: Belonging | None = None
         self._notifier = Notifier.from_environ()
@@ -221,7 +222,8 @@ class _Daemon:
                 if number == signal.SIGHUP:
                     self._read_config_again()
                     continue
-                _log.info("stopping on %s", signal.Signals(number).name)
+                why = "as asked on the control socket" if self._asked else f"on {signal.Signals(number).name}"
+                _log.info("stopping %s", why)
                 if self._stop.is_set():
                     everything.cancel()
                 self._begin_stop(everything)
@@ -363,7 +365,7 @@ class _Daemon:
         }
 
     async def _answer_stop(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
-        _log.info("stopping as asked on the control socket")
+        self._asked = True
         os.kill(os.getpid(), signal.SIGTERM)  # one way to stop, whoever asks
         return 200, {"schema": "noded.stop/1", "stopping": True, "pid": os.getpid()}
 
