@@ -222,8 +222,8 @@ class _Daemon:
                 if number == signal.SIGHUP:
                     self._read_config_again()
                     continue
-                name = signal.Signals(number).name
-                _log.info("stopping %s", "as asked by `noded stop`" if self._asked else f"on {name}")
+                why = "noded stop" if self._asked else signal.Signals(number).name
+                _log.info("stopping on %s", why)
                 if self._stop.is_set():
                     everything.cancel()
                 self._begin_stop(everything)
