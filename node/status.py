@@ -17,6 +17,7 @@ from crdt.record import Progress
 from dht.service import Dht
 from gossip.membership.service import Membership
 from gossip.membership.table import MemberState, MemberView
+from node.blocks.service import NodeBlocks
 from node.health import Facts, assess, verdict
 from node.probe import LagProbe, descriptor_limit, open_descriptors, process_snapshot
 from node.run.run import RunService
@@ -48,6 +49,7 @@ class Parts:
     reach: Reach
     dht: Dht
     membership: Membership
+    blocks: NodeBlocks
     run: RunService | None
     lag: LagProbe
     traffic: TrafficMeter
@@ -201,8 +203,13 @@ def _relay(reach: Reach) -> dict[str, Any]:
 
 
 def peer_rows(parts: Parts) -> list[dict[str, Any]]:
-    """One row for each peer: the connected ones, then those that left or were lost."""
+    """One row for each peer: the connected ones, then those that left or were lost.
+
+    A peer that the members have given up is lost, though its connection waits for it a little longer.
+    """
     endpoint, run = parts.endpoint, parts.run
+    gone_members = [member for member in parts.membership.members() if member.state in _GONE]
+    given_up = {member.node_id for member in gone_members}
     part = None if run is None else run.part
     progress = {} if part is None else part.presence.state.progress()
     epoch = None if part is None else part.group.epoch
@@ -220,6 +227,7 @@ def peer_rows(parts: Parts) -> list[dict[str, Any]]:
             now=now,
         )
         for node, peer in sorted(endpoint.peers.items())
+        if node not in given_up
     ]
     for node, lost in sorted(endpoint.lost.items()):
         if node in endpoint.peers:
@@ -246,16 +254,14 @@ def peer_rows(parts: Parts) -> list[dict[str, Any]]:
         )
     rows += [
         _gone_row(member, progress.get(bytes(member.node_id)), now=now)
-        for member in parts.membership.members()
-        if member.state in _GONE
-        and member.node_id not in endpoint.peers
-        and member.node_id not in endpoint.lost
+        for member in gone_members
+        if member.node_id in endpoint.peers or member.node_id not in endpoint.lost
     ]
     return rows
 
 
 def _gone_row(member: MemberView, progress: Progress | None, *, now: float) -> dict[str, Any]:
-    """A member that others told us of, and that left or was lost; we were never connected."""
+    """A member that left or was lost, and of whose connection there is nothing to say."""
     return {
         **_progress_fields(progress),
         "id": str(member.node_id),

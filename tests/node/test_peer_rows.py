@@ -1,0 +1,55 @@
+"""The rows of `noded peers`: who is connected, who has left, and who is lost, each once."""
+
+from types import SimpleNamespace
+
+from gossip.membership.table import MemberState, MemberView
+from node.status import peer_rows
+from transport.address import Address
+from transport.identity import Identity
+
+BARN, LOFT, SHED = (Identity.from_seed(bytes([n]) * 32).node_id for n in (1, 2, 3))
+
+
+def peer(node, name: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        node_id=node,
+        name=name,
+        path="direct",
+        relay=None,
+        bulk_way="",
+        address=Address.parse("127.0.0.1:7447"),
+        rtt_s=0.01,
+        bytes_sent=1,
+        bytes_received=1,
+        last_seen=0.0,
+    )
+
+
+def member(node, state: MemberState) -> MemberView:
+    return MemberView(node, "m", state, 0.0, f"it is {state}", 1, True, 0.0)
+
+
+def parts(peers, members, lost=()) -> SimpleNamespace:
+    views = {view.node_id: view for view in members}
+    return SimpleNamespace(
+        endpoint=SimpleNamespace(peers=peers, lost=dict(lost)),
+        run=None,
+        membership=SimpleNamespace(members=lambda: members, member=views.get),
+    )
+
+
+async def test_a_member_that_was_given_up_is_lost_while_its_connection_still_waits():
+    peers = {node: peer(node, "m") for node in (BARN, LOFT, SHED)}
+    views = [
+        member(BARN, MemberState.ALIVE),
+        member(LOFT, MemberState.LOST),
+        member(SHED, MemberState.SUSPECT),
+    ]
+    gone_before = SimpleNamespace(name="loft", reason="reset", address="x", at=0.0)
+    for lost in ((), [(LOFT, gone_before)]):  # also if it was lost once before
+        rows = {row["id"]: row for row in peer_rows(parts(peers, views, lost))}
+        assert len(rows) == 3
+        assert [rows[str(node)]["state"] for node in (BARN, SHED)] == ["connected", "connected"]
+        assert rows[str(LOFT)]["state"] == "lost"
+        assert rows[str(LOFT)]["reason"] == "it is lost"
+        assert rows[str(LOFT)]["path"] is None
