@@ -17,7 +17,6 @@ from crdt.record import Progress
 from dht.service import Dht
 from gossip.membership.service import Membership
 from gossip.membership.table import MemberState, MemberView
-from node.blocks.service import NodeBlocks
 from node.health import Facts, assess, verdict
 from node.probe import LagProbe, descriptor_limit, open_descriptors, process_snapshot
 from node.run.run import RunService
@@ -49,7 +48,6 @@ class Parts:
     reach: Reach
     dht: Dht
     membership: Membership
-    blocks: NodeBlocks
     run: RunService | None
     lag: LagProbe
     traffic: TrafficMeter
