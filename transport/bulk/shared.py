@@ -35,8 +35,9 @@ from transport.secure.record import HEADER_BYTES
 
 SLOT_BYTES: Final = (1 << 20) + 4096
 """One transfer of at most 1 MiB, with its head and tags; pages never used cost nothing."""
-SLOTS: Final = 3
-"""One is filled while one is emptied and one waits."""
+SLOTS: Final = 8
+"""Three would do for the flow; with eight, a slot that comes round has left the other processor's cache,
+and taking it back from there costs twice as much where two processors share none."""
 WORD_BYTES: Final = 32
 _NOTICE: Final = struct.Struct(">I")
 _WORD_AT: Final = SLOTS * SLOT_BYTES
