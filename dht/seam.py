@@ -15,6 +15,7 @@ from dht.contact import Contact, peer_addresses
 from transport.address import Address
 from transport.identity import Identity, NodeId
 from transport.network import Path
+from transport.streams.frames import CloseCode
 from transport.swarm import Swarm
 
 
@@ -34,7 +35,7 @@ class DhtPeer(Protocol):
     @property
     def path(self) -> Path: ...  # noqa: D102
     async def call(self, protocol: str, request: bytes) -> bytes: ...  # noqa: D102
-    def close(self, reason: str) -> None: ...  # noqa: D102
+    def close(self, reason: str, code: CloseCode) -> None: ...  # noqa: D102
 
 
 Peer_co = TypeVar("Peer_co", bound=DhtPeer, covariant=True)

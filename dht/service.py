@@ -37,6 +37,7 @@ from transport.address import Address
 from transport.codec import decode_untrusted, pack
 from transport.errors import InvalidAddress, MalformedMessage, TransportError
 from transport.identity import NodeId, verify
+from transport.streams.frames import CloseCode
 
 _log = logging.getLogger(__name__)
 
@@ -406,7 +407,7 @@ class Dht:
             if now - at > _IDLE_S and not self._in_use(node_id)
         )
         for _, node_id in idle[:surplus]:
-            peers[node_id].close("idle")
+            peers[node_id].close("idle", CloseCode.IDLE)
 
     def _rouse(self) -> None:
         self._wake.set()

@@ -88,6 +88,7 @@ class Peer:
         scope: what is held for it, closed with it.
         closed: set when the peer is lost or was closed.
         close_reason: why; "" before.
+        goodbye: the code with which either side closed the last connection; None before, and when it broke.
     """
 
     def __init__(self, endpoint: "Endpoint", connection: Connection, scope: Scope) -> None:
@@ -102,6 +103,7 @@ class Peer:
         self.connected_at = trio.current_time()
         self.closed = trio.Event()
         self.close_reason = ""
+        self.goodbye: CloseCode | None = None
         self._endpoint = endpoint
         self._connections: list[Connection] = []  # the primary first
         self._links: list[BulkLink] = []  # bounded by limits.bulk_links_per_peer
@@ -359,7 +361,7 @@ class Peer:
         if self._connections:
             self._note_path()
             return
-        self.close_reason = connection.end_reason
+        self.close_reason, self.goodbye = connection.end_reason, connection.goodbye
         self.closed.set()
         for link in self._links:
             link.abort(f"peer lost: {self.close_reason}")

@@ -17,6 +17,7 @@ import trio
 
 from transport.address import Address
 from transport.network import Path
+from transport.streams.frames import CloseCode
 
 if TYPE_CHECKING:
     from transport.peer import Peer
@@ -69,6 +70,9 @@ class LostPeer:
 
     address: Address
     """Where it was."""
+
+    goodbye: CloseCode | None = None
+    """The code with which either side ended that connection; None when it broke."""
 
 
 PeerEvent = PeerUp | PeerDown | PeerPathChanged | Lagged

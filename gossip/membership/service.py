@@ -30,6 +30,7 @@ from gossip.membership.table import MemberView, SwimKeys
 from transport.address import Address
 from transport.errors import MalformedMessage, RemoteCallFailed, TransportError
 from transport.identity import Identity, NodeId, verify
+from transport.streams.frames import CloseCode
 from transport.swarm import Swarm
 from transport.watch import Watchers
 
@@ -41,8 +42,6 @@ MAX_DIALS: Final = 8
 """Dials at once. They are for members that are about to be given up."""
 KEEP_CONNECTIONS: Final = 128
 """Above so many peers, a connection that was made only to see whether a member lives is closed again."""
-ORDERLY: Final = frozenset({"closed by the peer: idle", "closed here: idle", "idle"})
-"""Ends of connections that say nothing about the node."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,9 +63,11 @@ class MembershipPeer(Protocol):
     @property
     def close_reason(self) -> str: ...  # noqa: D102
     @property
+    def goodbye(self) -> CloseCode | None: ...  # noqa: D102
+    @property
     def listen(self) -> Sequence[Address]: ...  # noqa: D102
     async def call(self, protocol: str, request: bytes) -> bytes: ...  # noqa: D102
-    def close(self, reason: str) -> None: ...  # noqa: D102
+    def close(self, reason: str, code: CloseCode) -> None: ...  # noqa: D102
 
 
 class MembershipEndpoint(Protocol):
@@ -178,7 +179,8 @@ class Membership:
                 del self._told[node_id]
                 self._remember(peer)
                 reason = peer.close_reason
-                self._swim.disconnected(node_id, reason, now, orderly=reason in ORDERLY)
+                orderly = peer.goodbye is CloseCode.IDLE  # which says nothing about the node
+                self._swim.disconnected(node_id, reason, now, orderly=orderly)
         for node_id in sorted(connected):
             if node_id not in self._told:
                 self._told[node_id] = connected[node_id]
@@ -248,7 +250,7 @@ class Membership:
                 if peer is not None:
                     self._reconcile()
                     if len(self._endpoint.peers) > KEEP_CONNECTIONS:
-                        peer.close("idle")
+                        peer.close("idle", CloseCode.IDLE)
         except TransportError:
             pass  # not reached: the core concludes it from the silence
         except Exception:  # noqa: BLE001 (nor must one dial)

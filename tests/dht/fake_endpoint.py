@@ -139,7 +139,8 @@ class FakePeer:
         finally:
             self.here.open_calls -= 1
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str, code: object = None) -> None:
+        del code
         if self.gone.is_set():
             return
         other = self.there.peers.get(self.here.node_id)

@@ -81,6 +81,7 @@ class Connection:
         link: what it runs over; the older one while it moves to another.
         end_reason: why it ended; "" while it lives.
         cut: whether it ended without anybody's intention.
+        goodbye: the code with which either side ended it; None while it lives, when it broke, and for codes of later releases.
         rtt_s: the last measured round trip in seconds, None before the first.
         retired: a duplicate; no new streams, ends when the old ones have.
         initiated: whether this side began it; moving to another link does not change that.
@@ -102,6 +103,7 @@ class Connection:
         self.connection_id = link.result.session_id
         self.initiated = link.result.role == "initiator"
         self.cut = False
+        self.goodbye: CloseCode | None = None
         self.held: Reservation | None = None  # given back with the end
         self.pending = 0  # links that wait to take over; the registry bounds them
         self.mux = Mux(role=link.result.role, limits=limits)
@@ -234,6 +236,7 @@ class Connection:
     def close(self, reason: str, code: CloseCode = CloseCode.NORMAL) -> None:
         """Begin to end on purpose: fail everything here, say goodbye, close. Never blocks."""
         if not self.end_reason:
+            self.goodbye = code
             self.mux.close(code, reason)
             self._end(f"closed here: {reason}" if reason else "closed here")
             self._scope.deadline = trio.current_time() + GOODBYE_S
@@ -276,7 +279,7 @@ class Connection:
                 try:
                     await self._ending.wait()
                 finally:
-                    self.close("shutting down")
+                    self.close("shutting down", CloseCode.LEAVING)
                     handlers.cancel_scope.cancel()  # ends the handlers; `_drive` is shielded
         finally:
             self._fail("the connection task ended")
@@ -525,8 +528,10 @@ class Connection:
                     if waiter is not None:
                         waiter[1].append(self.rtt_s)
                         waiter[0].set()
-            case Closed(_, text, by_remote):
+            case Closed(code, text, by_remote):
                 if by_remote:
+                    if not self.end_reason and code in CloseCode.__members__.values():
+                        self.goodbye = CloseCode(code)
                     said = text if text.isprintable() else ascii(text)
                     self._fail(f"closed by the peer: {said}" if said else "closed by the peer")
 

@@ -272,7 +272,7 @@ class Registry:
             return False
         del self._peers[peer.node_id]
         self._lost[peer.node_id] = LostPeer(
-            peer.close_reason, trio.current_time(), peer.name, peer.address
+            peer.close_reason, trio.current_time(), peer.name, peer.address, peer.goodbye
         )
         while len(self._lost) > MAX_LOST:
             self._lost.popitem(last=False)
@@ -287,7 +287,7 @@ class Registry:
     def say_goodbye(self) -> None:
         """Begin to end all connections and all watching."""
         for peer in list(self._peers.values()):
-            peer.close("shutting down")
+            peer.close("shutting down", CloseCode.LEAVING)
         self.watchers.close()
 
     async def wait_idle(self) -> None:

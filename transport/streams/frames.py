@@ -106,13 +106,17 @@ class CloseCode(IntEnum):
     """Reasons in GOAWAY; unknown numbers are passed on as they are."""
 
     NORMAL = 0
-    """Done, or shutting down."""
+    """Done, for the reason in the text."""
     VIOLATION = 1
     """The receiver of this GOAWAY broke the rules of the protocol."""
     DUPLICATE = 2
     """Another connection between the same two nodes stays."""
     LIMIT = 3
     """No room for this peer."""
+    LEAVING = 4
+    """The sender stops; nothing is wrong."""
+    IDLE = 5
+    """Nobody used the connection; nothing is wrong."""
 
 
 FIN = 1
