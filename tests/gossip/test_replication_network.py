@@ -77,6 +77,24 @@ async def test_edits_arrive_after_one_way(autojump_clock):
         await until_equal(replications, 1)
 
 
+async def test_news_is_passed_on_to_those_who_are_not_connected_to_its_writer(autojump_clock):
+    world = MemoryNetwork(1, default=LinkSettings(latency_s=0.05))
+    count = 6
+    async with nodes(world, count) as endpoints, AsyncExitStack() as stack:
+        for index in range(1, count):
+            await endpoints[index].connect([address(index)])  # a line
+        replications = [await stack.enter_async_context(replicate(e)) for e in endpoints]
+        await until_equal(replications, 30)
+        await trio.sleep(3)
+        first, last = replications[0], replications[-1]
+        first.state.set_checkpoint(CheckpointInfo(9, 1, HASH, endpoints[0].node_id))
+        version, began = last.version, trio.current_time()
+        first.notify()
+        await last.wait_change(version)
+        assert trio.current_time() - began < (count - 1) * 0.12
+        assert last.state.checkpoint().step == 9
+
+
 async def test_a_peer_without_the_run_costs_little_and_is_found_later(autojump_clock):
     async with nodes(MemoryNetwork(1), 2) as (a, b):
         await a.connect([address(2)])
