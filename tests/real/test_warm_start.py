@@ -57,7 +57,7 @@ class Away:
         report(test="warm start", away=what, seconds=round(took_s, 2))
 
 
-@pytest.mark.parametrize("age_s", [HOUR_S, DAY_S], ids=["hour", "day"])
+@pytest.mark.parametrize("age_s", [pytest.param(HOUR_S, marks=slow), DAY_S], ids=["hour", "day"])
 def test_from_a_table_whose_stamps_are_old(tmp_path, age_s):
     with Swarm(tmp_path) as swarm:
         away = Away(swarm)
