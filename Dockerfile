@@ -53,7 +53,7 @@ USER noded
 VOLUME /var/lib/noded
 EXPOSE 7447
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["noded", "status", "--check"]
+HEALTHCHECK --interval=10s --timeout=15s --start-period=60s --retries=6 CMD ["noded", "status", "--check"]
 ENTRYPOINT ["noded-entrypoint"]
 CMD ["noded", "run"]
 
