@@ -29,6 +29,8 @@ from dht.service import Dht, open_dht
 from gossip.membership.service import open_membership
 from gossip.membership.settings import LAN, WAN
 from node import __version__, keys, log
+from node.blocks.routes import block_routes
+from node.blocks.service import open_blocks
 from node.control import Handlers, open_control
 from node.errors import (
     AddressUnavailable,
@@ -143,9 +145,21 @@ class _Daemon:
                     await background.start(
                         keep_spent, config.paths.relay_budget, lambda: reach.service.spent_bytes
                     )
-                    async with open_run_service(
-                        config, endpoint, dht, rng=rng, advertised=advertised
-                    ) as run:
+                    async with (
+                        open_blocks(
+                            endpoint,
+                            dht,
+                            config.paths.data_dir / "blocks",
+                            quota_bytes=config.blocks.quota_bytes,
+                            upload_bytes_per_s=config.blocks.upload_bytes_per_s,
+                            rng=rng,
+                            random_bytes=os.urandom,
+                            advertised=advertised,
+                        ) as blocks,
+                        open_run_service(
+                            config, endpoint, dht, blocks, rng=rng, advertised=advertised
+                        ) as run,
+                    ):
                         self._parts = Parts(
                             version=__version__,
                             config=config,
@@ -153,6 +167,7 @@ class _Daemon:
                             reach=reach,
                             dht=dht,
                             membership=membership,
+                            blocks=blocks,
                             run=run,
                             lag=lag,
                             traffic=traffic,
@@ -238,7 +253,7 @@ class _Daemon:
         except NodedError as error:
             _log.error("the configuration is not used: %s", error)
         else:
-            sections = ("node", "network", "limits", "relay", "run", "trainer")
+            sections = ("node", "network", "limits", "relay", "run", "trainer", "blocks")
             waiting = [name for name in sections if getattr(new, name) != getattr(old, name)]
             if new.log != old.log:
                 log.configure(new.log.level, new.log.format)
@@ -282,6 +297,7 @@ class _Daemon:
             ("GET", "/readyz"): self._answer_ready,
             ("POST", "/v1/ping"): self._answer_ping,
             ("POST", "/v1/stop"): self._answer_stop,
+            **block_routes(self._up.blocks, self._config.paths.data_dir),
             **({} if self._belonging is None else self._belonging.handlers()),
         }
 

@@ -29,6 +29,7 @@ from transport.relay.settings import RelaySettings
 __all__ = [
     "DEFAULT_PORT",
     "PRESETS",
+    "BlocksSection",
     "Config",
     "LogSection",
     "NetworkSection",
@@ -274,6 +275,30 @@ class TrainerSection(_Section, frozen=True):
     ] = 3
 
 
+class BlocksSection(_Section, frozen=True):
+    """Artefacts: what is kept on the disk for others and oneself, and how fast it is given away."""
+
+    quota_bytes: Annotated[
+        int,
+        Meta(
+            ge=1 << 20,
+            le=1 << 50,
+            description="Most bytes that artefacts may take in the data directory. When they do, those that "
+            "were not used for longest and are not pinned make room.",
+        ),
+    ] = 20 << 30
+    upload_bytes_per_s: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 40,
+            description="Cap on what all fetchers together get from this node, in bytes per second; 0 for none. "
+            "Training goes over other connections: a cap keeps a thin line free for it. "
+            "limits.upload_bytes_per_s caps both.",
+        ),
+    ] = 0
+
+
 class LogSection(_Section, frozen=True):
     """What the daemon says on its standard error."""
 
@@ -296,6 +321,7 @@ class Config(_Section, frozen=True):
     relay: RelaySettings = msgspec.field(default_factory=RelaySettings)
     run: RunSection | None = None
     trainer: TrainerSection = msgspec.field(default_factory=TrainerSection)
+    blocks: BlocksSection = msgspec.field(default_factory=BlocksSection)
     log: LogSection = msgspec.field(default_factory=LogSection)
 
     @property

@@ -17,6 +17,7 @@ from crdt.record import Progress
 from dht.service import Dht
 from gossip.membership.service import Membership
 from gossip.membership.table import MemberState, MemberView
+from node.blocks.service import NodeBlocks
 from node.health import Facts, assess, verdict
 from node.probe import LagProbe, descriptor_limit, open_descriptors, process_snapshot
 from node.run.run import RunService
@@ -48,6 +49,7 @@ class Parts:
     reach: Reach
     dht: Dht
     membership: Membership
+    blocks: NodeBlocks
     run: RunService | None
     lag: LagProbe
     traffic: TrafficMeter
@@ -163,15 +165,16 @@ def _trainer(parts: Parts) -> dict[str, Any]:
 
 
 def _checkpoint(run: RunService | None) -> dict[str, Any] | None:
-    checkpoint = None if run is None else run.saves.newest
-    if checkpoint is None:
+    if run is None or run.saves.newest is None:
         return None
+    checkpoint, artefact = run.saves.newest, run.saves.artefact
     manifest = checkpoint.manifest
     return {
         "step": manifest.step,
         "round": manifest.round,
         "sha256": manifest.sha256,
         "path": str(checkpoint.path),
+        "artefact": None if artefact is None else artefact.hex(),
     }
 
 

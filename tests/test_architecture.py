@@ -60,6 +60,7 @@ DRIVERS = {
     "transport/connect/migration.py",
     "transport/nat/gateway.py",
     "transport/nat/gateway_socket.py",
+    "transport/nat/methods.py",
     "transport/nat/portmap.py",
     "transport/nat/upnp.py",
     "transport/connect/door.py",
@@ -90,6 +91,8 @@ DRIVERS = {
     "dht/service.py",
     "dht/table_file.py",
     "dht/warm.py",
+    "gossip/blocks/fetch.py",
+    "gossip/blocks/serve.py",
     "gossip/collective/group.py",
     "gossip/collective/handover.py",
     "gossip/membership/service.py",
@@ -107,7 +110,6 @@ NODE_CORES = {
     "node/joining/beacon.py",
     "node/joining/book.py",
     "node/joining/code.py",
-    "node/joining/failures.py",
     "node/joining/forwarder.py",
     "node/joining/held.py",
     "node/joining/issuer.py",
@@ -116,6 +118,7 @@ NODE_CORES = {
     "node/joining/reasons.py",
     "node/joining/redeemer.py",
     "node/joining/request.py",
+    "node/joining/source_budget.py",
     "node/run/layout.py",
     "node/run/manifest.py",
     "node/trainer_messages.py",
@@ -123,6 +126,10 @@ NODE_CORES = {
 
 # The daemon's side of node/. The command line, the session in a user's script and the worker run without an event loop.
 NODE_TRIO = {
+    "node/blocks/gate.py",
+    "node/blocks/jobs.py",
+    "node/blocks/routes.py",
+    "node/blocks/service.py",
     "node/control.py",
     "node/daemon.py",
     "node/joining/asking.py",

@@ -49,6 +49,7 @@ MAX_MANIFEST_BYTES: Final = 60 << 10
 MAX_BLOCKS: Final = 256 * PAGE
 """256 GiB: a bitmap over so many blocks is 32 KiB, half a control message."""
 MAX_FILES: Final = 512
+"""A folder of more is packed first: the names have to fit into one message."""
 MAX_PATH_BYTES: Final = 200
 MAX_PATH_PARTS: Final = 8
 KINDS: Final = frozenset({"file", "folder", "task", "checkpoint", "state"})

@@ -23,9 +23,11 @@ import click
 
 from node import __version__
 from node.cli.base import Settings, Verbs, current_settings
+from node.cli.blocks import add_block_verbs
 from node.cli.joining import add_joining_verbs
 from node.cli.network import add_network_verbs
 from node.cli.state import add_state_verb
+from node.cli.trust import add_trust_verb
 from node.errors import (
     ExitCode,
     NodedError,
@@ -156,8 +158,10 @@ def peers(everything: bool, sort: str | None) -> None:
 
 
 add_joining_verbs(cli)
+add_block_verbs(cli)
 add_network_verbs(cli)
 add_state_verb(cli)
+add_trust_verb(cli)
 
 
 @cli.command()

@@ -5,8 +5,8 @@ to notice before the first exchange when they would not.
 
 Idea: a small frozen value, `RunManifest`. Its hash is the run's id: whoever changes one setting is
 in another run. It holds choices, never code and never paths: `task` and `protocol` are names that
-each node looks up among what its operator installed, so a manifest that came from a peer can select
-code but cannot bring any.
+each node looks up among what its operator installed, and `task_hash` says which code exactly, so a
+manifest that came from a peer can select code but cannot bring any (`node.blocks.gate` decides).
 
 Invariants:
 - The hash is taken over canonical JSON (sorted keys, shortest floats), so it does not depend on
@@ -34,6 +34,7 @@ MAX_MANIFEST_BYTES: Final = 16 * 1024
 _DOMAIN: Final = b"noded run manifest 1\0"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TASK: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]{0,127}")
+_HASH: Final = re.compile(r"([0-9a-f]{64})?")
 _SETTING_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 Setting = str | int | float | bool | None | list[str | int | float | bool]
@@ -51,6 +52,9 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True):
     """For people and for finding the run: letters, digits, `.`, `_`, `-`; at most 64."""
     task: str
     """Name of an installed task, or `module:Class` of one in the operator's own folder."""
+    task_hash: str = ""
+    """Id of the task's code in hexadecimal (see `node.blocks.tasks`); "" if the creator's daemon starts no trainer, and so names
+    no code."""
     task_settings: dict[str, Setting] = msgspec.field(default_factory=dict)
     """Passed to the task, which refuses the ones it does not know."""
     protocol: str = "diloco"
@@ -75,6 +79,7 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         _require(_NAME.fullmatch(self.name), f"name {self.name[:80]!r} is not a run name")
         _require(_TASK.fullmatch(self.task), f"task {self.task[:80]!r} is not a task name")
+        _require(_HASH.fullmatch(self.task_hash), "task_hash is not 64 hexadecimal digits")
         _require(_NAME.fullmatch(self.protocol), f"protocol {self.protocol[:80]!r} is no name")
         _require(1 <= self.every <= 1_000_000, f"every must be 1 to 1,000,000, not {self.every}")
         _require(0 <= self.steps < 2**53, f"steps must be 0 (no end) or more, not {self.steps}")
@@ -97,7 +102,10 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def canonical(self) -> bytes:
         """The JSON form that is hashed: keys sorted, no white space."""
-        return msgspec.json.encode(self, order="sorted")
+        plain = self.to_map()
+        if not self.task_hash:
+            del plain["task_hash"]  # runs that were made before there was one keep their id
+        return msgspec.json.encode(plain, order="sorted")
 
     @property
     def hash(self) -> bytes:

@@ -22,6 +22,8 @@ from gossip.collective.handover import Handover, HeldState, open_handover
 from gossip.protocol import load_protocol
 from gossip.replication import open_replication
 from gossip.rounds import TrainerGone, run_rounds
+from node.blocks.gate import Permission
+from node.blocks.service import NodeBlocks
 from node.errors import NodedError
 from node.run.figures import Figures, MetricsFile
 from node.run.finder import RunFinder
@@ -43,6 +45,8 @@ __all__ = ["Participation", "open_participation"]
 
 CONNECT_S: Final = 5.0
 """Between two looks at the roster for members that are not connected."""
+OFFER_S: Final = 2.0
+"""Between two looks for a new checkpoint to offer."""
 NAMESAKE_S: Final = 30.0
 """Between two looks for another run of the same name."""
 GOODBYE_S: Final = 1.5
@@ -199,6 +203,8 @@ async def open_participation(
     metrics: MetricsFile,
     rng: random.Random,
     advertised: Callable[[], tuple[str, ...]],
+    permission: Permission,
+    blocks: NodeBlocks,
 ) -> AsyncIterator[tuple[Participation, Handover]]:
     """Join a run whose manifest is here, and be in it for as long as the context is open.
 
@@ -236,7 +242,9 @@ async def open_participation(
             checkpoints=saves.folder,
             newest_checkpoint=lambda: saves.newest_path,
             on_note=journal.on_note,
-            supervised=_worker(config, section, directory) if config.trainer.auto else None,
+            supervised=_worker(config, section, directory, permission)
+            if config.trainer.auto
+            else None,
             log_file=log_file,
         ) as trainers:
             participation = Participation(
@@ -255,11 +263,27 @@ async def open_participation(
             ):
                 nursery.start_soon(participation.stay_connected)
                 nursery.start_soon(saves.publish, manifest, journal.on_checkpoint)
+                nursery.start_soon(_offer_checkpoints, saves, blocks)
                 yield participation, handover
                 nursery.cancel_scope.cancel()
 
 
-def _worker(config: Config, section: RunSection, directory: Path) -> WorkerOptions:
+async def _offer_checkpoints(saves: Saves, blocks: NodeBlocks) -> None:
+    """Have the newest checkpoint fetched from here by whoever knows its id, until cancelled."""
+    shown: Path | None = None
+    artefact: bytes | None = None
+    while True:
+        newest = saves.newest
+        if newest is not None and newest.path != shown:
+            artefact = await blocks.show_checkpoint(newest.path, artefact)
+            shown = newest.path
+            saves.artefact = artefact
+        await trio.sleep(OFFER_S)
+
+
+def _worker(
+    config: Config, section: RunSection, directory: Path, permission: Permission
+) -> WorkerOptions:
     """How this node's daemon starts a trainer of its own."""
     trainer = config.trainer
     return WorkerOptions(
@@ -268,8 +292,9 @@ def _worker(config: Config, section: RunSection, directory: Path) -> WorkerOptio
         threads=trainer.threads,
         device=trainer.device,
         data=section.data,
-        task=section.task if trainer.user_path else "",
-        user_path=trainer.user_path,
+        task=permission.task,
+        user_path=permission.user_path,
+        exact=permission.exact,
         checkpoint_every=trainer.checkpoint_every,
         evaluate_every=trainer.evaluate_every,
     )

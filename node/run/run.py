@@ -20,6 +20,8 @@ import trio
 from dht.errors import DhtError
 from dht.service import Dht
 from gossip.errors import GossipError
+from node.blocks.gate import TaskGate
+from node.blocks.service import NodeBlocks
 from node.errors import NodedError, first_error, hint_of
 from node.run.figures import Figures, MetricsFile
 from node.run.finder import RunFinder, load_manifest, store_manifest
@@ -38,7 +40,9 @@ _log = logging.getLogger(__name__)
 class RunService:
     """What the daemon and its status see of the run; made by `open_run_service`."""
 
-    def __init__(self, config: Config, section: RunSection, endpoint: Endpoint) -> None:
+    def __init__(
+        self, config: Config, section: RunSection, endpoint: Endpoint, blocks: NodeBlocks
+    ) -> None:
         self.section = section
         self.directory = config.paths.run_dir(section.name)
         self.manifest: RunManifest | None = None
@@ -56,6 +60,7 @@ class RunService:
         self.failure_hint = ""
         self._config = config
         self._endpoint = endpoint
+        self._blocks = blocks
         self._metrics = MetricsFile(self.directory / "metrics.jsonl")
 
     def history(self) -> list[dict[str, Any]]:
@@ -72,9 +77,13 @@ class RunService:
     ) -> None:
         """Take part until cancelled; a run that has finished is still served to those that come late."""
         finder = RunFinder(self._endpoint, dht)
+        gate = TaskGate(self._config, self.section, self._blocks)
         try:
-            self.manifest = manifest = await self._find_manifest(finder)
+            self.manifest = manifest = await self._find_manifest(finder, gate)
             self.saves.load(manifest)
+            permission = await gate.wait(manifest, self._refuse)
+            self.failure = self.failure_hint = ""
+            self.figures.phase = "joining"
             async with open_participation(
                 self._config,
                 self.section,
@@ -86,6 +95,8 @@ class RunService:
                 metrics=self._metrics,
                 rng=rng,
                 advertised=advertised,
+                permission=permission,
+                blocks=self._blocks,
             ) as (part, handover):
                 self.part = part
                 await part.train(handover, nonce=lambda: random_bytes(16))
@@ -105,7 +116,13 @@ class RunService:
         if self.part is not None and not self.failure:
             await self.part.leave()
 
-    async def _find_manifest(self, finder: RunFinder) -> RunManifest:
+    def _refuse(self, error: NodedError) -> None:
+        """The run has to wait for this node's operator."""
+        self.failure, self.failure_hint = str(error), error.hint
+        _log.warning("%s (%s)", error, error.hint)
+        self.figures.phase = "failed"
+
+    async def _find_manifest(self, finder: RunFinder, gate: TaskGate) -> RunManifest:
         stored_at = self.directory / "run.json"
         self.saves.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         manifest = load_manifest(stored_at)
@@ -121,7 +138,12 @@ class RunService:
         if manifest is None:
             node_id = str(self._endpoint.node_id)
             manifest = (
-                manifest_of(self.section, node_id, int(time.time()))
+                manifest_of(
+                    self.section,
+                    node_id,
+                    int(time.time()),
+                    await trio.to_thread.run_sync(gate.own_hash),
+                )
                 if self.section.create
                 else await finder.find(self.section.name)
             )
@@ -129,11 +151,14 @@ class RunService:
         return manifest
 
 
-def manifest_of(section: RunSection, created_by: str, created_at: int) -> RunManifest:
+def manifest_of(
+    section: RunSection, created_by: str, created_at: int, task_hash: str = ""
+) -> RunManifest:
     """The manifest that a node with `run.create = true` makes of its configuration."""
     return RunManifest(
         name=section.name,
         task=section.task,
+        task_hash=task_hash,
         task_settings=section.task_settings,
         protocol=section.protocol,
         protocol_settings=section.protocol_settings,
@@ -148,7 +173,10 @@ def manifest_of(section: RunSection, created_by: str, created_at: int) -> RunMan
 
 
 def _same_choices(manifest: RunManifest, section: RunSection) -> bool:
-    return manifest == manifest_of(section, manifest.created_by, manifest.created_at)
+    # Other code than the run was made with is told apart later, with what to do about it.
+    return manifest == manifest_of(
+        section, manifest.created_by, manifest.created_at, manifest.task_hash
+    )
 
 
 @asynccontextmanager
@@ -156,6 +184,7 @@ async def open_run_service(
     config: Config,
     endpoint: Endpoint,
     dht: Dht,
+    blocks: NodeBlocks,
     *,
     rng: random.Random,
     random_bytes: Callable[[int], bytes] = os.urandom,
@@ -165,7 +194,7 @@ async def open_run_service(
     if config.run is None:
         yield None
         return
-    service = RunService(config, config.run, endpoint)
+    service = RunService(config, config.run, endpoint, blocks)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(
             functools.partial(

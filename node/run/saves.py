@@ -42,6 +42,8 @@ class Saves:
     def __init__(self, folder: Path, identity: Identity, *, keep: int) -> None:
         self.folder = folder
         self.newest: Checkpoint | None = None
+        self.artefact: bytes | None = None
+        """Id under which others can fetch the newest one, once it has been hashed."""
         self.error = ""
         """Why the last one could not be written; empty if it was."""
         self.damaged = ""

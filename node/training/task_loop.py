@@ -10,7 +10,7 @@ import attrs
 import torch
 
 from node.run.manifest import RunManifest
-from node.task import Task, TaskContext, load_task
+from node.task import Task, TaskContext, load_approved, load_task
 
 __all__ = ["TaskLoop"]
 
@@ -27,9 +27,14 @@ class TaskLoop:
         device: str = "cpu",
         allowed_task: str = "",
         user_path: str = "",
+        exact: bool = False,
     ) -> None:
         """Build everything; raises `TaskError`, `CorpusError`, or what the task raises."""
-        class_ = load_task(manifest.task, allowed=allowed_task, user_path=user_path)
+        class_ = (
+            load_approved(allowed_task, user_path)
+            if exact
+            else load_task(manifest.task, allowed=allowed_task, user_path=user_path)
+        )
         self.task: Task = class_(
             TaskContext(
                 settings=manifest.task_settings,

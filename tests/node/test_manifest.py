@@ -87,3 +87,12 @@ def test_the_last_round_may_be_shorter():
     assert [MANIFEST.step_after(r) for r in range(5)] == [0, 32, 64, 96, 100]
     assert rounds_of(0, 32) == 0
     assert rounds_of(1, 32) == rounds_of(32, 32) == 1
+
+
+def test_the_code_is_named_by_its_hash() -> None:
+    named = RunManifest(name="demo", task="byte-gpt", task_hash="ab" * 32)
+    assert named.hash != RunManifest(name="demo", task="byte-gpt").hash
+    assert RunManifest.from_json(named.canonical()) == named
+    for wrong in ("ab", "AB" * 32, "ab" * 33, "../" * 21 + "a"):
+        with pytest.raises(InvalidManifest, match="task_hash"):
+            RunManifest(name="demo", task="byte-gpt", task_hash=wrong)
