@@ -170,6 +170,8 @@ def rank_main(
     from transport.identity import Identity
     from transport.swarm import Swarm
     from transport.tcp import TcpNetwork
+    from transport.trust.chain import certify_by_root
+    from transport.trust.trust import Trust
 
     if pin:
         cpus = sorted(os.sched_getaffinity(0))
@@ -199,12 +201,25 @@ def rank_main(
 
     async def main() -> None:
         identity = Identity.from_seed(hashlib.sha256(SEED + b"%d" % rank).digest())
-        swarm = Swarm(key=hashlib.sha256(SEED).digest())
+        root = Identity.from_seed(hashlib.sha256(b"root" + SEED).digest())
+        swarm = Swarm(hashlib.sha256(SEED).digest(), root.public_key)
+        chain = certify_by_root(
+            root,
+            subject=identity.public_key,
+            role="trainer",
+            serial=bytes(16),
+            now_ms=int(time.time() * 1000),
+        )
         run = hashlib.sha256(b"run" + SEED).digest()
         rng = random.Random(rank)
         async with (
             open_endpoint(
-                identity, swarm, TcpNetwork(), [Address("127.0.0.1", ports[rank])], rng=rng
+                identity,
+                swarm,
+                TcpNetwork(),
+                [Address("127.0.0.1", ports[rank])],
+                trust=Trust(swarm.id, chain.raw),
+                rng=rng,
             ) as endpoint,
             open_group(endpoint, run, settings=EpochSettings(min_members=world), rng=rng) as group,
         ):

@@ -35,9 +35,12 @@ from transport.secure.link import shake_hands
 from transport.streams.stream import Stream
 from transport.swarm import Swarm
 from transport.tcp import TcpNetwork
+from transport.trust.chain import certify_by_root
+from transport.trust.trust import Trust
 
 MIB = 1 << 20
-SWARM = Swarm(hashlib.sha256(b"benchmark").digest())
+ROOT = Identity.from_seed(hashlib.sha256(b"root").digest())
+SWARM = Swarm(hashlib.sha256(b"benchmark").digest(), ROOT.public_key)
 
 
 def cpu_s() -> float:
@@ -53,12 +56,25 @@ def identity(side: str) -> Identity:
     return Identity.from_seed(hashlib.sha256(side.encode()).digest())
 
 
+def trust(side: str) -> Trust:
+    chain = certify_by_root(
+        ROOT,
+        subject=identity(side).public_key,
+        role="trainer",
+        serial=bytes(16),
+        now_ms=int(time.time() * 1000),
+    )
+    return Trust(SWARM.id, chain.raw)
+
+
 @contextlib.asynccontextmanager
 async def connected(
     side: str, host: str, ready: Callable[[int], Awaitable[int]]
 ) -> AsyncIterator[tuple[Endpoint, Peer]]:
     listen = [Address(host, 0)] if side == "server" else []
-    async with open_endpoint(identity(side), SWARM, TcpNetwork(), listen) as endpoint:
+    async with open_endpoint(
+        identity(side), SWARM, TcpNetwork(), listen, trust=trust(side)
+    ) as endpoint:
         endpoint.serve_calls("echo", echo)
         if side == "server":
             with endpoint.watch() as events:
@@ -213,12 +229,15 @@ async def handshakes(
     side: str, host: str, ready: Callable[[int], Awaitable[int]]
 ) -> AsyncIterator[Act]:
     network = TcpNetwork()
+    asked = trust(side)
 
     def handshake(role: Any) -> Handshake:
         return Handshake(
             role=role,
             identity=identity(side),
-            swarm=SWARM,
+            gate=SWARM.gate,
+            chain=asked.chain,
+            judge=lambda chain, key: asked.check(chain, key, int(time.time() * 1000)),
             intro=Intro("control", "", ()),
             random_bytes=os.urandom,
         )

@@ -189,6 +189,14 @@ class RunState:
         """SHA-256 of the content: equal on two replicas exactly if they say the same."""
         return self.ledger.digest()
 
+    def ranges(self, size: int, start: bytes = b"", end: bytes = b"") -> list[tuple[bytes, bytes]]:
+        """Cut [start, end) into adjoining ranges of at most `size` known writers each."""
+        return self.ledger.ranges(size, start, end)
+
+    def range_digest(self, start: bytes, end: bytes) -> bytes:
+        """SHA-256 of what is held of the writers in [start, end)."""
+        return self.ledger.range_digest(start, end)
+
     # Edits by this node
 
     def set_member(self, member: MemberInfo) -> None:
@@ -359,6 +367,10 @@ class RunState:
         )
         self._meet_self([entry for entry in merged.news if entry.writer == self.node])
         return merged
+
+    def hear(self, untrusted: Wire) -> list[Name]:
+        """As `take`; the fields that were news."""
+        return [(entry.writer, entry.key) for entry in self.take(untrusted).news]
 
     # Whole documents, for tests and storage
 

@@ -249,6 +249,10 @@ class Dht:
                 return contact.addresses
         return ()
 
+    def forget(self, node_id: bytes) -> None:
+        """Drop a node from the routing table, at once: it is no member any more."""
+        self._node.table.remove(node_id)
+
     def contacts(self) -> list[Contact]:
         """Return all nodes known, nearest to our own id first, silent ones included."""
         return self._node.table.contacts()

@@ -1,7 +1,7 @@
-"""Keep two replicas of a run's document equal, by talking about differences only.
+"""Keep two replicas of a document equal, by talking about differences only.
 
 One `AntiEntropy` object is one node's side of the conversation with one peer. It reads and merges
-the node's `RunState`, knows no socket and no clock, and every message stands on its own: any of
+the node's replica (`gossip.document`: a run's, or the swarm's), knows no socket and no clock, and every message stands on its own: any of
 them may be lost, repeated or overtaken, and the next comparison repairs what is missing
 (anti-entropy: Demers et al. 1987; comparing by ranges: Meyer 2022, "Range-Based Set
 Reconciliation", with one level instead of many, since a document has at most 4,096 records).
@@ -46,8 +46,9 @@ from crdt.entry import MAX_ENTRY_BYTES
 from crdt.errors import ClockSkew, CrdtError
 from crdt.ledger import MAX_WRITERS
 from crdt.part import MAX_FIELDS
-from crdt.state import VERSION, Name, RunState, Seen
+from crdt.state import VERSION, Name, Seen
 from crdt.wire import as_bytes, as_fields, as_list, as_row, check_ascending
+from gossip.document import Document
 from gossip.errors import GossipError
 
 PAGE_WRITERS: Final = 32
@@ -93,7 +94,7 @@ class RefusedUpdate(GossipError):
 
 
 class AntiEntropy:
-    """The conversation with one peer about one run's document.
+    """The conversation with one peer about one document.
 
     Args:
         state: the node's replica; other conversations share it.
@@ -103,7 +104,7 @@ class AntiEntropy:
     """
 
     def __init__(
-        self, state: RunState, *, interval_s: float, rng: random.Random, now: float
+        self, state: Document, *, interval_s: float, rng: random.Random, now: float
     ) -> None:
         self.counters: Counter[str] = Counter()
         """Messages by "sent <kind>" and "received <kind>"; "clock_skew"."""
@@ -198,12 +199,11 @@ class AntiEntropy:
 
     def _receive_delta(self, untrusted: object) -> list[Name]:
         try:
-            merged = self._state.take(untrusted)
+            names = self._state.hear(untrusted)
         except ClockSkew:
             # Nobody's fault that can be told from here: one of two clocks is wrong.
             self.counters["clock_skew"] += 1
             return []
-        names = [(entry.writer, entry.key) for entry in merged.news]
         for name in names:  # the partner has just said it
             self._rumours.pop(name, None)
         return names if len(names) <= RUMOUR_ENTRIES else []
@@ -233,7 +233,7 @@ class AntiEntropy:
         pages: list[tuple[bytes, bytes]] = []
         for start, end, digest in zip(starts, ends, digests, strict=True):
             if self._range_digest(start, end) != digest:
-                pages += self._state.ledger.ranges(PAGE_WRITERS, start, end)
+                pages += self._state.ranges(PAGE_WRITERS, start, end)
         for page in pages:
             if len(self._pages) < MAX_PAGES:
                 self._pages[page] = None
@@ -282,7 +282,7 @@ class AntiEntropy:
             self._say_ranges = False
             ranges = [
                 [start, self._range_digest(start, end)]
-                for start, end in self._state.ledger.ranges(PAGE_WRITERS)
+                for start, end in self._state.ranges(PAGE_WRITERS)
             ]
             return {"t": "ranges", "v": VERSION, "ranges": ranges}
         if self._say_digest:
@@ -299,7 +299,7 @@ class AntiEntropy:
         return None if delta is None else {"t": "delta", **delta}
 
     def _range_digest(self, start: bytes, end: bytes) -> bytes:
-        return self._state.ledger.range_digest(start, end)[:_DIGEST_BYTES]
+        return self._state.range_digest(start, end)[:_DIGEST_BYTES]
 
 
 def _first(names: dict[T, None], count: int) -> list[T]:

@@ -1,4 +1,4 @@
-"""Carry the anti-entropy of one run's document over an endpoint, with every peer that serves it too.
+"""Carry the anti-entropy of one document over an endpoint, with every peer that serves it too.
 
 One `AntiEntropy` conversation per connected peer. Each side opens one stream, protocol
 "state/<name>", on which only it speaks, and reads the stream that the other side opened: no
@@ -29,8 +29,9 @@ from typing import Any, Final, Protocol
 import attrs
 import trio
 
-from crdt.state import Name, RunState
+from crdt.state import Name
 from gossip.antientropy import FANOUT, AntiEntropy, RefusedUpdate
+from gossip.document import Document
 from gossip.errors import GossipError
 from transport.codec import decode_untrusted, pack
 from transport.errors import EndOfStream, MalformedMessage, TransportError, UsageError
@@ -95,7 +96,7 @@ class _Link:
 
 
 class Replication:
-    """A run's document kept equal with the peers that serve it too; made by `open_replication`.
+    """A document kept equal with the peers that serve it too; made by `open_replication`.
 
     Attributes:
         state: the replica. Edit it, then call `notify`.
@@ -107,7 +108,7 @@ class Replication:
     def __init__(
         self,
         endpoint: StateEndpoint,
-        state: RunState,
+        state: Document,
         name: str,
         nursery: trio.Nursery,
         *,
@@ -162,7 +163,7 @@ class Replication:
         """
         while self.state.version == version:
             if self._closed:
-                raise ReplicationClosed("the replication of the run's state has ended")
+                raise ReplicationClosed("the replication of the document has ended")
             await self._changed.wait()
         await trio.lowlevel.checkpoint()
         return self.state.version
@@ -334,7 +335,7 @@ class Replication:
 @asynccontextmanager
 async def open_replication(
     endpoint: StateEndpoint,
-    state: RunState,
+    state: Document,
     name: str,
     *,
     interval_s: float = 2.0,
@@ -345,7 +346,7 @@ async def open_replication(
     Args:
         endpoint: an open `transport.endpoint.Endpoint`.
         state: this node's replica. Nobody else may merge into it meanwhile; edits are welcome.
-        name: the run's id in hex; part of the protocol name. Printable ASCII without spaces.
+        name: the run's id in hex, or "swarm"; part of the protocol name. Printable ASCII without spaces.
         interval_s: mean time between comparisons with each peer.
         rng: jitter.
 

@@ -44,6 +44,7 @@ from node.schema import (
     NetworkSection,
     NodeSection,
     RunSection,
+    SwarmSection,
     TrainerSection,
 )
 from transport.limits import Limits
@@ -58,6 +59,7 @@ __all__ = [
     "NetworkSection",
     "NodeSection",
     "RunSection",
+    "SwarmSection",
     "TrainerSection",
     "check_environment",
     "find_config",
@@ -76,6 +78,7 @@ _PATHS: Final = ("node.data_dir", "run.data", "trainer.user_path")
 _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "node": NodeSection,
     "network": NetworkSection,
+    "swarm": SwarmSection,
     "limits": Limits,
     "relay": RelaySettings,
     "run": RunSection,

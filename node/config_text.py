@@ -23,6 +23,7 @@ __all__ = ["explain", "render_config", "toml_value"]
 _TITLES: Final = {
     "node": "Who this node is and where it keeps its files.",
     "network": "How other nodes reach this one, and whom it asks first.",
+    "swarm": "Who may be a member of the swarm.",
     "limits": "What anybody may cost this node. The defaults suit a local network.",
     "relay": "Being reached through other nodes, and what this node gives away as a relay itself.",
     "run": "The training run this node takes part in; without this table it only helps others.",

@@ -43,8 +43,7 @@ from node.errors import (
 )
 from node.joining.belonging import Belonging, open_belonging
 from node.joining.facts import load_facts, with_known_members
-from node.joining.held import HeldStatements
-from node.paths import NodePaths, ensure_private_dir
+from node.paths import ensure_private_dir
 from node.pinging import measure, whom
 from node.probe import LagProbe
 from node.reach_report import daemon_netcheck, last_punch
@@ -55,16 +54,14 @@ from node.schema import Config
 from node.status import Parts, peer_rows, status_document
 from node.systemd import Notifier, run_watchdog
 from node.traffic import TrafficMeter
+from node.trust.membership import SwarmStanding, keep_membership, load_standing
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import AddressInUse, InvalidAddress, ListenFailed
 from transport.identity import Identity, NodeId
 from transport.reach.diagnosis import Standing
 from transport.reach.reach import PORT_MAPPING_METHODS, Reach, ReachSettings, open_reach
-from transport.swarm import Swarm
 from transport.tcp import TcpNetwork
-from transport.trust.chain import Chain
-from transport.trust.trust import Trust
 
 LEAVE_S: Final = 8.0
 """For the orderly stop: trainer, goodbye, sockets."""
@@ -113,7 +110,7 @@ class _Daemon:
         """Boot, wait, shut down."""
         config = self._config
         identity = keys.load_or_create_identity(config.paths.node_key)
-        swarm = keys.load_swarm(config.paths.swarm_key)
+        standing = load_standing(config.paths, identity, config.swarm)
         rng = random.Random(os.urandom(16))
         lag = LagProbe()
         with trio.CancelScope() as everything:
@@ -122,7 +119,7 @@ class _Daemon:
                 background.start_soon(lag.run)
                 background.start_soon(run_watchdog, self._notifier)
                 async with (
-                    _open_network(config, identity, swarm, rng) as endpoint,
+                    _open_network(config, identity, standing, rng) as endpoint,
                     open_reach(endpoint, _reach_settings(config, identity), rng=rng) as reach,
                     open_dht(
                         endpoint,
@@ -138,6 +135,14 @@ class _Daemon:
                         wall_clock=time.time,
                         find=functools.partial(_addresses_of, dht),
                     ) as membership,
+                    keep_membership(
+                        endpoint,
+                        standing,
+                        rng=rng,
+                        lifetime_days=config.swarm.certificate_days,
+                        find=functools.partial(_addresses_of, dht),
+                        forget=dht.forget,
+                    ) as swarm,
                 ):
                     advertised = functools.partial(_advertised, endpoint)
                     traffic = TrafficMeter(endpoint)
@@ -167,6 +172,8 @@ class _Daemon:
                             reach=reach,
                             dht=dht,
                             membership=membership,
+                            standing=standing,
+                            swarm=swarm,
                             blocks=blocks,
                             run=run,
                             lag=lag,
@@ -174,7 +181,18 @@ class _Daemon:
                             started_at=trio.current_time(),
                         )
                         async with (
-                            self._open_belonging(endpoint, dht, rng) as self._belonging,
+                            open_belonging(
+                                endpoint,
+                                paths=config.paths,
+                                trust=standing.trust,
+                                statements=swarm,
+                                facts=load_facts(config.paths.swarm_facts),
+                                dht=dht,
+                                stop=functools.partial(os.kill, os.getpid(), signal.SIGTERM),
+                                rng=rng,
+                                lan_discovery=config.network.lan_discovery,
+                                own_name=config.node.name,
+                            ) as self._belonging,
                             open_control(config.paths.control_socket, self._handlers()),
                             trio.open_nursery() as users,  # of the DHT: they end before it does
                         ):
@@ -186,33 +204,6 @@ class _Daemon:
                                 await run.leave()
                             users.cancel_scope.cancel()
                 background.cancel_scope.cancel()
-
-    @asynccontextmanager
-    async def _open_belonging(
-        self, endpoint: Endpoint, dht: Dht, rng: random.Random
-    ) -> AsyncIterator[Belonging | None]:
-        """What this node does about membership; nothing where it has no certificate."""
-        paths = self._config.paths
-        chain = _own_chain(paths)
-        if chain is None:
-            yield None
-            return
-        trust = Trust(chain.leaf.swarm_id, chain.raw)
-        statements = HeldStatements(trust)
-        statements.say(chain)
-        async with open_belonging(
-            endpoint,
-            paths=paths,
-            trust=trust,
-            statements=statements,
-            facts=load_facts(paths.swarm_facts),
-            dht=dht,
-            stop=functools.partial(os.kill, os.getpid(), signal.SIGTERM),
-            rng=rng,
-            lan_discovery=self._config.network.lan_discovery,
-            own_name=self._config.node.name,
-        ) as belonging:
-            yield belonging
 
     def _settle(self, advertised: tuple[str, ...]) -> None:
         """Everything is up."""
@@ -253,7 +244,7 @@ class _Daemon:
         except NodedError as error:
             _log.error("the configuration is not used: %s", error)
         else:
-            sections = ("node", "network", "limits", "relay", "run", "trainer", "blocks")
+            sections = ("node", "network", "swarm", "limits", "relay", "run", "trainer", "blocks")
             waiting = [name for name in sections if getattr(new, name) != getattr(old, name)]
             if new.log != old.log:
                 log.configure(new.log.level, new.log.format)
@@ -386,10 +377,6 @@ class _Daemon:
         return 200, {"schema": "noded.stop/1", "stopping": True, "pid": os.getpid()}
 
 
-def _own_chain(paths: NodePaths) -> Chain | None:
-    return keys.load_chain(paths.certificate) if os.path.lexists(paths.certificate) else None
-
-
 def _completed(config: Config) -> Config:
     """The configuration with what is known beside it: the host's name, and members that this node was told of."""
     return with_known_members(_with_host_name(config))
@@ -447,15 +434,16 @@ async def _bootstrap(dht: Dht, config: Config) -> None:
 
 @asynccontextmanager
 async def _open_network(
-    config: Config, identity: Identity, swarm: Swarm, rng: random.Random
+    config: Config, identity: Identity, standing: SwarmStanding, rng: random.Random
 ) -> AsyncIterator[Endpoint]:
     """The endpoint, with a listen address that cannot be had said in the user's words."""
     try:
         async with open_endpoint(
             identity,
-            swarm,
+            standing.swarm,
             TcpNetwork(),
             [Address.parse(text) for text in config.network.listen],
+            trust=standing.trust,
             name=config.node.name,
             limits=config.limits,
             rng=rng,

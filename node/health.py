@@ -118,6 +118,11 @@ class Facts:
     """Peers whose wall clocks differ from ours, by name, in seconds (positive: ahead of us)."""
     address_warning: str = ""
     """A listen address that could not be had, and why."""
+    certificate_refusal: str = ""
+    """Why other members do not take this node; empty if they do."""
+    certificate_hint: str = ""
+    certificate_days_left: float | None = None
+    """Of a certificate that should have been renewed by now and was not."""
 
 
 START_GRACE_S: Final = 30.0
@@ -152,13 +157,15 @@ CODES: Final[Mapping[str, str]] = {
     "loop-lag": "the event loop stalls",
     "clock-skew": "a peer's clock differs from ours",
     "listen-failed": "a listen address cannot be had",
+    "certificate-refused": "this node is no member of the swarm any more",
+    "certificate-ending": "this node's certificate could not be renewed",
 }
 """Every code with its meaning."""
 
 
 def assess(facts: Facts) -> list[HealthWarning]:
     """The warnings that `facts` give, the worst first, otherwise in a fixed order."""
-    found = [*_network(facts), *_run(facts), *_machine(facts)]
+    found = [*_trust(facts), *_network(facts), *_run(facts), *_machine(facts)]
     order = [Severity.FAILING, Severity.WARNING, Severity.INFO]
     return sorted(found, key=lambda warning: order.index(warning.severity))
 
@@ -169,6 +176,29 @@ def verdict(warnings: Sequence[HealthWarning]) -> str:
     if Severity.FAILING in severities:
         return "failing"
     return "warning" if Severity.WARNING in severities else "ok"
+
+
+def _trust(facts: Facts) -> list[HealthWarning]:
+    if facts.certificate_refusal:
+        return [
+            HealthWarning(
+                "certificate-refused",
+                Severity.FAILING,
+                f"other members refuse this node: {facts.certificate_refusal}",
+                facts.certificate_hint or "ask whoever runs the swarm",
+            )
+        ]
+    if facts.certificate_days_left is None:
+        return []
+    return [
+        HealthWarning(
+            "certificate-ending",
+            Severity.WARNING,
+            f"this node's certificate ends in {facts.certificate_days_left:.0f} days, and nobody has renewed it",
+            "the member that invited this node has to be connected for a moment; "
+            "or join again with a new invite:  noded join CODE",
+        )
+    ]
 
 
 def _network(facts: Facts) -> list[HealthWarning]:

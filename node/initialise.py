@@ -100,7 +100,7 @@ def initialise(
         may_invite = root is None
         root = root or _own_root(paths.swarm_root)
         chain = keys.certify_directly(paths, root, may_invite=may_invite)
-    _keep_swarm_key(paths, swarm)
+    _keep_swarm_key(paths, swarm, chain.issuers[0])
     facts = load_facts(paths.swarm_facts)
     if not facts.name:
         name = name or ("" if root_folder is not None else config.node.name or _host_name())
@@ -191,9 +191,9 @@ def _given(folder: Path) -> tuple[Identity, Swarm]:
     return keys.load_root(folder / "swarm-root.key"), keys.load_swarm(folder / "swarm.key")
 
 
-def _keep_swarm_key(paths: NodePaths, swarm: Swarm | None) -> None:
+def _keep_swarm_key(paths: NodePaths, swarm: Swarm | None, root_public_key: bytes) -> None:
     if not os.path.lexists(paths.swarm_key):
-        keys.create_swarm(paths.swarm_key, swarm or Swarm.generate(os.urandom))
+        keys.create_swarm(paths.swarm_key, swarm or Swarm.generate(os.urandom, root_public_key))
     elif swarm is not None and keys.load_swarm(paths.swarm_key) != swarm:
         raise Refused(
             f"{paths.swarm_key} holds the key of another swarm",

@@ -23,6 +23,7 @@ from node.joining.facts import with_known_members
 from node.punch_trial import try_punch
 from node.reach_report import SCHEMA, no_trial, reach_report
 from node.schema import Config
+from node.trust.membership import SwarmStanding, load_standing
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import AddressInUse, TransportError
@@ -32,6 +33,7 @@ from transport.reach.reach import PORT_MAPPING_METHODS, Reach, ReachSettings, op
 from transport.relay.settings import RelaySettings
 from transport.swarm import Swarm
 from transport.tcp import TcpNetwork
+from transport.trust.trust import Trust
 
 POLL_S: Final = 0.2
 MAPPING_S: Final = 12.0
@@ -52,22 +54,31 @@ def check_alone(config: Config, *, patience_s: float) -> dict[str, Any]:
 
 
 async def _check(config: Config, patience_s: float) -> dict[str, Any]:
-    swarm: Swarm | None = None
-    if config.paths.swarm_key.exists():
-        swarm = keys.load_swarm(config.paths.swarm_key)
+    identity, standing = Identity.generate(os.urandom), None
+    if config.paths.swarm_key.exists() and config.paths.node_key.exists():
+        identity = keys.load_identity(config.paths.node_key)
+        standing = load_standing(config.paths, identity, config.swarm)
     listen = [Address.parse(text) for text in config.network.listen]
     try:
-        return await _look(config, swarm, listen, patience_s)
+        return await _look(config, identity, standing, listen, patience_s)
     except AddressInUse:
         return await _look(
-            config, swarm, [attrs.evolve(address, port=0) for address in listen], patience_s
+            config,
+            identity,
+            standing,
+            [attrs.evolve(address, port=0) for address in listen],
+            patience_s,
         )
     except TransportError as error:
         raise NodedError(str(error), hint=error.hint) from error
 
 
 async def _look(
-    config: Config, swarm: Swarm | None, listen: list[Address], patience_s: float
+    config: Config,
+    identity: Identity,
+    standing: SwarmStanding | None,
+    listen: list[Address],
+    patience_s: float,
 ) -> dict[str, Any]:
     rng = random.Random(os.urandom(16))
     settings = ReachSettings(
@@ -78,12 +89,13 @@ async def _look(
         relay=RelaySettings(serve="off", use=config.relay.use),
     )
     async with (
-        # A key of its own: the node's own may be in use, and nobody shall take this for the node.
+        # The node's own key: nobody else's is let in. The daemon that would use it does not run.
         open_endpoint(
-            Identity.generate(os.urandom),
-            swarm or Swarm(os.urandom(32)),
+            identity,
+            Swarm(os.urandom(32), identity.public_key) if standing is None else standing.swarm,
             TcpNetwork(),
             listen,
+            trust=Trust(bytes(32)) if standing is None else standing.trust,
             name="netcheck",
             limits=config.limits,
             rng=rng,
@@ -96,9 +108,9 @@ async def _look(
         deadline = trio.current_time() + patience_s
         failures: dict[str, str] = {}
         async with trio.open_nursery() as nursery:
-            for text in config.network.bootstrap if swarm is not None else ():
+            for text in config.network.bootstrap if standing is not None else ():
                 nursery.start_soon(_greet, endpoint, text, failures)
-            await _wait(reach, deadline, alone=swarm is None or not config.network.bootstrap)
+            await _wait(reach, deadline, alone=standing is None or not config.network.bootstrap)
             nursery.cancel_scope.cancel()
         run = None if config.run is None else config.run.name
         return {

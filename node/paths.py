@@ -107,6 +107,11 @@ class NodePaths:
         return self.data_dir / "swarm.json"
 
     @property
+    def trust_log(self) -> Path:
+        """Who was certified and who was revoked, as far as this node has heard."""
+        return self.data_dir / "trust-log"
+
+    @property
     def invites(self) -> Path:
         """The invites that this node has issued, one file each (secret)."""
         return self.data_dir / "invites"

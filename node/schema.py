@@ -312,11 +312,40 @@ class LogSection(_Section, frozen=True):
     ] = "auto"
 
 
+class SwarmSection(_Section, frozen=True):
+    """Who may be a member of the swarm."""
+
+    open: Annotated[
+        bool,
+        Meta(
+            description="Whether nodes that nobody invited may take part. They get a quarter of this node's "
+            "places and memory, and what swarm.strangers says. Every member of one swarm must say the same.",
+        ),
+    ] = False
+    strangers: Annotated[
+        Literal["observer", "trainer"],
+        Meta(
+            description="In an open swarm, what nodes that nobody invited may do at most: look on, or train. "
+            "Nobody answers for them, and their updates are not checked for sense.",
+        ),
+    ] = "observer"
+    certificate_days: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=3650,
+            description="For how many days a certificate is good that this node issues or renews (days). "
+            "Members renew by themselves in the last third of that time.",
+        ),
+    ] = 365
+
+
 class Config(_Section, frozen=True):
     """A whole configuration. As `node.config.load_config` returns it, its paths are absolute."""
 
     node: NodeSection = msgspec.field(default_factory=NodeSection)
     network: NetworkSection = msgspec.field(default_factory=NetworkSection)
+    swarm: SwarmSection = msgspec.field(default_factory=SwarmSection)
     limits: Limits = msgspec.field(default_factory=Limits)
     relay: RelaySettings = msgspec.field(default_factory=RelaySettings)
     run: RunSection | None = None

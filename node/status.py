@@ -17,6 +17,8 @@ from crdt.record import Progress
 from dht.service import Dht
 from gossip.membership.service import Membership
 from gossip.membership.table import MemberState, MemberView
+from gossip.swarm.renewal import is_due
+from gossip.swarm.service import SwarmService
 from node.blocks.service import NodeBlocks
 from node.health import Facts, assess, verdict
 from node.probe import LagProbe, descriptor_limit, open_descriptors, process_snapshot
@@ -24,6 +26,8 @@ from node.run.run import RunService
 from node.run.trainer import TrainerStatus
 from node.schema import Config
 from node.traffic import TrafficMeter
+from node.trust.membership import DAY_MS, SwarmStanding, wall_ms
+from node.trust.report import trust_report
 from transport.endpoint import Endpoint
 from transport.identity import NodeId
 from transport.peer import Peer
@@ -49,6 +53,8 @@ class Parts:
     reach: Reach
     dht: Dht
     membership: Membership
+    standing: SwarmStanding
+    swarm: SwarmService
     blocks: NodeBlocks
     run: RunService | None
     lag: LagProbe
@@ -74,7 +80,7 @@ def status_document(parts: Parts, *, stopping: bool = False) -> dict[str, Any]:
             "uptime_s": round(trio.current_time() - parts.started_at, 1),
             "pid": os.getpid(),
         },
-        "swarm": {"id": parts.endpoint.swarm.id.hex()},
+        "swarm": trust_report(parts.endpoint, parts.standing, parts.swarm),
         "run": _run(parts.run),
         "trainer": _trainer(parts),
         "peers": peers,
@@ -351,6 +357,7 @@ def _facts(parts: Parts) -> Facts:
     trainers = None if part is None else part.trainers
     checkpoint = None if run is None else run.saves.newest
     ended = None if figures is None else figures.round_ended_at
+    refusal = parts.standing.own_refusal(endpoint.identity)
     convicted = set() if part is None else set(part.presence.state.convicted())
     others_convicted = sorted(convicted - {bytes(endpoint.node_id)})
     return Facts(
@@ -393,7 +400,18 @@ def _facts(parts: Parts) -> Facts:
         fds=open_descriptors(),
         fd_limit=descriptor_limit(),
         loop_lag_max_ms=parts.lag.max_ms,
+        certificate_refusal="" if refusal is None else str(refusal),
+        certificate_hint="" if refusal is None else refusal.hint,
+        certificate_days_left=_days_left(parts),
     )
+
+
+def _days_left(parts: Parts) -> float | None:
+    """Of a certificate whose renewal is due and has failed."""
+    own, now_ms = parts.standing.trust.own, wall_ms()
+    if own is None or not is_due(own, now_ms) or not parts.swarm.counters["renewals-failed"]:
+        return None
+    return (own.leaf.expires_at_ms - now_ms) / DAY_MS
 
 
 def _disk_free(config: Config) -> int | None:

@@ -31,7 +31,19 @@ FIXED_HEAD = """
 """
 
 FIXED = {
-    "transport.secure.handshake:MAX_HANDSHAKE_BYTES": "Bytes that a handshake reads from the other side, whatever they are; a full introduction fits.",
+    "transport.secure.handshake:MAX_HANDSHAKE_BYTES": "Bytes that a handshake reads from the other side, whatever they are; a full introduction and the longest chain of certificates fit.",
+    "transport.trust.chain:MAX_CHAIN_BYTES": "A chain of certificates, as a handshake shows it.",
+    "transport.trust.trust:MAX_VERIFIED": "Certificates whose signature was good and is not verified again.",
+    "transport.trust.trust:MAX_REVOKED": "Revoked nodes remembered for good.",
+    "transport.trust.trust:MAX_KEYS": "Refused keys remembered for status.",
+    "transport.connect.door:MAX_AT_THE_DOOR": "Requests to join that are answered at once, all sources.",
+    "transport.connect.door:MAX_OF_ONE_SOURCE": "The same of one IPv4 address or IPv6 /56.",
+    "transport.connect.door:DOOR_RATE": "Handshakes of those who want to join, per second, all sources; no signature is verified for them.",
+    "transport.connect.door:DOOR_BURST": "The same at once.",
+    "transport.connect.door:MAX_REQUEST_BYTES": "A request to join.",
+    "transport.connect.registry:STRANGERS_SHARE": "In an open swarm: of peers, memory and descriptors, strangers have one part in so many.",
+    "crdt.statements:MAX_STATEMENTS": "Statements (certificates and revocations) that are held of the swarm.",
+    "crdt.statements:MAX_PER_AUTHOR": "Of those, what one member and all it has invited may take.",
     "transport.budget.admission:PROBATION": "Handshakes under way from a members' source that has used up its tokens: its own oldest give way.",
     "transport.budget.admission:MEMBER_MEMORY_S": "How long a source is treated as a members' source after a member came from it (seconds).",
     "transport.connect.inbound:MAX_EARLY": "Bulk connections that have come before their peer and wait for it, one of each node.",

@@ -97,6 +97,7 @@ DRIVERS = {
     "gossip/collective/handover.py",
     "gossip/membership/service.py",
     "gossip/replication.py",
+    "gossip/swarm/service.py",
     "gossip/collective/ring.py",
     "gossip/collective/ring_links.py",
     "gossip/rounds.py",
@@ -111,7 +112,6 @@ NODE_CORES = {
     "node/joining/book.py",
     "node/joining/code.py",
     "node/joining/forwarder.py",
-    "node/joining/held.py",
     "node/joining/issuer.py",
     "node/joining/ledger.py",
     "node/joining/places.py",
@@ -153,6 +153,7 @@ NODE_TRIO = {
     "node/status.py",
     "node/systemd.py",
     "node/traffic.py",
+    "node/trust/membership.py",
     "node/run/trainer.py",
     "node/run/trainer_link.py",
 }

@@ -15,6 +15,7 @@ counted by reason.
 
 import os
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 
@@ -41,6 +42,7 @@ from transport.peer import CallHandler, Peer, handler_of_calls
 from transport.secure.handshake import MAX_LISTEN, HandshakeResult, HandshakeRole
 from transport.streams.frames import is_protocol_name
 from transport.swarm import Swarm
+from transport.trust.trust import Trust
 from transport.watch import LostPeer, PeerDown, PeerEvent, PeerPathChanged, PeerUp
 
 
@@ -50,6 +52,7 @@ class Endpoint:
     Attributes:
         identity: our key.
         swarm: the swarm we belong to.
+        trust: who else does.
         name: what we call ourselves in handshakes.
         limits: the budgets.
         network: where raw streams come from.
@@ -62,6 +65,7 @@ class Endpoint:
     def __init__(self, context: Context) -> None:
         self.identity = context.identity
         self.swarm = context.swarm
+        self.trust = context.trust
         self.name = context.name
         self.limits = context.limits
         self.network = context.network
@@ -146,15 +150,14 @@ class Endpoint:
         """
         self.serve(protocol, handler_of_calls(handler))
 
-    def open_door(self, swarm_id: bytes, handler: DoorHandler) -> None:
+    def open_door(self, handler: DoorHandler) -> None:
         """Answer nodes that are no members yet: one request of each connection, with `await handler(request, source)`.
 
         Args:
-            swarm_id: what they know of the swarm.
             handler: gets at most `transport.connect.door.MAX_REQUEST_BYTES`, and the network that the request comes from;
                 returns at most `MAX_ANSWER_BYTES`. It is cancelled when the one that asked is gone, or after `ANSWER_S`.
         """
-        self._context.door = Door(swarm_id, handler)
+        self._context.door = Door(handler, trio.current_time())
 
     def close_door(self) -> None:
         """Answer members alone from now on."""
@@ -171,6 +174,18 @@ class Endpoint:
         Never blocks us: a watcher that falls 256 events behind gets `Lagged` instead of more.
         """
         return self._registry.watchers.watch()
+
+    # Members
+
+    def judge_again(self) -> list[NodeId]:
+        """Disconnect every peer that is no member any more: revoked since, or its time over. Never blocks.
+
+        Call it after `trust` has learnt something, and now and then.
+
+        Returns:
+            Whom that concerned.
+        """
+        return self._registry.judge_again()
 
     # Connecting
 
@@ -346,6 +361,8 @@ async def open_endpoint(
     network: Network,
     listen: Sequence[Address],
     *,
+    trust: Trust,
+    wall_clock: Callable[[], float] = time.time,
     name: str = "",
     limits: Limits | None = None,
     random_bytes: Callable[[int], bytes] = os.urandom,
@@ -363,6 +380,8 @@ async def open_endpoint(
         swarm: whom we talk with.
         network: `transport.tcp.TcpNetwork()`, or a host of a `transport.simulated.memory.MemoryNetwork`.
         listen: addresses to listen on; none makes a node that only dials.
+        trust: our certificates, and who else is a member.
+        wall_clock: seconds since 1970, for the times in certificates.
         name: what to call ourselves; at most 64 printable characters.
         limits: budgets; the defaults when None.
         random_bytes: source of keys; seeded in simulations.
@@ -381,6 +400,8 @@ async def open_endpoint(
                     identity,
                     swarm,
                     network,
+                    trust=trust,
+                    wall_clock=wall_clock,
                     name=name,
                     limits=Limits() if limits is None else limits,
                     random_bytes=random_bytes,

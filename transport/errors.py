@@ -156,6 +156,12 @@ class Replayed(HandshakeFailed):
     code = "replayed"
 
 
+class JoinRefused(HandshakeFailed):
+    """Somebody who wants to join is not listened to now."""
+
+    code = "join-refused"
+
+
 class HandshakeTimeout(HandshakeFailed):
     """The handshake did not finish before its deadline."""
 

@@ -27,7 +27,7 @@ RATE_CAPS: Final = frozenset(
     for direction in ("upload", "download")
 )
 HANDSHAKE_BYTES: Final = 16384
-"""Reserved for one handshake: what is read (4 KiB) and sent, its keys and its task (5 KiB measured)."""
+"""Reserved for one handshake: what is read (5 KiB) and sent, its keys and its task (5 KiB measured)."""
 LINK_BYTES: Final = 1 << 20
 """Reserved for a control link beside its stream windows: one record of 256 KiB sealed, one being opened, and buffers at rest."""
 BULK_LINK_BYTES: Final = 3 << 20
@@ -40,7 +40,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Budgets of one node; the fields are the keys of `[limits]`."""
 
     pending_handshakes: int = 64
-    """Handshakes under way at once, all sources (count). Each holds a task, a socket and at most 4 KiB: under 1 MiB in all."""
+    """Handshakes under way at once, all sources (count). Each holds a task, a socket and at most 5 KiB: under 1 MiB in all."""
     pending_handshakes_per_source: int = 32
     """Handshakes under way at once from one source (count). Half of the total, so that one address cannot take all of it; public
     networks use 8, but a swarm started on one machine dials a node from 31 neighbours at the same moment."""

@@ -39,6 +39,7 @@ from transport.network import Path, RawStream
 from transport.secure.handshake import HandshakeResult
 from transport.streams.frames import CloseCode, Priority, ResetCode
 from transport.streams.stream import Stream
+from transport.trust.trust import Member
 
 if TYPE_CHECKING:
     from transport.endpoint import Endpoint
@@ -78,6 +79,7 @@ class Peer:
     Attributes:
         node_id: who it is, authenticated.
         public_key: its Ed25519 key.
+        member: what its certificates make it.
         name: what it calls itself; not unique, not verified.
         address: the other end of the primary connection, as the network reports it; with the
             relay's id where one carries it. The last one known once the peer is lost.
@@ -95,6 +97,8 @@ class Peer:
         result, raw = connection.link.result, connection.link.raw
         self.node_id: NodeId = result.node_id
         self.public_key: bytes = result.public_key
+        assert result.member is not None, "who wants to join is no peer"
+        self.member: Member = result.member
         self.name: str = result.intro.name
         self._said_listen: tuple[Address, ...] = result.intro.listen
         self.listen: tuple[Address, ...] = ()

@@ -49,7 +49,7 @@ class Statements(Protocol):
         """Those that are known, in no order."""
         ...
 
-    def say(self, statement: Statement) -> None:
+    def say(self, statement: Statement) -> object:
         """Add one that proves itself; known ones are ignored."""
         ...
 
@@ -278,7 +278,7 @@ async def open_belonging(
         on_member=statements.say,
     )
     async with open_joining(around, paths.invites) as joining, trio.open_nursery() as nursery:
-        endpoint.open_door(trust.swarm_id, joining.answer_stranger)
+        endpoint.open_door(joining.answer_stranger)
         if lan_discovery and lan.announces(endpoint.addresses):
             nursery.start_soon(_discover, endpoint, rng)
         try:

@@ -149,7 +149,7 @@ def _ask(code: InviteCode, identity: Identity, patience_s: float, ask: Ask | Non
 
 def _keep(paths: NodePaths, joined: Joined) -> None:
     """Write what was given; each file whole, so that a repetition mends whatever was cut short."""
-    keys.replace_swarm(paths.swarm_key, Swarm(joined.grant.swarm_secret))
+    keys.replace_swarm(paths.swarm_key, Swarm(joined.grant.swarm_secret, joined.chain.issuers[0]))
     keys.store_chain(paths.certificate, joined.chain)
     name = joined.grant.swarm_name if joined.grant.swarm_name.isprintable() else ""
     store_facts(paths.swarm_facts, SwarmFacts(name=name, bootstrap=joined.grant.bootstrap))

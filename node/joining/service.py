@@ -86,7 +86,7 @@ class Surroundings:
     facts: SwarmFacts
     find: Find
     """Where the issuer of a request is, if it is not connected."""
-    on_member: Callable[[Chain], None]
+    on_member: Callable[[Chain], object]
     """Told of every certificate that was given, again after a restart; idempotent."""
     wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     random_bytes: Callable[[int], bytes] = os.urandom

@@ -91,7 +91,8 @@ class LocalSwarm:
         check_options(options)
         out = choose_out(options.out)
         peers = peer_files(out, options.peers, self._environ)
-        root, swarm = Identity.generate(os.urandom), Swarm.generate(os.urandom)
+        root = Identity.generate(os.urandom)
+        swarm = Swarm.generate(os.urandom, root.public_key)
         for peer in peers:
             write_keys(peer, swarm, root)
         write_config(peers[0], options)

@@ -15,7 +15,8 @@ from typing import Any
 import trio
 
 from tests.attacks.victim import NUMBER
-from tests.transport.nodes import SWARM, identity, node
+from tests.transport.nodes import identity, node
+from tests.trusted import shaking
 from transport.address import Address
 from transport.identity import NodeId
 from transport.limits import Limits
@@ -245,8 +246,7 @@ def handshake(
 ) -> Handshake:
     return Handshake(
         role="initiator" if role == "initiator" else "responder",
-        identity=identity(number),
-        swarm=SWARM,
+        **shaking(identity(number)),
         intro=intro or Intro(name="mallory"),
         random_bytes=os.urandom,
         expected=expected,

@@ -8,11 +8,11 @@ import trio
 
 from tests.attacks.rig import LIVELY, OPEN_TO_ALL, PATIENCE_S, Victim, victim
 from tests.transport.nodes import identity, node
+from tests.trusted import FOREIGN
 from transport.address import Address
 from transport.errors import PeerUnreachable, TransportError
 from transport.secure.handshake import HELLO_BYTES, VERSION
 from transport.secure.record import HEADER_BYTES, OVERHEAD_BYTES
-from transport.swarm import Swarm
 from transport.tcp import TcpNetwork
 
 pytestmark = pytest.mark.real
@@ -247,7 +247,7 @@ async def test_the_wrong_node_and_the_wrong_swarm() -> None:
     async with victim(limits=OPEN_TO_ALL) as target:
         async with (
             node(TcpNetwork(), 7, listen=[], limits=LIVELY) as member,
-            node(TcpNetwork(), 8, listen=[], swarm=Swarm(bytes(32))) as stranger,
+            node(TcpNetwork(), 8, listen=[], swarm=FOREIGN) as stranger,
         ):
             with pytest.raises(PeerUnreachable):
                 await member.connect([target.address], expected=identity(12345).node_id)

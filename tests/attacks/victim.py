@@ -14,6 +14,7 @@ import trio
 
 from dht.messages import Answer, Query
 from tests.transport.nodes import SWARM, identity
+from tests.trusted import trust_of
 from transport.address import Address
 from transport.codec import decode_untrusted, unpack_untrusted
 from transport.endpoint import Endpoint, open_endpoint
@@ -101,6 +102,7 @@ async def main(options: dict[str, Any]) -> None:
         SWARM,
         TcpNetwork(),
         [Address("127.0.0.1", 0)],
+        trust=trust_of(identity(NUMBER)),
         limits=msgspec.convert(options.get("limits", {}), Limits),
     ) as endpoint:
         endpoint.serve_calls("echo", services.echo)

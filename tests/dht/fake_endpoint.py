@@ -8,13 +8,11 @@ from contextlib import contextmanager
 
 import trio
 
+from tests.trusted import SWARM
 from transport.address import Address
 from transport.errors import PeerLost, PeerUnreachable, RemoteCallFailed, TransportError
 from transport.identity import Identity, NodeId
 from transport.network import Path
-from transport.swarm import Swarm
-
-SWARM = Swarm(bytes(range(32)))
 
 
 class FakeNet:

@@ -11,6 +11,7 @@ import trio
 from dht.contact import sane_address
 from dht.key import record_key
 from dht.service import Dht, _parsed, open_dht
+from tests.trusted import SWARM, trust_of
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.identity import Identity, NodeId
@@ -19,9 +20,7 @@ from transport.relay.client import RelayClient
 from transport.relay.service import RelayService
 from transport.simulated.deterministic import run_deterministically
 from transport.simulated.memory import MemoryNetwork
-from transport.swarm import Swarm
 
-SWARM = Swarm(bytes(range(32)))
 KEY = record_key(SWARM.id, "run", "tiny")
 WALL = 1_800_000_000.0
 
@@ -42,6 +41,7 @@ async def swarm_of(world: MemoryNetwork, count: int) -> AsyncIterator[list[tuple
                     SWARM,
                     world.host(ip(number)),
                     [Address("0.0.0.0", 7447)],  # what others are told must come from what they see
+                    trust=trust_of(Identity.from_seed(seed)),
                     name=f"node-{number}",
                     random_bytes=random.Random(number).randbytes,
                     rng=random.Random(number),
@@ -135,6 +135,7 @@ async def find_a_node_behind_a_relay() -> None:
                     SWARM,
                     world.host(ip(number)),
                     [],
+                    trust=trust_of(Identity.from_seed(hashlib.sha256(b"%d" % number).digest())),
                     random_bytes=random.Random(number).randbytes,
                     rng=random.Random(number),
                 )

@@ -33,6 +33,7 @@ from tests.fuzz import CORPUS
 from tests.fuzz.targets import (
     ALICE,
     BOB,
+    CHAIN,
     FIRST,
     INVITE,
     JOIN_ANSWER,
@@ -42,6 +43,7 @@ from tests.fuzz.targets import (
     NOW,
     RECORD,
     RECORDS,
+    REVOCATION,
     SECOND,
     SWARM,
     THIRD,
@@ -56,6 +58,7 @@ from transport.relay import messages as relay
 from transport.secure.intro import Intro, encode_intro
 from transport.streams import frames
 from transport.streams.frames import Priority
+from transport.trust.statement import encode_statement
 
 TRAINER = (
     (
@@ -262,6 +265,20 @@ def seeds() -> dict[str, list[bytes]]:
             bytes((0, 128, 0, 0)) + bytes(4) + b"\xc0\0\2\1",
         ],
         "trainer-message": [msgpack.packb({"type": tag, **fields}) for tag, fields in TRAINER],
+        "certificate": [
+            b"\0" + CHAIN.raw,
+            b"\0" + CHAIN.leaf.raw,
+            b"\xff\0\x03\0\x01",
+            b"\xff\x01\0\x90\xff" * 2,
+            b"\0" + CHAIN.raw[:100],
+        ],
+        "statement": [
+            b"\0" + encode_statement(CHAIN),
+            b"\0" + encode_statement(REVOCATION),
+            b"\xfe\0\x20\0\x01",
+            b"\xff\x01\x10\xc0",
+            b"\0\x03",
+        ],
         "address": [
             t.encode()
             for t in (

@@ -37,6 +37,7 @@ from node.joining.redeemer import Redeemer
 from node.joining.request import MalformedRequest, parse_request
 from node.run.manifest import RunManifest
 from node.trainer_messages import decode_trainer_message
+from tests.trusted import SWARM, invited_chain, member_chain, shaking
 from transport.address import Address
 from transport.budget.admission import source_of
 from transport.bulk import messages as bulk_messages
@@ -62,8 +63,13 @@ from transport.secure.record import HEADER_BYTES, OVERHEAD_BYTES, Opener, Record
 from transport.streams import frames
 from transport.streams.mux import Mux
 from transport.swarm import Swarm
+from transport.trust.certificate import parse_certificate
+from transport.trust.chain import parse_chain, verify_chain
+from transport.trust.refusal import CertificateRefused
+from transport.trust.revocation import revoke
+from transport.trust.statement import encode_statement, parse_statement
+from transport.trust.trust import Trust
 
-SWARM = Swarm(bytes(range(32)))
 ALICE, BOB = (Identity.from_seed(bytes([number]) * 32) for number in (1, 2))
 KEY = bytes(range(32))
 PAYLOADS = (b"first", bytes(300), b"", b"x" * 40)
@@ -105,8 +111,7 @@ def edited(genuine: bytes, data: bytes) -> bytes:
 def shaker(role: str) -> Handshake:
     return Handshake(
         role=role,
-        identity=ALICE if role == "initiator" else BOB,
-        swarm=SWARM,
+        **shaking(ALICE if role == "initiator" else BOB),
         intro=Intro(name=role, listen=(Address("192.0.2.1", 7447),)),
         random_bytes=random.Random(role).randbytes,
         punching=(ALICE.node_id, BOB.node_id) if role == "responder" else (),
@@ -164,6 +169,48 @@ def intro(data: bytes) -> None:
     except HandshakeFailed:
         return
     assert decode_intro(encode_intro(value)) == value
+
+
+CHAIN = invited_chain(ALICE, member_chain(ALICE, may_invite=True), BOB)
+REVOCATION = revoke(
+    ALICE,
+    swarm_id=SWARM.id,
+    subject=BOB.node_id,
+    at_ms=1,
+    reason="lost",
+    kept=[KEY[:16]],
+    chain=CHAIN,
+)
+
+
+@target
+def certificate(data: bytes) -> None:
+    """Any bytes as a certificate and as a chain: what is read are the bytes; an edited chain never verifies."""
+    for parse in (parse_certificate, parse_chain):
+        with contextlib.suppress(CertificateRefused):
+            assert parse(data[1:]).raw == data[1:]
+    source = data[1:] if data[:1] < b"\x40" else edited(CHAIN.raw, data[1:])
+    try:
+        chain = parse_chain(source)
+        verify_chain(chain, SWARM.id, 1)
+    except CertificateRefused:
+        return
+    assert source in {CHAIN.raw, member_chain(ALICE, may_invite=True).raw}
+
+
+@target
+def statement(data: bytes) -> None:
+    """What the swarm's document holds: a round trip, and nothing that somebody edited."""
+    genuine = {encode_statement(CHAIN), encode_statement(REVOCATION)}
+    which = sorted(genuine)[data[0] % 2 if data else 0]
+    source = data[1:] if data[:1] < b"\x40" else edited(which, data[1:])
+    try:
+        read = parse_statement(source)
+        assert encode_statement(read) == source
+        Trust(SWARM.id).verify(read)
+    except CertificateRefused:
+        return
+    assert source in genuine
 
 
 def stream_of_records() -> bytes:

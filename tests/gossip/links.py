@@ -41,6 +41,7 @@ def _result(index: int, role: str) -> HandshakeResult:
     return HandshakeResult(
         node_id=identity.node_id,
         public_key=identity.public_key,
+        member=None,
         intro=Intro(kind="bulk", name="", listen=(), label=b""),
         sealer=Sealer(ours),
         opener=Opener(theirs),

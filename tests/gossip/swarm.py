@@ -12,14 +12,13 @@ import trio
 
 from gossip.collective.epoch_events import EpochSettings
 from gossip.collective.group import Group, open_group
+from tests.trusted import SWARM, trust_of
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.identity import Identity
 from transport.simulated.memory import MemoryNetwork
-from transport.swarm import Swarm
 
 RUN = hashlib.sha256(b"the run of the tests").digest()
-SWARM = Swarm(key=b"k" * 32)
 PORT = 7447
 
 
@@ -51,6 +50,7 @@ async def open_node(
             SWARM,
             network.host(ip(index)),
             [address],
+            trust=trust_of(identity),
             name=f"n{index}",
             rng=rng,
             random_bytes=rng.randbytes,

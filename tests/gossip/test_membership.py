@@ -15,15 +15,14 @@ from gossip.membership.service import Membership, Missed, open_membership
 from gossip.membership.settings import LAN
 from gossip.membership.swim import MemberEvent
 from gossip.membership.table import MemberState
+from tests.trusted import SWARM, trust_of
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import RemoteCallFailed
 from transport.identity import Identity
 from transport.simulated.deterministic import run_deterministically
 from transport.simulated.memory import MemoryNetwork
-from transport.swarm import Swarm
 
-SWARM = Swarm(key=b"m" * 32)
 ALIVE, SUSPECT, LEFT, LOST = MemberState
 
 
@@ -56,6 +55,7 @@ async def open_node(
             SWARM,
             network.host(address.host),
             [address],
+            trust=trust_of(identity),
             name=f"n{index}",
             rng=rng,
             random_bytes=rng.randbytes,
@@ -232,6 +232,7 @@ async def test_a_peer_that_takes_no_part_is_no_member_and_in_nobodys_way():
             SWARM,
             network.host("10.0.0.9"),
             [],
+            trust=trust_of(Identity.from_seed(b"o" * 32)),
             rng=rng,
             random_bytes=rng.randbytes,
         ),

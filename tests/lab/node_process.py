@@ -18,6 +18,7 @@ from typing import Any
 import trio
 
 from node.reach_report import reach_report
+from tests.trusted import SWARM, trust_of
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import TransportError
@@ -26,11 +27,9 @@ from transport.network import Path
 from transport.peer import Peer
 from transport.reach.reach import Reach, ReachSettings, open_reach
 from transport.relay.settings import RelaySettings
-from transport.swarm import Swarm
 from transport.tcp import TcpNetwork
 from transport.watch import PeerDown, PeerPathChanged, PeerUp
 
-SWARM = Swarm(bytes(range(32)))
 ECHO = "lab/echo"
 POLL_S = 0.05
 LOOK_S = 10.0
@@ -187,6 +186,7 @@ async def main(options: Json) -> None:
             SWARM,
             TcpNetwork(),
             listen,
+            trust=trust_of(identity_of(options["seed"])),
             name=options["name"],
             rng=random.Random(options["seed"]),
         ) as endpoint,

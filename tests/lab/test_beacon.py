@@ -10,6 +10,7 @@ import trio
 from node.joining.beacon import BEACON_BYTES
 from node.joining.lan import GROUP_V4, PORT, discover
 from tests.lab.namespaces import Namespace, placed
+from tests.trusted import FOREIGN, SWARM
 from transport.address import Address
 from transport.errors import ConnectFailed
 from transport.identity import Identity, NodeId
@@ -17,7 +18,6 @@ from transport.swarm import Swarm
 
 pytestmark = pytest.mark.real
 PATIENCE_S = 30.0
-SWARM = Swarm(bytes(32))
 
 
 class Node:
@@ -86,7 +86,7 @@ async def test_without_any_address_of_its_own_ipv6_is_enough():
 
 async def test_another_swarm_and_a_node_for_this_machine_alone_stay_apart():
     with cable() as (one, two):
-        member, stranger = Node(1, "0.0.0.0"), Node(3, "0.0.0.0", Swarm(b"x" * 32))
+        member, stranger = Node(1, "0.0.0.0"), Node(3, "0.0.0.0", FOREIGN)
         shy = Node(4, "127.0.0.1")
         with two.entered():
             listener = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)

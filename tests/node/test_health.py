@@ -29,6 +29,8 @@ CASES = {
     "fds-low": Facts(fds=900, fd_limit=1024),
     "loop-lag": Facts(loop_lag_max_ms=300.0),
     "clock-skew": Facts(clock_skew_s={"barn": -4.2}),
+    "certificate-refused": Facts(certificate_refusal="the node was revoked"),
+    "certificate-ending": Facts(certificate_days_left=20.4),
     "listen-failed": Facts(address_warning="cannot listen on 0.0.0.0:7447: in use"),
 }
 

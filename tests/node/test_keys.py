@@ -22,6 +22,7 @@ from node.keys import (
     store_chain,
 )
 from node.paths import node_paths
+from transport.identity import Identity
 from transport.swarm import Swarm
 from transport.trust.chain import root_swarm_id, verify_chain
 
@@ -36,7 +37,7 @@ def test_an_identity_survives_the_disk(tmp_path):
 
 
 def test_a_swarm_key_survives_the_disk(tmp_path):
-    swarm = Swarm.generate(os.urandom)
+    swarm = Swarm.generate(os.urandom, Identity.generate(os.urandom).public_key)
     create_swarm(tmp_path / "swarm.key", swarm)
     assert load_swarm(tmp_path / "swarm.key") == swarm
 
@@ -162,7 +163,7 @@ def test_a_damaged_key_is_told_apart_from_another_identity(tmp_path, damage):
 
 def test_a_damaged_swarm_key_does_not_leak(tmp_path):
     path = tmp_path / "swarm.key"
-    text = Swarm.generate(os.urandom).key_text
+    text = Swarm.generate(os.urandom, Identity.generate(os.urandom).public_key).key_text
     create_secret(path, text[:-3].encode())
     with pytest.raises(NodedError, match="damaged") as caught:
         load_swarm(path)

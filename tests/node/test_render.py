@@ -87,9 +87,7 @@ def test_a_node_that_waits_for_a_script_says_how_to_start_it():
     trainer = {"state": "none", "auto": False, "socket": "/a/trainer.sock"}
     waiting = {**STATUS, "state": "joining", "trainer": trainer}
     lines = status_text(waiting, usual_socket="/a/trainer.sock").splitlines()
-    assert lines[3] == (
-        'trainer  waiting for a script on this machine with node.join("demo", ...)'
-    )
+    assert lines[3] == ('trainer  waiting for a script on this machine with node.join("demo", ...)')
     assert "NODED_TRAINER_SOCKET" not in lines[4]
     lines = status_text(waiting, usual_socket="/b/trainer.sock").splitlines()
     assert lines[4] == "         started with  NODED_TRAINER_SOCKET=/a/trainer.sock"

@@ -8,9 +8,9 @@ import pytest
 from dht.provider import Kind, Provider, provider_value
 from node.run.finder import RunFinder
 from node.run.manifest import RunManifest
+from tests.trusted import SWARM
 from transport.address import Address
 from transport.identity import Identity
-from transport.swarm import Swarm
 
 MEMBER = Identity.generate(os.urandom).node_id
 RELAYED = f"11.1.1.2:7447/via/{MEMBER}"
@@ -33,7 +33,7 @@ WRITTEN = (
 class FakeEndpoint:
     """Notes whom it should dial."""
 
-    swarm = Swarm(bytes(32))
+    swarm = SWARM
     node_id = Identity.generate(os.urandom).node_id
 
     def __init__(self, listening: str) -> None:

@@ -25,6 +25,7 @@ from node.config_text import render_config
 from node.errors import NodedError
 from node.local.layout import clean_environ
 from node.paths import ensure_private_dir, node_paths
+from transport.identity import Identity
 from transport.swarm import Swarm
 
 PATIENCE_S = 60.0
@@ -114,6 +115,7 @@ class Node(Place):
         ensure_private_dir(self.home)
         keys.create_identity(self.paths.node_key)
         keys.create_swarm(self.paths.swarm_key, cluster.swarm)
+        keys.certify_directly(self.paths, cluster.root)
         self.write_config()
 
     def write_config(self, text: str | None = None) -> None:
@@ -197,7 +199,8 @@ class Cluster:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.nodes: list[Node] = []
-        self.swarm = Swarm.generate(os.urandom)
+        self.root = Identity.generate(os.urandom)
+        self.swarm = Swarm.generate(os.urandom, self.root.public_key)
         self.environ = clean_environ(os.environ)
         # Sockets of folders with long names go here, on both sides.
         self.environ["XDG_RUNTIME_DIR"] = str(home)

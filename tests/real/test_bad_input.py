@@ -10,6 +10,7 @@ import pytest
 
 from node.trainer_messages import VERSION, Attach, encode
 from tests.real.cluster import Cluster, at_round, finished, training
+from transport.identity import Identity
 from transport.swarm import Swarm
 
 pytestmark = pytest.mark.real
@@ -219,11 +220,13 @@ def test_half_a_handshake_is_cut_off(undisturbed):
 def test_a_node_of_another_swarm_is_refused_and_told_why(undisturbed):
     cluster, one, _ = undisturbed
     before = one.status()["counters"]
-    own, cluster.swarm = cluster.swarm, Swarm.generate(os.urandom)
+    own = cluster.root, cluster.swarm
+    cluster.root = Identity.generate(os.urandom)
+    cluster.swarm = Swarm.generate(os.urandom, cluster.root.public_key)
     try:
         stranger = cluster.node("stranger", bootstrap=one, **cluster.joins())
     finally:
-        cluster.swarm = own
+        cluster.root, cluster.swarm = own
     stranger.start()
     status = stranger.until(
         lambda s: any("swarm" in reason for reason in s["bootstrap"].values()), "the reason"

@@ -21,8 +21,9 @@ from transport.address import Address
 from transport.codec import pack
 from transport.endpoint import open_endpoint
 from transport.identity import Identity
-from transport.swarm import Swarm as SwarmKey
 from transport.tcp import TcpNetwork
+from transport.trust.chain import certify_by_root
+from transport.trust.trust import Trust
 
 pytestmark = pytest.mark.real
 
@@ -62,7 +63,7 @@ async def test_two_stories_under_one_signature_are_told_by_everybody(tmp_path):
         one = swarm.observer("one", hub.address()).start()
         swarm.until_each(swarm.nodes, complete(1), "the run")
         copied = keys.load_identity(one.paths.node_key)
-        await tell(hub, swarm.swarm, two_stories(copied, bytes.fromhex(state_of(hub)["document"])))
+        await tell(hub, swarm, two_stories(copied, bytes.fromhex(state_of(hub)["document"])))
         for node, code in ((hub, "member-convicted"), (one, "identity-twice")):
             node.until(
                 lambda status, code=code: code in [each["code"] for each in status["health"]],
@@ -90,10 +91,19 @@ def two_stories(identity: Identity, document: bytes) -> dict:
     return {"t": "delta", "v": VERSION, "entries": entries, "evidence": []}
 
 
-async def tell(node, swarm: SwarmKey, message: dict) -> None:
+async def tell(node, cluster: Swarm, message: dict) -> None:
     """Connect as one more peer, and say this about the run's document."""
     document = state_of(node)["document"]
-    async with open_endpoint(Identity.generate(os.urandom), swarm, TcpNetwork(), []) as endpoint:
+    identity = Identity.generate(os.urandom)
+    chain = certify_by_root(
+        cluster.root,
+        subject=identity.public_key,
+        role="trainer",
+        serial=os.urandom(16),
+        now_ms=time.time_ns() // 1_000_000,
+    )
+    trust = Trust(cluster.swarm.id, chain.raw)
+    async with open_endpoint(identity, cluster.swarm, TcpNetwork(), [], trust=trust) as endpoint:
         peer = await endpoint.connect([Address.parse(node.address())])
         stream = await peer.open_stream(protocol_of(document[:32]))
         await stream.send_message(pack(message))

@@ -153,7 +153,7 @@ def test_no_secret_leaves_its_file(pair):
             if path.is_file() and path not in {node.paths.node_key, node.paths.swarm_key}:
                 places[str(path)] = path.read_bytes()
         assert str(node.file("trainer.log")) in places
-        printed = cluster.swarm.key_text.encode()
+        printed = cluster.swarm.key_text.split()[0].encode()
         for place, content in places.items():
             for secret in secrets:
                 assert secret not in content, place

@@ -27,14 +27,13 @@ from gossip.replication import open_replication
 from gossip.rounds import Offer, Position, RunReport, TrainerPort, run_rounds
 from node.run.finder import RunFinder
 from node.run.manifest import RunManifest
+from tests.trusted import SWARM, trust_of
 from transport.address import Address
 from transport.endpoint import open_endpoint
 from transport.identity import Identity, NodeId, verify
 from transport.simulated.link_model import LinkSettings
 from transport.simulated.memory import MemoryNetwork
-from transport.swarm import Swarm
 
-SWARM = Swarm(key=b"s" * 32)
 PORT = 7447
 NUMEL = 3000
 EPOCH_START_S = 1_700_000_000.0
@@ -154,6 +153,7 @@ class World:
                     SWARM,
                     self.network.host(self.ip(index)),
                     [address],
+                    trust=trust_of(identity),
                     name=f"n{index}",
                     rng=rng,
                     random_bytes=rng.randbytes,

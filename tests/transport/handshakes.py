@@ -1,16 +1,21 @@
 """Three nodes of one swarm, and honest, scripted and lying sides of a handshake between them."""
 
+import hashlib
 import json
 import random
 from pathlib import Path
 
+import attrs
+
+from tests.trusted import FOREIGN, SWARM, shaking
 from transport.address import Address
 from transport.errors import HandshakeFailed
 from transport.identity import Identity
 from transport.secure.handshake import Handshake, Intro
 from transport.swarm import Swarm
+from transport.trust.chain import certify_by_root
+from transport.trust.trust import Trust
 
-SWARM = Swarm(bytes(range(32)))
 ALICE = Identity.from_seed(bytes([1]) * 32)
 BOB = Identity.from_seed(bytes([2]) * 32)
 CAROL = Identity.from_seed(bytes([3]) * 32)
@@ -21,12 +26,18 @@ BOB_INTRO = Intro(name="bob")
 def make(role, *, seed=None, identity=None, swarm=SWARM, intro=None, expected=None):
     return Handshake(
         role=role,
-        identity=identity or (ALICE if role == "initiator" else BOB),
-        swarm=swarm,
+        **shaking(identity or (ALICE if role == "initiator" else BOB), swarm),
         intro=intro or (ALICE_INTRO if role == "initiator" else BOB_INTRO),
         random_bytes=random.Random(seed if seed is not None else role).randbytes,
         expected=expected,
     )
+
+
+def same_tag():
+    """Another swarm that shows our tag."""
+    swarm = attrs.evolve(FOREIGN)
+    swarm.gate.__dict__["tag"] = SWARM.tag
+    return swarm
 
 
 def flights(initiator, responder):
@@ -68,10 +79,24 @@ def scripted(role, *, tie_break_of=None, punch=False):
         assert len(data) == size
         return data
 
+    root = Identity.from_seed(bytes.fromhex(WIRE["root_seed"]))
+    swarm = Swarm(bytes.fromhex(WIRE["swarm_key"]), root.public_key)
+    identity = Identity.from_seed(bytes.fromhex(WIRE[f"{role}_identity_seed"]))
+    chain = certify_by_root(
+        root,
+        subject=identity.public_key,
+        role="trainer",
+        serial=bytes.fromhex(WIRE[f"{role}_serial"]),
+        now_ms=WIRE["issued_at_ms"],
+        lifetime_ms=WIRE["expires_at_ms"] - WIRE["issued_at_ms"],
+    )
+    trust = Trust(swarm.id, chain.raw)
     return Handshake(
         role="punch" if punch else role,
-        identity=Identity.from_seed(bytes.fromhex(WIRE[f"{role}_identity_seed"])),
-        swarm=Swarm(bytes.fromhex(WIRE["swarm_key"])),
+        identity=identity,
+        gate=swarm.gate,
+        chain=chain.raw,
+        judge=lambda shown, key: trust.check(shown, key, WIRE["issued_at_ms"]),
         intro=Intro(name=role, listen=(Address.parse(WIRE[f"{role}_listen"]),)),
         random_bytes=random_bytes,
     )
@@ -101,8 +126,7 @@ def malicious(role, payload_of):
 
     return Malicious(
         role=role,
-        identity=CAROL,
-        swarm=SWARM,
+        **shaking(CAROL),
         intro=Intro(),
         random_bytes=random.Random(7).randbytes,
     )
@@ -116,9 +140,14 @@ def identity_payload(
     role=None,
     swarm=SWARM,
     static=None,
+    chain=None,
+    signed_chain=None,
     intro=None,
 ):
-    signed = b"noded identity v1\x00" + swarm.id
+    chain = self._chain if chain is None else chain
+    signed = b"noded identity v2\x00" + swarm.id
     signed += bytes([{"initiator": 1, "responder": 2}[role or self._role]])
     signed += static or self._static.public
-    return public_key + signer.sign(signed) + (self._intro if intro is None else intro)
+    signed += hashlib.sha256(chain if signed_chain is None else signed_chain).digest()
+    body = len(chain).to_bytes(2, "big") + chain + (self._intro if intro is None else intro)
+    return public_key + signer.sign(signed) + body

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
 
+from tests.trusted import SWARM, trust_of
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.identity import Identity
@@ -15,8 +16,8 @@ from transport.network import Network
 from transport.peer import Peer
 from transport.simulated.memory import MemoryNetwork
 from transport.swarm import Swarm
+from transport.trust.trust import Trust
 
-SWARM = Swarm(bytes(range(32)))
 PORT = 7447
 
 
@@ -42,6 +43,8 @@ async def node(
     listen: Sequence[Address] | None = None,
     swarm: Swarm = SWARM,
     limits: Limits | None = None,
+    trust: Trust | None = None,
+    clock: Callable[[], float] = lambda: 0.0,
     seed: int = 0,
 ) -> AsyncIterator[Endpoint]:
     async with open_endpoint(
@@ -49,6 +52,8 @@ async def node(
         swarm,
         network,
         [address(number)] if listen is None else listen,
+        trust=trust or trust_of(identity(number), swarm),
+        wall_clock=clock,
         name=f"node-{number}",
         limits=limits,
         random_bytes=seeded_bytes(seed, number),

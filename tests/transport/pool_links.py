@@ -29,6 +29,7 @@ def result(seed: str, role: str) -> HandshakeResult:
     return HandshakeResult(
         node_id=identity.node_id,
         public_key=identity.public_key,
+        member=None,
         intro=Intro(kind="bulk", name="", listen=(), label=b""),
         sealer=Sealer(ours),
         opener=Opener(theirs),

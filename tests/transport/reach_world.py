@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import trio
 
 from tests.transport.nodes import SWARM, identity
+from tests.trusted import trust_of
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.reach.reach import Reach, ReachSettings, open_reach
@@ -41,6 +42,7 @@ class World:
                 SWARM,
                 self.network.host(ip, behind=behind),
                 [Address("0.0.0.0", PORT)],
+                trust=trust_of(identity(self._count)),
                 name=name,
                 random_bytes=rng.randbytes,
                 rng=rng,

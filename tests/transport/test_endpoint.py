@@ -4,6 +4,7 @@ import pytest
 import trio
 
 from tests.transport.nodes import address, echo, identity, lost, node, nodes, peer_of
+from tests.trusted import trust_of
 from transport.address import Address
 from transport.endpoint import open_endpoint
 from transport.errors import (
@@ -233,6 +234,7 @@ async def test_wildcard_addresses_are_advertised_as_what_the_peer_sees(
             a.swarm,
             world.host("10.0.0.2"),
             [address(2)],
+            trust=trust_of(identity(2)),
             advertise=[hidden],
         ) as b,
     ):

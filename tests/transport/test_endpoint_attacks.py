@@ -4,16 +4,16 @@ import pytest
 import trio
 
 from tests.transport.nodes import address, echo, lost, node, nodes
+from tests.trusted import FOREIGN
 from transport.errors import PeerUnreachable
 from transport.limits import Limits
 from transport.simulated.memory import MemoryNetwork
-from transport.swarm import Swarm
 
 
 async def test_another_swarm_is_refused_on_both_sides(autojump_clock: object) -> None:
     world = MemoryNetwork(1)
     async with node(world.host("10.0.0.1"), 1) as a:
-        foreign = Swarm(bytes(32))
+        foreign = FOREIGN
         async with node(world.host("10.0.0.2"), 2, swarm=foreign) as b:
             with pytest.raises(PeerUnreachable, match="another swarm"):
                 await a.connect(b.addresses)

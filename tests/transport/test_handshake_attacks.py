@@ -16,8 +16,10 @@ from tests.transport.handshakes import (
     identity_payload,
     make,
     malicious,
+    same_tag,
     went_through,
 )
+from tests.trusted import FOREIGN
 from transport.codec import pack
 from transport.errors import (
     HandshakeFailed,
@@ -29,7 +31,6 @@ from transport.errors import (
     WrongSwarm,
 )
 from transport.secure.handshake import HELLO_BYTES, MAGIC, MAX_HANDSHAKE_BYTES, Intro
-from transport.swarm import Swarm
 
 
 @pytest.mark.parametrize("flight", [1, 2, 3])
@@ -157,7 +158,7 @@ def test_a_responder_can_expect_somebody_too():
 
 
 def test_another_swarm_is_named_on_both_sides():
-    other = Swarm(bytes(32))
+    other = FOREIGN
     initiator, responder = make("initiator"), make("responder", swarm=other)
     with pytest.raises(WrongSwarm) as caught:
         responder.receive(initiator.outgoing())
@@ -170,8 +171,7 @@ def test_another_swarm_is_named_on_both_sides():
 
 
 def test_a_stranger_who_copies_the_tag_gets_no_answer(monkeypatch):
-    stranger = Swarm(bytes(32))
-    stranger.__dict__["tag"] = SWARM.tag
+    stranger = same_tag()
     initiator, responder = make("initiator", swarm=stranger), make("responder")
     with pytest.raises(WrongSwarm, match="does not hold its key"):
         responder.receive(initiator.outgoing())
@@ -179,8 +179,7 @@ def test_a_stranger_who_copies_the_tag_gets_no_answer(monkeypatch):
 
 
 def test_a_responder_without_the_swarm_key_learns_no_identity():
-    stranger = Swarm(bytes(32))
-    stranger.__dict__["tag"] = SWARM.tag
+    stranger = same_tag()
     initiator, responder = make("initiator"), make("responder", swarm=stranger)
     # It skips the proof, and knows everything but the key.
     responder._proof = lambda hello, ephemeral: FIRST[-16:]
@@ -190,7 +189,7 @@ def test_a_responder_without_the_swarm_key_learns_no_identity():
     assert initiator.outgoing() == b""
 
 
-@pytest.mark.parametrize("version", [0, 2, 255])
+@pytest.mark.parametrize("version", [0, 1, 3, 255])
 def test_another_version_is_named_on_both_sides(version):
     initiator, responder = make("initiator"), make("responder")
     hello = bytearray(initiator.outgoing())
@@ -256,10 +255,10 @@ def test_random_bytes_raise_only_handshake_failed(noise, prefix, role):
 
 
 @pytest.mark.parametrize("length", [MAX_HANDSHAKE_BYTES - HELLO_BYTES - 1, 65535])
-def test_more_than_four_kibibytes_are_refused_when_announced(length):
+def test_more_than_five_kibibytes_are_refused_when_announced(length):
     initiator = make("initiator")
     initiator.outgoing()
-    with pytest.raises(HandshakeFailed, match="4 KiB"):
+    with pytest.raises(HandshakeFailed, match="5 KiB"):
         initiator.receive(SECOND[:HELLO_BYTES] + length.to_bytes(2, "big"))
 
 
@@ -280,12 +279,14 @@ LIES = {
     "signed for the other role": lambda self: identity_payload(
         self, role="responder" if self._role == "initiator" else "initiator"
     ),
-    "signed for another swarm": lambda self: identity_payload(self, swarm=Swarm(bytes(32))),
+    "signed for another swarm": lambda self: identity_payload(self, swarm=FOREIGN),
     "signed for another static key": lambda self: identity_payload(self, static=bytes(32)),
     "identity point as a key": lambda self: (
-        IDENTITY_POINT + IDENTITY_POINT + bytes(32) + self._intro
+        IDENTITY_POINT + IDENTITY_POINT + bytes(32) + b"\0\0" + self._intro
     ),
-    "zero signature": lambda self: CAROL.public_key + bytes(64) + self._intro,
+    "zero signature": lambda self: CAROL.public_key + bytes(64) + b"\0\0" + self._intro,
+    "no length of a chain": lambda self: CAROL.public_key + bytes(64) + b"\0",
+    "signed for another chain": lambda self: identity_payload(self, signed_chain=b"another"),
     "no intro": lambda self: identity_payload(self, intro=b""),
     "intro is not a map": lambda self: identity_payload(self, intro=b"\x90"),
     "intro of an unknown kind": lambda self: identity_payload(self, intro=pack({"kind": "other"})),
@@ -337,7 +338,7 @@ def test_the_honest_payload_of_the_malicious_class_passes(role):
 def test_a_small_order_ephemeral_is_refused():
     zero = bytes(32)
     hello = FIRST[:HELLO_BYTES]
-    proof = SWARM.proof(b"noded member v1", hello + zero)[:16]  # from a member
+    proof = SWARM.proof(b"noded member v2", hello + zero)[:16]  # from a member
     responder = make("responder")
     with pytest.raises(HandshakeFailed, match="small order"):
         responder.receive(hello + zero + proof)

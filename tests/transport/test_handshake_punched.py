@@ -18,11 +18,12 @@ from tests.transport.handshakes import (
     feed,
     flights,
     make,
+    same_tag,
     scripted,
 )
+from tests.trusted import FOREIGN, shaking
 from transport.errors import HandshakeFailed, SelfDialed, WrongPeer, WrongSwarm
 from transport.secure.handshake import HELLO_BYTES, MAGIC, Handshake, Intro
-from transport.swarm import Swarm
 
 LOW, HIGH = 1, 2**63 + 5
 EVERYBODY = (ALICE.node_id, BOB.node_id, CAROL.node_id)
@@ -34,8 +35,7 @@ def punching(
     random_bytes = random.Random(seed if seed is not None else tie_break).randbytes
     return Handshake(
         role=role,
-        identity=identity,
-        swarm=swarm,
+        **shaking(identity, swarm),
         intro=Intro(name="high" if tie_break == HIGH else "low"),
         random_bytes=lambda size: tie_break.to_bytes(8, "big") if size == 8 else random_bytes(size),
         expected=expected,
@@ -207,7 +207,7 @@ def test_a_responder_that_may_punch_still_takes_an_ordinary_dial():
 
 @pytest.mark.parametrize("role", ["punch", "responder"])
 def test_another_swarm_is_named_on_both_sides_of_a_punch(role):
-    one, other = punching(ALICE, HIGH), punching(BOB, LOW, role=role, swarm=Swarm(bytes(32)))
+    one, other = punching(ALICE, HIGH), punching(BOB, LOW, role=role, swarm=FOREIGN)
     with pytest.raises(WrongSwarm):
         other.receive(one.outgoing())
     with pytest.raises(WrongSwarm):
@@ -249,8 +249,7 @@ def test_who_agreed_with_somebody_takes_ordinary_connections_of_all():
 
 
 def test_a_punching_stranger_learns_nothing_but_the_hello():
-    stranger = Swarm(bytes(32))
-    stranger.__dict__["tag"] = SWARM.tag
+    stranger = same_tag()
     high, low = punching(ALICE, HIGH, swarm=stranger), punching(BOB, LOW)
     low.receive(high.outgoing())
     hello = low.outgoing()

@@ -5,7 +5,8 @@ from contextlib import AsyncExitStack
 import pytest
 import trio
 
-from tests.transport.nodes import SWARM, identity, node, seeded_bytes
+from tests.transport.nodes import identity, node, seeded_bytes
+from tests.trusted import shaking
 from transport.address import Address
 from transport.connect.dialer import CONNECT_TIMEOUT_S
 from transport.connect.inbound import MAX_EARLY
@@ -34,8 +35,7 @@ async def introduce(
     raw = await world.host(host).connect(to)
     handshake = Handshake(
         role="initiator",
-        identity=identity(number),
-        swarm=SWARM,
+        **shaking(identity(number)),
         intro=intro,
         random_bytes=seeded_bytes("hostile", number, seed),
     )
@@ -207,8 +207,7 @@ async def test_a_recorded_first_flight_gets_no_place_and_no_answer(autojump_cloc
     limits = Limits(pending_handshakes=8)
     recorded = Handshake(
         role="initiator",
-        identity=identity(2),
-        swarm=SWARM,
+        **shaking(identity(2)),
         intro=Intro(),
         random_bytes=seeded_bytes("recorded"),
     ).outgoing()

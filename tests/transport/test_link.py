@@ -5,6 +5,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.transport.nodes import SWARM, identity, seeded_bytes
+from tests.trusted import FOREIGN, shaking
 from transport.address import Address
 from transport.errors import (
     ConnectionBroken,
@@ -43,8 +44,7 @@ def side(
 ) -> Handshake:
     return Handshake(
         role="initiator" if role == "initiator" else "responder",
-        identity=identity(number),
-        swarm=swarm,
+        **shaking(identity(number), swarm),
         intro=Intro(name=f"node-{number}"),
         random_bytes=seeded_bytes(role, number),
         expected=expected,
@@ -166,7 +166,7 @@ async def refused(
 
 
 async def test_both_sides_learn_that_the_swarms_differ(autojump_clock: object) -> None:
-    ours, theirs = await refused(side("initiator", 1), side("responder", 2, swarm=Swarm(bytes(32))))
+    ours, theirs = await refused(side("initiator", 1), side("responder", 2, swarm=FOREIGN))
     assert isinstance(ours, WrongSwarm)
     assert isinstance(theirs, WrongSwarm)
 

@@ -15,16 +15,15 @@ from tests.lab.nat_types import NatType
 from tests.lab.switch import LinkProfile
 from tests.lab.topology import Lab
 from tests.transport.stand_in_relay import relayed
+from tests.trusted import SWARM, trust_of
 from transport.address import Address
-from transport.endpoint import open_endpoint
+from transport.endpoint import Endpoint, open_endpoint
 from transport.identity import Identity
 from transport.network import Path, RawStream
 from transport.punch.report import PunchReport
-from transport.swarm import Swarm
 
 pytestmark = [pytest.mark.real, pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")]
 
-SWARM = Swarm(bytes(range(32)))
 FAR = LinkProfile(delay_ms=20)
 LOSSY = LinkProfile(delay_ms=20, loss=0.05)
 NEAR = LinkProfile()
@@ -33,6 +32,11 @@ PORT, RST, ADDRESS, FULL, SYMMETRIC, DOUBLE = (
     *(NatType.PORT, NatType.PORT_RST, NatType.ADDRESS, NatType.FULL),
     *(NatType.SYMMETRIC, NatType.DOUBLE),
 )
+
+
+def open_one(network: PlacedNetwork) -> contextlib.AbstractAsyncContextManager[Endpoint]:
+    identity = Identity.generate(os.urandom)
+    return open_endpoint(identity, SWARM, network, [ANY_PORT], trust=trust_of(identity))
 
 
 class Pair:
@@ -47,12 +51,7 @@ class Pair:
     async def punch(self, *, initiator_coordinates: bool = False) -> PunchReport:
         """Connect two fresh nodes over the third place, punch, and see the peer answer on the new path."""
         async with contextlib.AsyncExitStack() as stack:
-            a, b = [
-                await stack.enter_async_context(
-                    open_endpoint(Identity.generate(os.urandom), SWARM, network, [ANY_PORT])
-                )
-                for network in self.networks
-            ]
+            a, b = [await stack.enter_async_context(open_one(network)) for network in self.networks]
             punchers = await stack.enter_async_context(
                 relayed(
                     *(a, b, PlacedNetwork(self.third.namespace), Address(self.third.ip, 0)),

@@ -5,6 +5,7 @@ import trio
 
 from tests.transport.nodes import address, node, nodes
 from tests.transport.relayed import FAR, relayed_pair
+from tests.trusted import shaking
 from transport.address import Address
 from transport.codec import pack
 from transport.connect.announce import PROTOCOL
@@ -105,8 +106,7 @@ async def test_a_probe_is_told_and_closed(autojump_clock: object) -> None:
         raw = await a.network.connect(address(2))
         handshake = Handshake(
             role="initiator",
-            identity=a.identity,
-            swarm=a.swarm,
+            **shaking(a.identity),
             intro=Intro("probe", label=b"n" * 16),
             random_bytes=a.random_bytes,
         )

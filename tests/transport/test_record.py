@@ -227,7 +227,7 @@ def test_sizes_are_checked_before_anything_is_used_up():
     [
         (struct.pack(">IB", MAX_RECORD_BYTES + 1, 0), RecordTooLarge),
         (b"\xff\xff\xff\xff\x00", RecordTooLarge),
-        (struct.pack(">IB", 1, 6), MalformedRecord),
+        (struct.pack(">IB", 1, 7), MalformedRecord),
         (b"\x00\x00\x00\x01", MalformedRecord),
     ],
 )

@@ -30,6 +30,8 @@ def test_the_document_holds_the_tested_values():
         "second_flight",
         "third_flight",
         "session_id",
+        "initiator_chain",
+        "responder_chain",
         "punch_initiator_hello",
         "punch_responder_hello",
         "punch_first_message",
@@ -74,8 +76,10 @@ class Transcript:
 @pytest.mark.parametrize("punch", [False, True])
 def test_a_second_implementation_makes_the_same_bytes(punch):
     key = given_bytes("swarm_key")
-    swarm_id = sha(b"noded swarm id v1\0" + key)
-    tag = sha(b"noded swarm tag v1\0" + swarm_id)[:8]
+    root = Ed25519PrivateKey.from_private_bytes(given_bytes("root_seed"))
+    root_public = root.public_key().public_bytes_raw()
+    swarm_id = sha(b"noded swarm id v2\0" + root_public)
+    tag = sha(b"noded swarm tag v2\0" + swarm_id)[:8]
     assert (swarm_id.hex(), tag.hex()) == (WIRE["swarm_id"], WIRE["swarm_tag"])
     e, s, hello, payload = {}, {}, {}, {}
     for byte, role, other in ((1, "initiator", "responder"), (2, "responder", "initiator")):
@@ -83,22 +87,30 @@ def test_a_second_implementation_makes_the_same_bytes(punch):
         s[role] = X25519PrivateKey.from_private_bytes(given_bytes(f"{role}_static"))
         hello_role = 3 if punch else byte
         tie_break = given_bytes(f"{other if punch else role}_tie_break")  # the higher one initiates
-        hello[role] = b"\x93noded\r\n" + bytes([1, hello_role, 0, 0]) + tie_break + tag
+        hello[role] = b"\x93noded\r\n" + bytes([2, hello_role, 0, 0]) + tie_break + tag
         identity = Ed25519PrivateKey.from_private_bytes(given_bytes(f"{role}_identity_seed"))
+        public = identity.public_key().public_bytes_raw()
+        certificate = b"\1\3\0" + swarm_id + public + root_public + bytes(48)
+        certificate += given_bytes(f"{role}_serial")
+        certificate += WIRE["issued_at_ms"].to_bytes(8, "big")
+        certificate += WIRE["expires_at_ms"].to_bytes(8, "big") + b"\0"
+        certificate += root.sign(b"noded certificate v1".ljust(24, b"\0") + certificate)
+        chain = b"\1" + len(certificate).to_bytes(2, "big") + certificate
+        assert chain.hex() == WIRE[f"{role}_chain"]
         signed = (
-            b"noded identity v1\0"
+            b"noded identity v2\0"
             + swarm_id
             + bytes([byte])
             + s[role].public_key().public_bytes_raw()
+            + sha(chain)
         )
         intro = {"kind": "control", "name": role, "listen": [WIRE[f"{role}_listen"]], "label": b""}
-        payload[role] = (
-            identity.public_key().public_bytes_raw() + identity.sign(signed) + msgpack.packb(intro)
-        )
+        payload[role] = public + identity.sign(signed) + len(chain).to_bytes(2, "big") + chain
+        payload[role] += msgpack.packb(intro)
     e_i, e_r = (e[role].public_key().public_bytes_raw() for role in ("initiator", "responder"))
     s_i, s_r = (s[role].public_key().public_bytes_raw() for role in ("initiator", "responder"))
 
-    proof = hmac.digest(key, b"noded member v1\0" + hello["initiator"] + e_i, "sha256")[:16]
+    proof = hmac.digest(key, b"noded member v2\0" + hello["initiator"] + e_i, "sha256")[:16]
     if punch:
         assert hello["initiator"].hex() == WIRE["punch_initiator_hello"]
         assert hello["responder"].hex() == WIRE["punch_responder_hello"]
@@ -106,7 +118,7 @@ def test_a_second_implementation_makes_the_same_bytes(punch):
     else:
         assert (hello["initiator"] + e_i + proof).hex() == WIRE["first_flight"]
 
-    noise = Transcript(b"noded handshake v1\0" + hello["initiator"] + hello["responder"] + key)
+    noise = Transcript(b"noded handshake v2\0" + hello["initiator"] + hello["responder"] + key)
     noise.mix(e_i)
     noise.mix(proof)
     noise.mix(e_r)

@@ -332,6 +332,7 @@ class ResourceScopes:
     Attributes:
         system: the root.
         unauthenticated: for handshakes that others begin, and for our dials.
+        strangers: for peers that nobody answers for, in an open swarm; a quarter of everything.
     """
 
     def __init__(self, limits: Limits, *, descriptors: int | None = None) -> None:
@@ -346,14 +347,20 @@ class ResourceScopes:
             ),
         )
 
-    def peer(self, name: str) -> Scope:
+        self.strangers = self.system.child(
+            "strangers",
+            ScopeLimits(bytes=limits.memory_bytes // 4, descriptors=max(1, most // 4)),
+        )
+
+    def peer(self, name: str, *, stranger: bool = False) -> Scope:
         """The scope of one peer; `close` it when the peer is lost.
 
         Args:
             name: the short form of its node id, for errors.
+            stranger: nobody answers for it.
         """
         limits = self._limits
-        return self.system.child(
+        return (self.strangers if stranger else self.system).child(
             f"peer {name}",
             ScopeLimits(
                 bytes=limits.peer_memory_bytes,

@@ -26,6 +26,7 @@ from transport.reporter import Reporter
 from transport.secure.first_flights import FirstFlights
 from transport.secure.handshake import Handshake, HandshakeRole, Intro
 from transport.swarm import Swarm
+from transport.trust.trust import Member, Trust
 
 if TYPE_CHECKING:
     from transport.connect.door import Door
@@ -38,6 +39,7 @@ class Context:
     """The shared part of one endpoint.
 
     Attributes:
+        trust: who is a member.
         listening: what we really listen on.
         advertised: where we tell peers to dial us.
         closed: no new peer is taken any more.
@@ -54,6 +56,8 @@ class Context:
         swarm: Swarm,
         network: Network,
         *,
+        trust: Trust,
+        wall_clock: Callable[[], float],
         name: str,
         limits: Limits,
         random_bytes: Callable[[int], bytes],
@@ -62,6 +66,8 @@ class Context:
     ) -> None:
         self.identity = identity
         self.swarm = swarm
+        self.trust = trust
+        self._wall_clock = wall_clock
         self.network = RememberingNetwork(network)
         self.name = name
         self.limits = limits
@@ -99,14 +105,27 @@ class Context:
         return Handshake(
             role=role,
             identity=self.identity,
-            swarm=self.swarm,
+            gate=self.swarm.gate,
+            chain=self.trust.chain,
+            judge=self.judge,
             intro=intro,
             random_bytes=self.random_bytes,
             expected=expected,
             punching=punching,
             is_new=self.first_flights.is_new,
-            doors={} if self.door is None else {self.door.swarm.tag: self.door.swarm},
+            may_join=self._may_join,
         )
+
+    def wall_ms(self) -> int:
+        """Wall clock, ms since 1970: for certificates, and nothing else."""
+        return int(self._wall_clock() * 1000)
+
+    def _may_join(self) -> bool:
+        return self.door is not None and self.door.may_enter(trio.current_time())
+
+    def judge(self, chain_untrusted: bytes, public_key: bytes) -> Member:
+        """Decide whether who has proved to hold `public_key` is a member now. Raises: CertificateRefused."""
+        return self.trust.check(chain_untrusted, public_key, self.wall_ms())
 
     def control_intro(self, raw: RawStream, label: bytes = b"") -> Intro:
         """Make what we say about ourselves on a control connection over `raw`.

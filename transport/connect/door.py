@@ -1,20 +1,24 @@
 """The door: one request and one answer between a node and somebody who is no member yet.
 
-Problem: a newcomer has no key of the swarm, so it cannot get past the first flight that keeps strangers out; and letting strangers in
-must cost no more than it has to. Idea: a second swarm key that is a hash of the swarm's id, which whoever was invited knows. Who names
-its tag is met under it: the same handshake, the same admission, budgets and deadline as for every stranger, and then
+Problem: a newcomer has no certificate and does not know the swarm's secret, so it cannot get past the first flight that keeps strangers out; and
+letting strangers in must cost no more than it has to. Idea: a role of its own in the handshake (`transport.secure.handshake`), keyed by the
+swarm's id, which whoever was invited knows (`Gate.joining`). The member shows its certificates as to anybody, the newcomer shows nothing, and then
 
-    newcomer    one record: the request
-    member      one record: the answer, and the end
+    newcomer    one record of kind JOIN: the request
+    member      one record of kind JOIN: the answer, and the end
 
-Nothing else is served there, and neither side has shown to be a member: what is asked and answered has to prove itself.
+Nothing else is served there: no stream, no peer. What is asked has to prove itself; what is answered comes from a member of that swarm for sure, but
+from the one that issued an invite only if it shows that itself.
+
+What it may cost: no signature is verified for a newcomer. One is made, for no more than `DOOR_RATE` of them per second, and each costs its
+source a token of `transport.budget.admission` that does not come back. Until the handshake is done it may be pushed out, as any stranger.
 
 Invariants: memory for one newcomer is bounded by `MAX_REQUEST_BYTES` and the handler's answer; at most `MAX_AT_THE_DOOR` are answered at a
-time, one of each source; whatever happens, the stream is closed when `answer` or `ask_at_door` ends.
+time, `MAX_OF_ONE_SOURCE` of each source; whatever happens, the stream is closed when `answer` or `ask_at_door` ends.
 """
 
-import hashlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -23,6 +27,7 @@ from typing import Final, TypeAlias
 import trio
 
 from transport.budget.admission import source_of
+from transport.budget.rates import TokenBucket
 from transport.errors import ConnectionBroken, RecordError, RecordTooLarge
 from transport.identity import Identity
 from transport.network import RawStream
@@ -30,7 +35,8 @@ from transport.reporter import Reporter
 from transport.secure.handshake import Handshake, HandshakeResult, Intro
 from transport.secure.link import shake_hands
 from transport.secure.record import HEADER_BYTES, OVERHEAD_BYTES, TAG_BYTES, RecordKind
-from transport.swarm import Swarm
+from transport.swarm import Gate
+from transport.trust.trust import Trust
 
 MAX_REQUEST_BYTES: Final = 1024
 MAX_ANSWER_BYTES: Final = 16384
@@ -40,7 +46,11 @@ MAX_OF_ONE_SOURCE: Final = 8
 ANSWER_S: Final = 18.0
 """A member may have to reach another one over a relay first."""
 
-_DOMAIN: Final = b"noded join door v1\x00"
+DOOR_RATE: Final = 4.0
+"""Handshakes of newcomers per second, all sources: 0.2 % of a core."""
+DOOR_BURST: Final = 128
+"""At once: a class room, or a hundred people with one code."""
+
 _READ_BYTES: Final = 4096
 
 _log = logging.getLogger(__name__)
@@ -49,23 +59,22 @@ DoorHandler: TypeAlias = Callable[[bytes, str], Awaitable[bytes]]
 """(request, the network it comes from) to the answer."""
 
 
-def door_swarm(swarm_id: bytes) -> Swarm:
-    """The swarm in whose name newcomers come; its key is no secret."""
-    return Swarm(hashlib.sha256(_DOMAIN + swarm_id).digest())
-
-
 class Door:
     """What answers at one node's door.
 
     Args:
-        swarm_id: what newcomers know.
         handler: makes answers; what it raises is logged and closes the connection.
+        now: monotonic seconds.
     """
 
-    def __init__(self, swarm_id: bytes, handler: DoorHandler) -> None:
-        self.swarm = door_swarm(swarm_id)
+    def __init__(self, handler: DoorHandler, now: float) -> None:
         self._handler = handler
         self._sources: Counter[str] = Counter()
+        self._bucket = TokenBucket(DOOR_RATE, DOOR_BURST, now)
+
+    def may_enter(self, now: float) -> bool:
+        """Whether the handshake of one more newcomer may go on."""
+        return self._sources.total() < MAX_AT_THE_DOOR and self._bucket.take(1, now)
 
     async def answer(
         self, raw: RawStream, result: HandshakeResult, deadline: float, reporter: Reporter
@@ -116,6 +125,7 @@ async def ask_at_door(
     *,
     random_bytes: Callable[[int], bytes],
     handshake_s: float = 10.0,
+    wall_clock: Callable[[], float] = time.time,
 ) -> bytes:
     """Ask the node at the other end of `raw`, and return its answer; whose word that is, it has to show itself.
 
@@ -123,21 +133,25 @@ async def ask_at_door(
 
     Args:
         raw: a fresh connection; closed here.
-        swarm_id: of the swarm whose member is asked.
-        identity: ours.
+        swarm_id: of the swarm whose member is asked; it proves with its certificates that it is one.
+        identity: ours; it is not told.
         request: at most `MAX_REQUEST_BYTES`.
         random_bytes: source of fresh keys.
         handshake_s: for the handshake, seconds.
+        wall_clock: seconds since 1970, for the member's certificates.
 
     Raises:
         HandshakeFailed: the other side is no member of that swarm, or does not answer newcomers.
         ConnectionBroken: the connection ended before the answer.
         RecordError: the answer is no record of the other side's.
     """
+    trust = Trust(swarm_id)
     handshake = Handshake(
-        role="initiator",
+        role="join",
         identity=identity,
-        swarm=door_swarm(swarm_id),
+        gate=Gate.joining(swarm_id),
+        chain=b"",
+        judge=lambda chain, key: trust.check(chain, key, int(wall_clock() * 1000)),
         intro=Intro(),
         random_bytes=random_bytes,
     )
@@ -152,7 +166,7 @@ async def ask_at_door(
 
 async def _send(raw: RawStream, result: HandshakeResult, data: bytes) -> None:
     out = memoryview(bytearray(len(data) + 2 * OVERHEAD_BYTES))
-    size = result.sealer.seal_into(RecordKind.DATA, data, out)
+    size = result.sealer.seal_into(RecordKind.JOIN, data, out)
     try:
         await raw.send_all(out[:size])
     except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -167,7 +181,7 @@ async def _receive(raw: RawStream, result: HandshakeResult, most: int) -> bytes:
     while True:
         if len(received) >= HEADER_BYTES:
             kind, length = result.opener.parse_header(received[:HEADER_BYTES])
-            if length > most or kind != RecordKind.DATA:
+            if length > most or kind != RecordKind.JOIN:
                 raise RecordTooLarge(f"record of {length} bytes at the door, limit {most}")
             wanted = length + OVERHEAD_BYTES
         if len(received) >= wanted > HEADER_BYTES:
@@ -191,5 +205,4 @@ __all__ = [
     "Door",
     "DoorHandler",
     "ask_at_door",
-    "door_swarm",
 ]

@@ -162,7 +162,7 @@ class Inbound:
             pending.release(trio.current_time(), member=result is not None and self._fits(result))
             if result is None:
                 raw.abort()
-        if result.door:
+        if result.member is None:
             if context.door is None or bulk_of is not None:
                 raw.abort()
             else:
@@ -193,7 +193,7 @@ class Inbound:
                 handshake = context.handshake("responder", intro, punching=punching)
 
                 def proved() -> None:
-                    if not handshake.door:  # whose proof everybody can make
+                    if not handshake.joining:  # whose proof everybody can make
                         pending.proved()
 
                 return await shake_hands(raw, handshake, deadline=deadline, on_answer=proved)
@@ -226,7 +226,7 @@ class Inbound:
 
     def _fits(self, result: HandshakeResult) -> bool:
         """Whether a handshake had a purpose: a bulk link without a peer costs its source a token, and so does a newcomer."""
-        if result.door:
+        if result.member is None:
             return False
         return result.intro.kind != "bulk" or result.node_id in self._registry.peers
 

@@ -14,6 +14,9 @@ When all places are taken, a newcomer's network takes one from the network that 
 that has at least two more: many names on one machine cannot keep other machines out (the rule of
 `transport.relay.ledger`). A peer over a relay counts for the relay's network.
 
+A peer that is no member any more (`judge_again`) is closed at once, and a link whose handshake was done before that was known is not
+taken. In an open swarm, those for whom nobody answers have a quarter of the places, and none that a member needs.
+
 Invariants: `peers` holds exactly the nodes with a live control connection, at most
 `limits.max_peers`; at most `MAX_PENDING` links wait to take over one connection; a link is given
 to a connection or closed; every link is reserved for in the scope of its peer.
@@ -40,10 +43,14 @@ from transport.peer import Peer
 from transport.secure.handshake import HandshakeResult
 from transport.secure.link import SecureLink
 from transport.streams.frames import CloseCode
+from transport.trust.refusal import CertificateRefused
 from transport.watch import Lagged, LostPeer, PeerDown, PeerEvent, PeerPathChanged, PeerUp, Watchers
 
 if TYPE_CHECKING:
     from transport.endpoint import Endpoint
+
+STRANGERS_SHARE: Final = 4
+"""Of `limits.max_peers`, the part that strangers may have, in an open swarm."""
 
 MAX_LOST: Final = 1024
 """Lost peers remembered, for status and for people."""
@@ -103,12 +110,19 @@ class Registry:
         Raises:
             EndpointClosed: the endpoint is closing; the link is closed.
             ConnectionBroken: there is no room for another peer; the link is closed.
+            CertificateRefused: it was revoked since the handshake; the link is closed.
         """
         context = self._context
         if context.closed:
             link.abort()
             raise EndpointClosed("the endpoint is closed")
-        node_id = link.result.node_id
+        node_id, member = link.result.node_id, link.result.member
+        assert member is not None, "who wants to join is no peer"
+        try:
+            context.trust.check_again(member, context.wall_ms())
+        except CertificateRefused:
+            link.abort()
+            raise
         connection = Connection(
             link,
             context.limits,
@@ -131,14 +145,15 @@ class Registry:
                 self._tell_observed(peer, link)
                 return peer
             peer.replace("the peer opened a new connection")
-        if len(self._peers) >= context.limits.max_peers and not self._make_room(link):
+        crowded = len(self._peers) >= context.limits.max_peers and not self._make_room(link)
+        if crowded or (member.is_stranger and self._strangers_fill_their_share()):
             context.reporter.count("refused-max-peers")
             held = self._reserve(context.scopes.system, link, LINK_BYTES)
-            Peer(self._endpoint, connection, context.scopes.peer(node_id.short))
+            Peer(self._endpoint, connection, self._scope_of(link))
             context.nursery.start_soon(self._turn_away, connection, held)
             connection.close("no room for another peer", CloseCode.LIMIT)
             raise ConnectionBroken(f"this node has {context.limits.max_peers} peers already")
-        scope = context.scopes.peer(node_id.short)
+        scope = self._scope_of(link)
         try:
             connection.held = self._reserve(scope, link)
         except ConnectionBroken:
@@ -158,6 +173,13 @@ class Registry:
 
         Never one that we dialed: nobody else chose those.
         """
+        assert newcomer.result.member is not None
+        if not newcomer.result.member.is_stranger:
+            for peer in reversed(self._peers.values()):
+                if peer.member.is_stranger and not peer.initiated:
+                    self._context.reporter.count("peers-replaced")
+                    peer.close("its place is needed by a member", CloseCode.LIMIT)
+                    return True
         networks = {peer: source_of(peer.address.host) for peer in self._peers.values()}
         held = Counter(networks.values())
         most = max(held.values())
@@ -169,6 +191,15 @@ class Registry:
                 peer.close("its place is needed by a node of another network", CloseCode.LIMIT)
                 return True
         return False
+
+    def _strangers_fill_their_share(self) -> bool:
+        strangers = sum(peer.member.is_stranger for peer in self._peers.values())
+        return strangers >= max(1, self._context.limits.max_peers // STRANGERS_SHARE)
+
+    def _scope_of(self, link: SecureLink) -> Scope:
+        member = link.result.member
+        assert member is not None
+        return self._context.scopes.peer(member.node_id.short, stranger=member.is_stranger)
 
     def _reserve(self, scope: Scope, link: SecureLink, size: int | None = None) -> Reservation:
         """What a connection may make us hold, or `size` bytes for its link alone; given back when it has ended."""
@@ -265,6 +296,19 @@ class Registry:
             connection.held = self._reserve(connection.peer.scope, link)
 
     # Peers go
+
+    def judge_again(self) -> list[NodeId]:
+        """Disconnect those that are no members any more; returns who."""
+        now_ms = self._context.wall_ms()
+        gone = []
+        for peer in list(self._peers.values()):
+            try:
+                self._context.trust.check_again(peer.member, now_ms)
+            except CertificateRefused as error:
+                self._context.reporter.count(f"expelled-{error.refusal}")
+                peer.close(f"not a member any more: {error}", CloseCode.REFUSED)
+                gone.append(peer.node_id)
+        return gone
 
     def on_peer_lost(self, peer: Peer) -> bool:
         """Forget a peer whose last connection has ended; False if it was refused for want of room."""

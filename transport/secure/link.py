@@ -18,6 +18,7 @@ Invariants:
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -128,7 +129,17 @@ async def _last_words(raw: RawStream, handshake: Handshake) -> None:
     if outgoing:
         with trio.move_on_after(GOODBYE_S):
             await raw.send_all(outgoing)
+            if len(outgoing) > HELLO_BYTES:
+                # It thinks it is connected and sends already; closing on unread bytes would be a reset, which overtakes our words.
+                await _until_closed(raw)
             await raw.aclose()
+
+
+async def _until_closed(raw: RawStream) -> None:
+    unread = memoryview(bytearray(HANDSHAKE_READ_BYTES))
+    with suppress(trio.BrokenResourceError):
+        while await raw.receive_into(unread):
+            pass
 
 
 class SecureLink:

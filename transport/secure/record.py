@@ -72,6 +72,8 @@ class RecordKind(IntEnum):
     """The connection goes on over another link (`transport.connect.migration`)."""
     REKEY = 5
     """Empty; the sender's next record is under the successor of its key."""
+    JOIN = 6
+    """A request to join the swarm, or its answer (`transport.connect.door`); never on any other connection."""
 
 
 _LAST_KIND = max(RecordKind)

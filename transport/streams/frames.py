@@ -117,6 +117,8 @@ class CloseCode(IntEnum):
     """The sender stops; nothing is wrong."""
     IDLE = 5
     """Nobody used the connection; nothing is wrong."""
+    REFUSED = 6
+    """Not a member, or not any more; the text says why."""
 
 
 FIN = 1

@@ -150,6 +150,16 @@ class Trust:
             self._count(error.refusal, node_id, now_ms)
             raise
 
+    def refusal_of(
+        self, chain_untrusted: bytes, public_key: bytes, now_ms: int
+    ) -> CertificateRefused | None:
+        """What `check` would raise, None if nothing; not counted."""
+        try:
+            self._judge(chain_untrusted, public_key, NodeId.of_public_key(public_key), now_ms)
+        except CertificateRefused as error:
+            return error
+        return None
+
     def check_again(self, member: Member, now_ms: int) -> None:
         """Whether somebody accepted before still is: not revoked since, its time not over. Costs no signature.
 

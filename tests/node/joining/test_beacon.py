@@ -16,10 +16,8 @@ from node.joining.beacon import (
     Hint,
 )
 from tests.node.joining.people import ALICE, BOB, NOW_MS, newcomer
+from tests.trusted import FOREIGN, SWARM
 from transport.address import Address
-from transport.swarm import Swarm
-
-SWARM, OTHER = Swarm(bytes(32)), Swarm(b"x" * 32)
 
 
 def beacon(who, swarm=SWARM) -> Beacon:
@@ -43,7 +41,7 @@ def test_strangers_copies_and_old_ones_are_dropped_and_counted():
     assert bob.receive(told, "192.168.1.6", 100.0, NOW_MS) is None
     assert bob.receive(alice.make(7447, NOW_MS - 1), "192.168.1.5", 100.0, NOW_MS) is None
     assert bob.receive(alice.make(7447, NOW_MS + WINDOW_MS + 1), "h", 100.0, NOW_MS) is None
-    assert bob.receive(beacon(ALICE, OTHER).make(1, NOW_MS + 1), "h", 100.0, NOW_MS) is None
+    assert bob.receive(beacon(ALICE, FOREIGN).make(1, NOW_MS + 1), "h", 100.0, NOW_MS) is None
     assert bob.receive(beacon(BOB).make(1, NOW_MS + 1), "h", 100.0, NOW_MS) is None
     assert bob.counters == {"hint": 1, "stale": 3, "foreign": 1, "own": 1}
 

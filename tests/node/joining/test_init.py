@@ -9,7 +9,7 @@ from node import keys
 from node.initialise import initialise
 from node.paths import node_paths
 from tests.node.fake_control import run
-from transport.swarm import Swarm
+from tests.trusted import FOREIGN
 from transport.trust.chain import root_swarm_id, verify_chain
 
 KEYS = {"node.key", "swarm-root.key", "swarm.key", "certificate"}
@@ -144,5 +144,5 @@ def test_a_member_whose_swarm_key_is_lost_is_told_to_join_again(capsys, data, ho
     code, _, err = run(capsys, "init", "--config", str(member.config_file))
     assert code == 1
     assert "noded join CODE" in err
-    keys.create_swarm(member.swarm_key, Swarm(bytes(32)))
+    keys.create_swarm(member.swarm_key, FOREIGN)
     assert run(capsys, "init", "--config", str(member.config_file))[0] == 0

@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from tests.transport.nodes import SWARM, identity
+from tests.trusted import trust_of
 from transport.address import Address
 from transport.endpoint import open_endpoint
 from transport.network import Path
@@ -26,9 +27,11 @@ async def test_a_circuit_over_tcp() -> None:
 
     with trio.fail_after(30):
         async with (
-            open_endpoint(identity(1), SWARM, network, [Address("127.0.0.1", 0)]) as relay,
-            open_endpoint(identity(2), SWARM, network, []) as hidden,
-            open_endpoint(identity(3), SWARM, network, []) as asker,
+            open_endpoint(
+                identity(1), SWARM, network, [Address("127.0.0.1", 0)], trust=trust_of(identity(1))
+            ) as relay,
+            open_endpoint(identity(2), SWARM, network, [], trust=trust_of(identity(2))) as hidden,
+            open_endpoint(identity(3), SWARM, network, [], trust=trust_of(identity(3))) as asker,
             trio.open_nursery() as nursery,
         ):
             service = RelayService(relay)

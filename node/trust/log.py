@@ -1,0 +1,97 @@
+"""The file in which a node keeps every statement of the swarm's document: who was certified, and who is out for good.
+
+Problem: a revoked node must not come back because those who knew were all restarted, or because one of them lost power in the middle of writing.
+Idea: a log that is only appended to, each piece with its length and check, synced after every batch. A torn end is cut off when it is read;
+a statement proves itself, so a piece that was changed is noticed as well (`gossip.swarm.document` verifies what it loads).
+
+    noded-trust-1 0a | pieces:  length (2, big-endian) | first 4 bytes of SHA-256 of the statement | statement
+
+Invariants: `read` never raises for what a crash or an old release left; nothing that was read before is lost by `append`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from node.errors import NodedError
+from transport.durable import replace_file
+
+__all__ = ["TrustLog"]
+
+MAX_LOG_BYTES: Final = 64 << 20
+"""Four documents of the largest size: beyond it, the file is written anew with what counts."""
+_MAGIC: Final = b"noded-trust-1\n"
+_PIECE: Final = struct.Struct(">H4s")
+
+
+class TrustLog:
+    """The file at `path`; one process uses it at a time (the daemon's lock sees to that)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fresh = False  # whether the file ends with a whole piece
+
+    def read(self) -> list[bytes]:
+        """All whole pieces, in the order of writing; none if there is no file.
+
+        Raises:
+            NodedError: the file cannot be read.
+        """
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise NodedError(
+                f"cannot read who was revoked ({self._path}): {error.strerror or error}",
+                hint="run as the user who owns it; without this file a revoked node might get in",
+            ) from error
+        found, place = [], len(_MAGIC)
+        while place + _PIECE.size <= len(data) and data.startswith(_MAGIC):
+            length, check = _PIECE.unpack_from(data, place)
+            start = place + _PIECE.size
+            raw = data[start : start + length]
+            if len(raw) != length or hashlib.sha256(raw).digest()[:4] != check:
+                break
+            found.append(raw)
+            place = start + length
+        self._fresh = place == len(data) and len(data) <= MAX_LOG_BYTES
+        return found
+
+    def append(self, statements: Iterable[bytes], everything: Iterable[bytes]) -> None:
+        """Add statements and wait until the disk has them; blocks.
+
+        Args:
+            statements: the new ones.
+            everything: all that count, in case the file has to be written anew.
+
+        Raises:
+            NodedError: the disk is full, or the like.
+        """
+        try:
+            if not self._fresh:
+                replace_file(self._path, _MAGIC + _encode(everything))
+                self._fresh = True
+                return
+            flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(self._path, flags), "ab") as file:
+                file.write(_encode(statements))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self._fresh = False
+            raise NodedError(
+                f"cannot write who was revoked ({self._path}): {error.strerror or error}",
+                hint="check the permissions and the free space of its directory",
+            ) from error
+
+
+def _encode(statements: Iterable[bytes]) -> bytes:
+    return b"".join(
+        _PIECE.pack(len(raw), hashlib.sha256(raw).digest()[:4]) + raw for raw in statements
+    )
