@@ -256,16 +256,17 @@ class Observations:
 
     def lacks(self, now: float, *, six: bool) -> bool:
         """Whether more networks should say where they see us: one more than needed, so that losing one changes nothing."""
-        return self.observers(now, six=six) + self._pending(now, six) <= self.observers_needed
+        return self.observers(now, six=six) <= self.observers_needed
 
     def wanted(self, host: str, now: float) -> bool:
         """Whether to dial `host` from the port we listen on, and note that it is being done; see the module."""
         if not is_public(host):
             return False  # no NAT of ours lies on the way, or none that others would meet
-        network = source_of(host)
-        if not self.lacks(now, six=":" in host) or network in self._tried:
+        six, network = ":" in host, source_of(host)
+        # Dials under way may be answered; or they may lose a race against another address and bring nothing.
+        if self.observers(now, six=six) + self._pending(now, six) > self.observers_needed:
             return False
-        if self.has_spoken(host, now):
+        if network in self._tried or self.has_spoken(host, now):
             return False
         self._tried[network] = now
         return True

@@ -28,7 +28,8 @@ from transport.reach.observed import Observations
 ASK_S: Final = 5.0
 """For all of it."""
 AGAIN_S: Final = 10.0
-"""Pause between two searches."""
+MOST_AGAIN_S: Final = 640.0
+"""Pause between two searches: the first, doubled while they bring nothing, up to the second."""
 CLOSE_S: Final = 1.0
 """For the other side to close first, so that our port keeps no trace of it (TIME-WAIT)."""
 MAX_ASKED: Final = 3
@@ -46,10 +47,12 @@ class Outside:
         self._endpoint = endpoint
         self._observations = observations
         self._after = float("-inf")
+        self._pause_s = AGAIN_S
 
     def start_over(self) -> None:
         """Our network has changed: look as soon as there is somebody to ask."""
         self._after = float("-inf")
+        self._pause_s = AGAIN_S
 
     @property
     def should_look(self) -> bool:
@@ -58,7 +61,8 @@ class Outside:
 
     async def look(self) -> None:
         """Ask, in the families in which too few networks have said where they see us; never raises for what others do."""
-        self._after = trio.current_time() + AGAIN_S
+        self._after = trio.current_time() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, MOST_AGAIN_S)
         with trio.move_on_after(ASK_S):
             async with trio.open_nursery() as nursery:
                 for six in self._families():
@@ -76,6 +80,7 @@ class Outside:
             if node_id in self._endpoint.peers:
                 now = trio.current_time()
                 self._observations.note(node_id, address.host, seen, now, from_listener=True)
+                self._pause_s = AGAIN_S
 
     def _families(self) -> list[bool]:
         """In which we listen, and too few see us; True is IPv6."""
@@ -86,9 +91,11 @@ class Outside:
     def _askable(self, six: bool) -> list[tuple[Address, NodeId]]:
         """Whom to ask, and where: for each directly connected peer the place where we reached it, or its first public one."""
         found = []
+        ports = {address.port for address in self._endpoint.addresses}
         for peer in self._endpoint.peers.values():
-            if peer.path is Path.RELAYED:
-                continue
+            raw = peer.primary.link.raw
+            if peer.path is Path.RELAYED or (raw.remote in peer.listen and raw.local.port in ports):
+                continue  # nobody sees us; or a connection between the two listening ports exists
             reached = [peer.address] if peer.initiated else []
             for address in (*reached, *peer.listen):
                 right = address.is_ip and not address.relay and (":" in address.host) == six

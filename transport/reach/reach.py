@@ -248,7 +248,7 @@ class Reach:
                 nursery.start_soon(mapper.run)
             if settings.news is not None:
                 nursery.start_soon(self._watch_interfaces, settings.news)
-            nursery.start_soon(self._watch_peers)
+            nursery.start_soon(self._watch_peers, nursery)
             nursery.start_soon(self._test)
             self._settle()
             task_status.started()
@@ -330,7 +330,7 @@ class Reach:
             self.upgrader.start_over()
         self._news.set()
 
-    async def _watch_peers(self) -> None:
+    async def _watch_peers(self, nursery: trio.Nursery) -> None:
         observations = self.evidence.observations
         with self.endpoint.watch() as events:
             async for event in events:
@@ -342,6 +342,8 @@ class Reach:
                         observations.keep(self.endpoint.peers)
                     case PeerUp(peer) if peer.path is not Path.RELAYED:
                         self.evidence.reachability.hasten(trio.current_time())
+                        if self._outside.should_look:  # a punch may come at any moment
+                            nursery.start_soon(self._outside.look)
                     case _:
                         pass
                 self._news.set()
