@@ -27,7 +27,7 @@ from transport.reach.observed import Observations
 
 ASK_S: Final = 5.0
 """For all of it."""
-AGAIN_S: Final = 10.0
+AGAIN_S: Final = 2.0
 MOST_AGAIN_S: Final = 640.0
 """Pause between two searches: the first, doubled while they bring nothing, up to the second."""
 CLOSE_S: Final = 1.0
