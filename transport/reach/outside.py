@@ -61,12 +61,15 @@ class Outside:
 
     async def look(self) -> None:
         """Ask, in the families in which too few networks have said where they see us; never raises for what others do."""
-        self._after = trio.current_time() + self._pause_s
-        self._pause_s = min(2 * self._pause_s, MOST_AGAIN_S)
-        with trio.move_on_after(ASK_S):
-            async with trio.open_nursery() as nursery:
-                for six in self._families():
-                    nursery.start_soon(self._look_in, six)
+        self._after = float("inf")  # one search at a time
+        pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, MOST_AGAIN_S)
+        try:
+            with trio.move_on_after(ASK_S):
+                async with trio.open_nursery() as nursery:
+                    for six in self._families():
+                        nursery.start_soon(self._look_in, six)
+        finally:
+            self._after = trio.current_time() + pause_s
 
     async def _look_in(self, six: bool) -> None:
         """Ask in one family, one after another."""
