@@ -2,7 +2,7 @@
 
 A visit to a holder asks for the manifest and the leaf hashes as long as they are not known, then for its blocks, then opens a bulk pool
 with it; what goes through which pool says the `planner`. Each block is received into memory of its own, hashed and written to
-the sink in a thread, and counts only then. Visits end when the holder is lost, lies, or refuses; others take their place, found by
+the sink, in a thread if that goes to a disk, and counts only then. Visits end when the holder is lost, lies, or refuses; others take their place, found by
 `seek` again and again.
 
 What was not written when the fetch ends, by an error, a cancellation or a SIGKILL, is all that the next one has to fetch.
@@ -393,7 +393,13 @@ class Fetch:
         try:
             with scope:
                 await session.pool.receive(tag, view)
-                good = await trio.to_thread.run_sync(self._keep, block, view, limiter=self._writers)
+                assert self._sink is not None
+                if self._sink.blocking:
+                    good = await trio.to_thread.run_sync(
+                        self._keep, block, view, limiter=self._writers
+                    )
+                else:
+                    good = self._keep(block, view)
                 if session.scopes.get(block) is scope:
                     del session.scopes[block]
                 self._judge(name, block, good=good)
@@ -410,7 +416,7 @@ class Fetch:
             self._wake.set()
 
     def _keep(self, block: int, view: memoryview) -> bool:
-        """In a thread: check a block and write it; whether it was the right one."""
+        """Check a block and write it, perhaps in a thread; whether it was the right one."""
         assert self._leaves is not None
         assert self._sink is not None
         if leaf_hash(view) != self._leaves[block]:

@@ -1,15 +1,17 @@
 """Where blocks come from and where they go to: the two seams of the exchange, and both of them in memory.
 
-A `Library` answers for a node's holdings; a `Sink` takes what is fetched. Both are asked from worker threads where they may be slow (reading, hashing,
-writing), so they lock what they share. `Vectors` is one artefact over arrays that lie in memory anyway: a member's
+A `Library` answers for a node's holdings; a `Sink` takes what is fetched. Those that say so are asked from worker threads where they are slow (reading
+and writing a disk), so they lock what they share; those in memory are asked on the spot, since a block costs less than a thread's wake-up is worth, and since a
+virtual clock does not wait for threads. `Vectors` is one artefact over arrays that lie in memory anyway: a member's
 consensus state is served from where it is used.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from typing import ClassVar
 
 from gossip.blocks import bitmap as bits
 from gossip.blocks.bitmap import Bitmap
@@ -22,6 +24,9 @@ __all__ = ["Library", "MemorySink", "Sink", "Vectors"]
 
 class Library(ABC):
     """What a node can give to others."""
+
+    blocking: ClassVar[bool] = True
+    """Whether `read` may take long, and is called in a thread."""
 
     @abstractmethod
     def manifest(self, artefact: bytes) -> Manifest | None:
@@ -37,7 +42,7 @@ class Library(ABC):
 
     @abstractmethod
     def read(self, artefact: bytes, block: int) -> Buffer | None:
-        """The bytes of a block, unchanged until they have been sent; None if they cannot be had. Called in a thread.
+        """The bytes of a block, unchanged until they have been sent; None if they cannot be had.
 
         What is returned hashes to its leaf, or a fetcher will ban this node.
         """
@@ -46,13 +51,16 @@ class Library(ABC):
 class Sink(ABC):
     """Takes the blocks of one artefact."""
 
+    blocking: ClassVar[bool] = True
+    """Whether `write` may take long, and is called in a thread."""
+
     @abstractmethod
     def have(self) -> Bitmap:
         """Which blocks are here already."""
 
     @abstractmethod
     def write(self, block: int, data: memoryview) -> None:
-        """Keep a block that was verified; `data` is only valid during the call. Called in threads, once or more for a block.
+        """Keep a block that was verified; `data` is only valid during the call. Called once or more for a block.
 
         Raises:
             StoreFull, StoreFailed: it cannot be kept; the fetch ends with that.
@@ -60,7 +68,9 @@ class Sink(ABC):
 
 
 class MemorySink(Sink):
-    """Takes blocks into one region of memory."""
+    """Takes blocks into regions of memory that lie one after another."""
+
+    blocking = False
 
     def __init__(self, into: Sequence[memoryview]) -> None:
         self._pieces = [view.cast("B") for view in into]
@@ -81,19 +91,29 @@ class MemorySink(Sink):
 class Vectors:
     """One artefact over regions of memory that lie one after another.
 
-    Hashes everything once: 0.6 CPU-s/GiB, so call it in a thread.
+    Usable once `hashing` has been exhausted: it hashes everything, 0.6 CPU-s/GiB, one block (0.6 ms) at a step.
+
+    Attributes:
+        manifest: what it is.
     """
+
+    manifest: Manifest
 
     def __init__(self, kind: str, name: str, regions: Sequence[memoryview]) -> None:
         self._pieces = [view.cast("B") for view in regions]
         self._starts = [0, *accumulate(len(piece) for piece in self._pieces)]
+        self._kind, self._name = kind, name
+        self._leaves = b""
+
+    def hashing(self) -> Iterator[None]:
+        """Work out the manifest, in steps."""
         size = self._starts[-1]
-        leaves = [
-            leaf_hash(self._gather(start, min(BLOCK_BYTES, size - start)))
-            for start in range(0, size, BLOCK_BYTES)
-        ]
+        leaves = []
+        for start in range(0, size, BLOCK_BYTES):
+            leaves.append(leaf_hash(self._gather(start, min(BLOCK_BYTES, size - start))))
+            yield
         self._leaves = b"".join(leaves)
-        self.manifest = Manifest.describe(kind, [FileEntry(name, size)], leaves)
+        self.manifest = Manifest.describe(self._kind, [FileEntry(self._name, size)], leaves)
 
     def page(self, page: int) -> bytes:
         """A page of leaf hashes."""

@@ -217,9 +217,11 @@ class BlockServer:
         try:
             if not pool.wants(tag):  # given up while it waited for its turn
                 return
-            data = await trio.to_thread.run_sync(
-                self._library.read, session.manifest.id, block, limiter=self._readers
-            )
+            read, artefact = self._library.read, session.manifest.id
+            if self._library.blocking:
+                data = await trio.to_thread.run_sync(read, artefact, block, limiter=self._readers)
+            else:
+                data = read(artefact, block)
             if data is None or len(data) != session.manifest.block_size(block):
                 self.counters["refused-unreadable"] += 1
                 pool.refuse(tag)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 import attrs
 import trio
@@ -32,8 +31,11 @@ def content(size: int, seed: int = 0) -> bytearray:
 class Shelf(Library):
     """One artefact in memory, or a part of it; tests change what it says."""
 
+    blocking = False
+
     def __init__(self, data: bytearray, *, have: Bitmap | None = None) -> None:
         self.vectors = Vectors("file", "artefact.bin", [memoryview(data)])
+        list(self.vectors.hashing())
         self.blocks = self.vectors.manifest.blocks
         self.bitmap = bits.full(self.blocks) if have is None else have
         self.lies: set[int] = set()
@@ -61,12 +63,6 @@ class Shelf(Library):
         self.on_read(block)
         data = bytes(self.vectors.read(block))
         return data[:-1] + bytes([data[-1] ^ 1]) if block in self.lies else data
-
-
-async def inline(function: Callable[..., Any], *args: Any, **_options: Any) -> Any:
-    """In the place of `trio.to_thread.run_sync`: a virtual clock would jump ahead while a thread works."""
-    await trio.lowlevel.checkpoint()
-    return function(*args)
 
 
 class ListSink(MemorySink):

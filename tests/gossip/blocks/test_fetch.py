@@ -11,16 +11,9 @@ from gossip.blocks.errors import ArtefactUnavailable, StoreFull
 from gossip.blocks.fetch import HolderView
 from gossip.blocks.messages import Open, Opened, Refused, block_tag, pool_label
 from gossip.blocks.serve import PROTOCOL, ServeSettings, ask
-from tests.gossip.blocks.rig import MIB, ListSink, Shelf, content, inline, world
+from tests.gossip.blocks.rig import MIB, ListSink, Shelf, content, world
 from transport.bulk.pool import TransferCancelled, open_bulk_pool
 from transport.codec import pack
-
-pytestmark = pytest.mark.usefixtures("no_threads")
-
-
-@pytest.fixture
-def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trio.to_thread, "run_sync", inline)
 
 
 async def test_one_holder(autojump_clock: object) -> None:
@@ -274,6 +267,7 @@ async def test_numbers_of_the_test_add_up(autojump_clock: object) -> None:
 
     vectors = Vectors("state", "state", [memoryview(r) for r in regions])
     into = [np.full_like(r, -1) for r in regions]
+    list(vectors.hashing())
     sink = MemorySink([memoryview(r) for r in into])
     for block in range(vectors.manifest.blocks):
         sink.write(block, memoryview(vectors.read(block)))
