@@ -40,9 +40,10 @@ from transport.limits import Limits
 from transport.network import Network, Path, RawStream
 from transport.peer import CallHandler, Peer, handler_of_calls
 from transport.secure.handshake import MAX_LISTEN, HandshakeResult, HandshakeRole
-from transport.streams.frames import is_protocol_name
+from transport.streams.frames import ResetCode, is_protocol_name
+from transport.streams.stream import Stream
 from transport.swarm import Swarm
-from transport.trust.trust import Trust
+from transport.trust.trust import Member, Trust
 from transport.watch import LostPeer, PeerDown, PeerEvent, PeerPathChanged, PeerUp
 
 
@@ -125,11 +126,23 @@ class Endpoint:
 
     # Serving
 
-    def serve(self, protocol: str, handler: Handler) -> None:
+    def serve(
+        self,
+        protocol: str,
+        handler: Handler,
+        *,
+        permitted: Callable[[Member], bool] | None = None,
+    ) -> None:
         """Have `handler(stream)` run for each inbound stream of `protocol`.
 
         The stream is closed when the handler returns and reset when it raises; an error ends
         nothing else. Handlers are cancelled when their connection ends.
+
+        Args:
+            protocol: its name.
+            handler: what to run.
+            permitted: whether a member's certificate lets it use the protocol; streams of others are reset with
+                `ResetCode.NOT_PERMITTED`, and counted. None: everybody's does.
 
         Raises:
             UsageError: the name is not acceptable, or served already.
@@ -138,7 +151,19 @@ class Endpoint:
             raise UsageError(f"not a protocol name: {protocol!r}")
         if protocol in self._registry.handlers:
             raise UsageError(f"protocol {protocol!r} is served already")
-        self._registry.handlers[protocol] = handler
+        self._registry.handlers[protocol] = (
+            handler if permitted is None else self._guarded(handler, permitted)
+        )
+
+    def _guarded(self, handler: Handler, permitted: Callable[[Member], bool]) -> Handler:
+        async def serve_permitted(stream: Stream) -> None:
+            if permitted(stream.peer.member):
+                await handler(stream)
+                return
+            self._context.reporter.count("refused-not-permitted")
+            stream.reset(ResetCode.NOT_PERMITTED)
+
+        return serve_permitted
 
     def serve_calls(self, protocol: str, handler: CallHandler) -> None:
         """Answer `Peer.call(protocol, request)` with `await handler(peer, request)`.

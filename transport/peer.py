@@ -69,6 +69,7 @@ _RESET_REASONS: Final = {
     ResetCode.NO_SUCH_PROTOCOL: "the peer does not serve {!r}",
     ResetCode.REFUSED: "the peer has too many streams open to answer {!r}",
     ResetCode.HANDLER_FAILED: "the peer's handler of {!r} failed",
+    ResetCode.NOT_PERMITTED: "this node's certificate does not let it use {!r}",
     ResetCode.MESSAGE_TOO_LARGE: "the request for {!r} was too large for the peer",
 }
 

@@ -574,7 +574,8 @@ async def open_group(
     machine = EpochMachine(run, endpoint.identity, model=model, rng=rng, settings=settings)
     async with trio.open_nursery() as nursery:
         group = Group(endpoint, run, machine, nursery)
-        endpoint.serve(group._protocol, group._listen)  # noqa: SLF001 - one unit
+        # Only a trainer votes: what others say about epochs is not even read.
+        endpoint.serve(group._protocol, group._listen, permitted=lambda m: m.may_train)  # noqa: SLF001 - one unit
         nursery.start_soon(group._watch_peers)  # noqa: SLF001
         nursery.start_soon(group._run_timer)  # noqa: SLF001
         try:

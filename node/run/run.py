@@ -22,7 +22,7 @@ from dht.service import Dht
 from gossip.errors import GossipError
 from node.blocks.gate import TaskGate
 from node.blocks.service import NodeBlocks
-from node.errors import NodedError, first_error, hint_of
+from node.errors import NodedError, Refused, first_error, hint_of
 from node.run.figures import Figures, MetricsFile
 from node.run.finder import RunFinder, load_manifest, store_manifest
 from node.run.manifest import RunManifest
@@ -81,6 +81,7 @@ class RunService:
         try:
             self.manifest = manifest = await self._find_manifest(finder, gate)
             self.saves.load(manifest)
+            self._check_role()
             permission = await gate.wait(manifest, self._refuse)
             self.failure = self.failure_hint = ""
             self.figures.phase = "joining"
@@ -115,6 +116,18 @@ class RunService:
         """Leave in good order; see `Participation.leave`. After a failure there is nothing left to leave."""
         if self.part is not None and not self.failure:
             await self.part.leave()
+
+    def _check_role(self) -> None:
+        own = self._endpoint.trust.own
+        role = "observer" if own is None else own.leaf.role
+        if role == "trainer" or not self._config.trainer.auto:
+            return
+        if self._endpoint.swarm.is_open and own is None:
+            return  # what strangers may do is for each of the others to say
+        raise Refused(
+            f"this node's certificate is for a {role}: it may not train",
+            hint="look on with  trainer.auto = false  , or join again with an invite for a trainer",
+        )
 
     def _refuse(self, error: NodedError) -> None:
         """The run has to wait for this node's operator."""

@@ -289,7 +289,9 @@ class Reach:
     async def _run_service(self) -> None:
         """Serve as a relay: always, never, or while others can dial us."""
         serve = self.settings.relay.serve
-        if serve == "off":
+        own = self.endpoint.trust.own
+        may_relay = own is not None and own.leaf.role != "observer"
+        if serve == "off" or not may_relay:  # nobody would ask an observer
             return
         if serve == "on":
             await self.service.run()

@@ -214,7 +214,7 @@ class Reservations:
 
     def _consider(self, peer: Peer) -> None:
         """A node that we could dial without help may serve others the same way."""
-        if peer.initiated and peer.path is Path.DIRECT:
+        if peer.initiated and peer.path is Path.DIRECT and peer.member.may_relay:
             self.candidates.add_node(peer.node_id, [peer.address])
 
     async def _keep(self) -> None:
@@ -423,6 +423,9 @@ class Reservations:
     async def _reserve(self, peer: Peer) -> bool:
         """Ask for a reservation, or for more time; note the outcome."""
         node_id = peer.node_id
+        if not peer.member.may_relay:
+            self._fail(node_id, "its certificate does not let it relay")
+            return False
         self._asking.add(node_id)
         try:
             with trio.move_on_after(ANSWER_S):

@@ -100,6 +100,8 @@ class ResetCode(IntEnum):
     """The handler raised."""
     MESSAGE_TOO_LARGE = 5
     """A message over the limit of its protocol."""
+    NOT_PERMITTED = 6
+    """The opener's certificate does not let it use the protocol."""
 
 
 class CloseCode(IntEnum):
