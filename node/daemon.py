@@ -54,7 +54,7 @@ from node.schema import Config
 from node.status import Parts, peer_rows, status_document
 from node.systemd import Notifier, run_watchdog
 from node.traffic import TrafficMeter
-from node.trust.membership import SwarmStanding, keep_membership, load_standing
+from node.trust.membership import DAY_MS, SwarmStanding, keep_membership, load_standing
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import AddressInUse, InvalidAddress, ListenFailed
@@ -191,6 +191,7 @@ class _Daemon:
                                 stop=functools.partial(os.kill, os.getpid(), signal.SIGTERM),
                                 rng=rng,
                                 lan_discovery=config.network.lan_discovery,
+                                lifetime_ms=config.swarm.certificate_days * DAY_MS,
                                 own_name=config.node.name,
                             ) as self._belonging,
                             open_control(config.paths.control_socket, self._handlers()),

@@ -5,7 +5,7 @@ cost anybody their identity, let alone the swarm's root key.
 
 Idea: keys first, configuration last, so the configuration's existence *means* initialised. Files that are there already are kept:
 an interrupted `init` is simply repeated. A new swarm is a root key, a secret that keeps strangers out, and this node as its first
-member, which may invite others. With the root key of another node's swarm (`root_folder`) the node becomes a member of that one
+member, which may invite others. An open swarm (`swarm.open`) has no secret: who knows its name is let in as a stranger. With the root key of another node's swarm (`root_folder`) the node becomes a member of that one
 directly, which is for containers and for whoever holds that key; people join with a code (`node.joining.enter`).
 
 Invariants: nothing is overwritten without `force`, keys never.
@@ -27,6 +27,7 @@ from node.errors import ConfigError, NodedError, Refused, UsageError
 from node.joining.facts import SwarmFacts, load_facts, store_facts
 from node.paths import NodePaths, ensure_private_dir, node_paths
 from node.schema import Config
+from transport.errors import TransportError
 from transport.identity import Identity
 from transport.swarm import Swarm
 
@@ -51,6 +52,8 @@ class Initialised:
     """Whether the swarm's root key lies here."""
     may_invite: bool
     """Whether this node may make invites."""
+    open_name: str
+    """What others need to enter an open swarm; "" for one that invites."""
 
 
 def initialise(
@@ -60,6 +63,7 @@ def initialise(
     preset: str = "lan",
     swarm_name: str = "",
     root_folder: Path | None = None,
+    open_name: str = "",
     force: bool = False,
 ) -> Initialised:
     """Make the files of a new node.
@@ -70,6 +74,7 @@ def initialise(
         preset: "local", "lan" or "wan".
         swarm_name: what people call a new swarm; "" for the node's own name.
         root_folder: a folder with `swarm-root.key` and `swarm.key` of a swarm to be a member of; None makes a new one.
+        open_name: the name of an open swarm to enter (`no-...`); "" makes a new one, or none.
         force: replace the configuration (never the keys).
 
     Raises:
@@ -78,9 +83,13 @@ def initialise(
         Refused: a key file is open to others, or belongs to another swarm.
     """
     config_path = Path(os.path.abspath(config_path))  # noqa: PTH100 (keeps symbolic links)
+    if open_name:
+        values = {**values, "swarm.open": True}
     config, text = prepare(config_path, values=values, preset=preset, force=force)
     name = _checked_name(swarm_name)
     paths = node_paths(config.data_dir)
+    if open_name:
+        return _enter_open(config_path, config, text, _parse_open(open_name), force=force)
     if os.path.lexists(paths.certificate) and not os.path.lexists(paths.swarm_root):
         _check_joined(paths, root_folder)
     root, swarm = _given(root_folder) if root_folder is not None else (None, None)
@@ -99,7 +108,9 @@ def initialise(
     else:
         may_invite = root is None
         root = root or _own_root(paths.swarm_root)
-        chain = keys.certify_directly(paths, root, may_invite=may_invite)
+        chain = keys.certify_directly(paths, root, may_invite=may_invite, is_open=config.swarm.open)
+    if swarm is None and config.swarm.open:
+        swarm = Swarm.open_to_all(chain.issuers[0])
     _keep_swarm_key(paths, swarm, chain.issuers[0])
     facts = load_facts(paths.swarm_facts)
     if not facts.name:
@@ -118,7 +129,56 @@ def initialise(
         kept=kept,
         has_root=os.path.lexists(paths.swarm_root),
         may_invite=chain.can_extend,
+        open_name=swarm.key_text if swarm is not None and swarm.is_open else "",
     )
+
+
+def _enter_open(
+    config_path: Path, config: Config, text: str, swarm: Swarm, *, force: bool
+) -> Initialised:
+    """Make the files of a stranger in an open swarm: no certificate but its own, which the daemon makes."""
+    paths = node_paths(config.data_dir)
+    if not config.network.bootstrap:
+        raise ConfigError(
+            "a node that enters a swarm needs an address to ask first",
+            key="network.bootstrap",
+            hint="add:  --bootstrap HOST:PORT  of any node of that swarm",
+        )
+    if os.path.lexists(paths.certificate):
+        raise Refused(
+            "this node is a member of a swarm",
+            hint="leave that one first:  noded leave      or use another --config folder",
+        )
+    ensure_private_dir(paths.data_dir)
+    kept = [path.name for path in _key_files(paths) if os.path.lexists(path)]
+    identity = keys.load_or_create_identity(paths.node_key)
+    _keep_swarm_key(paths, swarm, swarm.root)
+    write_config(config_path, text, force=force)
+    created = (paths.node_key.name, paths.swarm_key.name, config_path.name)
+    return Initialised(
+        config=config_path,
+        node_id=str(identity.node_id),
+        swarm_id=swarm.id.hex(),
+        swarm_name="",
+        created=[name for name in created if name not in kept],
+        kept=kept,
+        has_root=False,
+        may_invite=False,
+        open_name=swarm.key_text,
+    )
+
+
+def _parse_open(text: str) -> Swarm:
+    try:
+        swarm = Swarm.parse(text)
+    except TransportError as error:
+        raise UsageError(str(error), hint=error.hint) from None
+    if not swarm.is_open:
+        raise UsageError(
+            "that is the secret of a closed swarm, which nobody enters with it",
+            hint="ask a member for a code:  noded invite      and here:  noded join CODE",
+        )
+    return swarm
 
 
 def prepare(

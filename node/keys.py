@@ -188,6 +188,7 @@ def certify_directly(
     root: Identity,
     *,
     may_invite: bool = False,
+    is_open: bool = False,
     random_bytes: Callable[[int], bytes] = os.urandom,
     now_ms: int | None = None,
 ) -> Chain:
@@ -199,6 +200,7 @@ def certify_directly(
         paths: of the node.
         root: the swarm's root key.
         may_invite: whether the node may make members itself.
+        is_open: whether the swarm is an open one.
         random_bytes: source of keys and serials.
         now_ms: milliseconds since 1970; the clock's by default.
 
@@ -223,6 +225,7 @@ def certify_directly(
         subject=identity.public_key,
         role="trainer",
         may_invite=may_invite,
+        is_open=is_open,
         serial=random_bytes(16),
         now_ms=time.time_ns() // 1_000_000 if now_ms is None else now_ms,
     )

@@ -75,7 +75,9 @@ _run_option = click.option("--run", "run_name", metavar="NAME", help="Take part 
 @click.option("--name", metavar="S", help="What people call the swarm.  [default: the node's name]")
 @click.option("--node-name", help="What people call this node.  [default: the host name]")
 @_preset_option
-@click.option("--bootstrap", multiple=True, metavar="HOST:PORT", help="With --root: whom to ask.")
+@click.option(
+    "--bootstrap", multiple=True, metavar="HOST:PORT", help="With --root or --enter: whom to ask."
+)
 @_listen_option
 @_advertise_option
 @_run_option
@@ -87,6 +89,10 @@ _run_option = click.option("--run", "run_name", metavar="NAME", help="Take part 
     metavar="FOLDER",
     help="Enter the swarm whose root key and swarm key lie there.",
 )
+@click.option(
+    "--open", "open_", is_flag=True, help="Let in nodes that nobody invited, as strangers."
+)
+@click.option("--enter", metavar="no-...", help="Enter an open swarm by its name, as a stranger.")
 @click.option("--force", is_flag=True, help="Write the configuration anew (never the keys).")
 @click.option("--if-needed", is_flag=True, help="Do nothing, successfully, if it is there.")
 def init(
@@ -101,6 +107,8 @@ def init(
     create: bool,
     assignments: tuple[str, ...],
     root: Path | None,
+    open_: bool,
+    enter: str | None,
     force: bool,
     if_needed: bool,
 ) -> None:
@@ -121,12 +129,26 @@ def init(
         return
     if create and not run_name:
         raise click.UsageError("--create needs --run NAME")
+    if enter and (root is not None or open_ or name):
+        raise click.UsageError(
+            "--enter goes to a swarm that is there: not with --root, --open or --name"
+        )
     made = initialise(
         path,
-        values=_values(
-            assignments, node_name, listen, advertise, run_name, create=create, bootstrap=bootstrap
-        ),
+        values={
+            **_values(
+                assignments,
+                node_name,
+                listen,
+                advertise,
+                run_name,
+                create=create,
+                bootstrap=bootstrap,
+            ),
+            **({"swarm.open": True} if open_ else {}),
+        },
         preset=preset,
+        open_name=enter or "",
         swarm_name=name or "",
         root_folder=root,
         force=force,
@@ -140,6 +162,7 @@ def init(
                 "swarm": made.swarm_id,
                 "swarm_name": made.swarm_name,
                 "may_invite": made.may_invite,
+                "open_name": made.open_name or None,
                 "created": list(made.created),
                 "kept": list(made.kept),
             }

@@ -56,7 +56,7 @@ def invites_text(answer: Mapping[str, Any], style: Style | None = None) -> str:
     cells = []
     for row in _rows(answer, "invites"):
         used = row.get("used")
-        nodes = [short_id(use.get("node")) for use in used or [] if isinstance(use, dict)]
+        nodes = [short_id(use.get("node")) for use in _dicts(used)]
         cells.append(
             [
                 _text(row.get("id"))[:8],
@@ -82,7 +82,10 @@ def when(value: object) -> str:
 
 
 def _rows(answer: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    rows = answer.get(key)
+    return _dicts(answer.get(key))
+
+
+def _dicts(rows: object) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
@@ -95,7 +98,7 @@ def _names(answer: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _who(node: object, names: Mapping[str, str]) -> str:
-    if node in {None, ""}:
+    if node is None or node == "":
         return "-"
     if node == "root":
         return "root"

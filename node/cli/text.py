@@ -64,7 +64,7 @@ def initialised_text(made: Initialised, aim: Callable[[str], str]) -> str:
     kept = f", kept {', '.join(made.kept)}" if made.kept else ""
     lines = [
         f"node      {made.node_id}",
-        f"swarm     {printable(made.swarm_name, 64)}",
+        f"swarm     {printable(made.swarm_name or made.open_name, 64)}",
         f"files     {made.config.parent}  ({wrote}{kept})",
         aim("start     noded run"),
     ]
@@ -73,6 +73,12 @@ def initialised_text(made: Initialised, aim: Callable[[str], str]) -> str:
             "",
             "When it runs, this prints a code with which another machine joins:",
             aim("  noded invite"),
+        ]
+    if made.open_name:
+        lines += [
+            "",
+            "The swarm is open. Who knows its name and an address of a node in it enters as a stranger:",
+            f"  noded init --enter {made.open_name} --bootstrap HOST:PORT",
         ]
     if made.has_root:
         lines += [

@@ -30,7 +30,7 @@ from transport.endpoint import Endpoint
 from transport.errors import InvalidAddress, TransportError
 from transport.identity import NodeId
 from transport.trust.certificate import ROLES
-from transport.trust.chain import Chain
+from transport.trust.chain import YEAR_MS, Chain
 from transport.trust.revocation import Revocation, revoke
 from transport.trust.statement import Statement
 from transport.trust.trust import Member, Trust
@@ -250,6 +250,7 @@ async def open_belonging(
     stop: Callable[[], None],
     rng: random.Random,
     lan_discovery: bool,
+    lifetime_ms: int = YEAR_MS,
     own_name: str = "",
 ) -> AsyncIterator[Belonging]:
     """Take part in the swarm's membership while the block runs.
@@ -264,6 +265,7 @@ async def open_belonging(
         stop: asks the daemon to end, after `noded leave`.
         rng: for jitter.
         lan_discovery: whether to speak up on this machine's networks; done only if it listens beyond this machine.
+        lifetime_ms: of the certificates that this node gives.
         own_name: what people call this node.
 
     Raises:
@@ -276,6 +278,7 @@ async def open_belonging(
         facts=facts,
         find=_finder(dht, statements),
         on_member=statements.say,
+        lifetime_ms=lifetime_ms,
     )
     async with open_joining(around, paths.invites) as joining, trio.open_nursery() as nursery:
         endpoint.open_door(joining.answer_stranger)

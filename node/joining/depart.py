@@ -62,8 +62,7 @@ def depart(data_dir: Path, client: Asks) -> Left:
         Refused: the daemon is another user's.
     """
     paths = node_paths(data_dir)
-    membership = [path for path in _membership(paths) if os.path.lexists(path)]
-    if not membership:
+    if not any(map(os.path.lexists, (paths.certificate, paths.swarm_key))):
         raise NodedError(
             f"the node in {data_dir} is in no swarm", hint="join one:  noded join CODE"
         )
@@ -76,13 +75,15 @@ def depart(data_dir: Path, client: Asks) -> Left:
     except DaemonNotRunning:
         pass
     with _nobody_runs(paths):
-        for path in membership:
+        # Looked for only now: a daemon writes down whom it knows when it ends.
+        removed = [path for path in _membership(paths) if os.path.lexists(path)]
+        for path in removed:
             _remove(path)
     kept = sorted(entry.name for entry in paths.data_dir.iterdir() if entry != paths.lock)
     return Left(
         node_id=node_id,
         announced=announced,
-        removed=[path.name for path in membership],
+        removed=[path.name for path in removed],
         kept=kept,
     )
 
@@ -95,6 +96,7 @@ def _membership(paths: NodePaths) -> tuple[Path, ...]:
         paths.node_key,
         paths.invites,
         paths.swarm_facts,
+        paths.trust_log,
         paths.data_dir / "dht-contacts",
     )
 

@@ -100,6 +100,8 @@ def enter(
     joined = _ask(code, identity, patience_s or PATIENCE_S, ask)
     _keep(paths, joined)
     if not config_kept:
+        if joined.is_open:
+            _, text = prepare(config_path, values={**values, "swarm.open": True}, preset=preset)
         write_config(config_path, text)
     leaf = joined.chain.leaf
     return Entered(
@@ -149,7 +151,9 @@ def _ask(code: InviteCode, identity: Identity, patience_s: float, ask: Ask | Non
 
 def _keep(paths: NodePaths, joined: Joined) -> None:
     """Write what was given; each file whole, so that a repetition mends whatever was cut short."""
-    keys.replace_swarm(paths.swarm_key, Swarm(joined.grant.swarm_secret, joined.chain.issuers[0]))
+    root = joined.chain.issuers[0]
+    swarm = Swarm.open_to_all(root) if joined.is_open else Swarm(joined.grant.swarm_secret, root)
+    keys.replace_swarm(paths.swarm_key, swarm)
     keys.store_chain(paths.certificate, joined.chain)
     name = joined.grant.swarm_name if joined.grant.swarm_name.isprintable() else ""
     store_facts(paths.swarm_facts, SwarmFacts(name=name, bootstrap=joined.grant.bootstrap))

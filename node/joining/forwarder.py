@@ -13,15 +13,15 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
-from node.joining.failures import Failures
 from node.joining.reasons import Reason
 from node.joining.request import JoinRequest, MalformedRequest, parse_request
+from node.joining.source_budget import SourceBudget
 
 __all__ = ["Forwarder"]
 
 MAX_UNDER_WAY: Final = 32
-PER_MINUTE: Final = 20
-"""Requests of one source: a whole classroom joins from one address, a few at a time."""
+PER_MINUTE: Final = 60
+"""Requests of one source: a whole classroom joins from one address."""
 ALL_PER_MINUTE: Final = 300
 """Each may cost a search for its issuer."""
 
@@ -35,7 +35,7 @@ class Forwarder:
 
     def __init__(self, swarm_id: bytes) -> None:
         self._swarm_id = swarm_id
-        self._sources = Failures(per_minute=PER_MINUTE, all_per_minute=ALL_PER_MINUTE)
+        self._sources = SourceBudget(per_minute=PER_MINUTE, all_per_minute=ALL_PER_MINUTE)
         self._under_way = 0
         self.counters: Counter[str] = Counter()
         """Requests by what came of them here: `passed`, or why not."""
@@ -66,7 +66,7 @@ class Forwarder:
         self.counters[outcome] += 1
 
     def _judge(self, data_untrusted: bytes, source: str, now: float) -> JoinRequest | Reason:
-        if self._under_way >= MAX_UNDER_WAY or not self._sources.note(source, now):
+        if self._under_way >= MAX_UNDER_WAY or not self._sources.take(source, now):
             return Reason.BUSY
         try:
             request = parse_request(data_untrusted)

@@ -24,10 +24,10 @@ import msgspec
 from node.errors import NodedError
 from node.joining.answer import hearsay, refuse
 from node.joining.code import ISSUER_BYTES, InviteCode, invite_id, invite_key
-from node.joining.failures import Failures
 from node.joining.ledger import MAX_INVITES, MAX_USES, Invite, Use
 from node.joining.reasons import Reason
 from node.joining.request import JoinRequest
+from node.joining.source_budget import SourceBudget
 from transport.address import Address
 from transport.errors import UsageError
 from transport.identity import Identity
@@ -36,7 +36,8 @@ from transport.trust.certificate import Role
 __all__ = ["Again", "Decision", "Issuer", "New", "No", "TooManyInvites"]
 
 MAX_LIFE_MS: Final = 365 * 86400 * 1000
-_SECRET_BYTES: Final = 16
+FAILURES_PER_MINUTE: Final = 5
+"""Refusals of one source that are signed; a request with the right secret is never turned away because of others'."""
 
 Certify: TypeAlias = Callable[[JoinRequest, Invite, int], bytes]
 """(request, invite, milliseconds since 1970) to the chain of a new certificate; raises UsageError if that may not be."""
@@ -99,7 +100,7 @@ class Issuer:
         self._invites = {invite.id: invite for invite in invites}
         self._certify = certify
         self._standing = standing
-        self._failures = Failures()
+        self._failures = SourceBudget(per_minute=FAILURES_PER_MINUTE, all_per_minute=600)
         self.counters: Counter[str] = Counter()
         """Requests by what came of them: `granted`, `repeated`, or the word of the reason."""
 
@@ -195,7 +196,7 @@ class Issuer:
         if isinstance(decision, Reason):
             self.counters[decision.word] += 1
             proven = decision not in {Reason.UNKNOWN, Reason.WRONG_SECRET, Reason.MALFORMED}
-            if not proven and not self._failures.note(source, now):
+            if not proven and not self._failures.take(source, now):
                 self.counters[Reason.BUSY.word] += 1
                 return No(Reason.BUSY, hearsay(Reason.BUSY))
             return No(decision, refuse(request, decision, self._identity))

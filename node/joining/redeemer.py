@@ -44,6 +44,11 @@ class Joined:
     grant: Grant
     chain: Chain
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the swarm is an open one."""
+        return self.chain.leaf.swarm_id == root_swarm_id(self.grant.root_key, is_open=True)
+
 
 Verdict: TypeAlias = Joined | JoinRefused | None
 """Joined, refused by the issuer, or nothing that ends the asking."""

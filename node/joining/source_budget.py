@@ -1,10 +1,9 @@
-"""How often a source may be wrong: a few failures a minute each, in a table that strangers cannot grow.
+"""How much a source may ask for: a few units a minute each, in a table that strangers cannot grow.
 
-Problem: guessing a 128-bit secret is hopeless, but each refusal costs a signature, and a log line if one is careless. Idea: a token
-bucket for each source. It meters *failures* only: a request with the right secret is never turned away because of others'.
+Problem: guessing a 128-bit secret is hopeless, but each refusal costs a signature, and each request that is passed on a call. Idea: a
+token bucket for each source, and one for all of them together, since a source that was forgotten has a full budget again.
 
-Invariants: at most `MAX_SOURCES` are remembered, the one that failed longest ago is forgotten first; what is forgotten has a full
-budget again, which is why there is a common budget beside it.
+Invariant: at most `MAX_SOURCES` are remembered; the one that asked longest ago is forgotten first.
 """
 
 from __future__ import annotations
@@ -13,21 +12,20 @@ from typing import Final
 
 from transport.budget.rates import TokenBucket
 
-__all__ = ["Failures"]
+__all__ = ["SourceBudget"]
 
-PER_MINUTE: Final = 5
 MAX_SOURCES: Final = 1024
 
 
-class Failures:
-    """Failures by source.
+class SourceBudget:
+    """Units taken by source.
 
     Args:
         per_minute: of one source.
         all_per_minute: of all of them together.
     """
 
-    def __init__(self, *, per_minute: int = PER_MINUTE, all_per_minute: int = 600) -> None:
+    def __init__(self, *, per_minute: int, all_per_minute: int) -> None:
         self._per_minute = per_minute
         self._all_per_minute = all_per_minute
         self._all: TokenBucket | None = None
@@ -36,11 +34,11 @@ class Failures:
     def __len__(self) -> int:
         return len(self._sources)
 
-    def note(self, source: str, now: float) -> bool:
-        """Count a failure; False if the source (or all of them) had too many.
+    def take(self, source: str, now: float) -> bool:
+        """Take a unit; False if the source (or all of them) had too many.
 
         Args:
-            source: who failed; the caller makes sure that one party is one source.
+            source: who asks; the caller makes sure that one party is one source.
             now: monotonic seconds.
         """
         if self._all is None:

@@ -36,7 +36,7 @@ from transport.trust.chain import Chain
 from transport.trust.refusal import CertificateRefused, Refusal
 from transport.trust.trust import Trust, self_issued
 
-__all__ = ["SwarmStanding", "keep_membership", "load_standing", "wall_ms"]
+__all__ = ["DAY_MS", "SwarmStanding", "keep_membership", "load_standing", "wall_ms"]
 
 DAY_MS: Final = 24 * 3600 * 1000
 FLUSH_S: Final = 2.0

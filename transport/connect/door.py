@@ -41,8 +41,8 @@ from transport.trust.trust import Trust
 MAX_REQUEST_BYTES: Final = 1024
 MAX_ANSWER_BYTES: Final = 16384
 MAX_AT_THE_DOOR: Final = 32
-MAX_OF_ONE_SOURCE: Final = 8
-"""As many as may be in the handshake at once from one address by the usual practice; a classroom queues."""
+MAX_OF_ONE_SOURCE: Final = 16
+"""Half of them, so that one address cannot take all; a classroom behind one queues."""
 ANSWER_S: Final = 18.0
 """A member may have to reach another one over a relay first."""
 

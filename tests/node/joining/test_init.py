@@ -146,3 +146,35 @@ def test_a_member_whose_swarm_key_is_lost_is_told_to_join_again(capsys, data, ho
     assert "noded join CODE" in err
     keys.create_swarm(member.swarm_key, FOREIGN)
     assert run(capsys, "init", "--config", str(member.config_file))[0] == 0
+
+
+def test_an_open_swarm_is_made_and_entered_by_name(capsys, data, home):
+    code, out, _ = run(capsys, "init", "--open", "--name", "park")
+    assert code == 0
+    swarm = keys.load_swarm(data / "swarm.key")
+    assert swarm.is_open
+    assert swarm.id == keys.load_chain(data / "certificate").leaf.swarm_id
+    assert f"noded init --enter {swarm.key_text} --bootstrap HOST:PORT" in out
+    assert "open = true" in (data / "noded.toml").read_text()
+    config = ["--config", str(home / "other" / "noded.toml")]
+    entered = ["init", "--enter", swarm.key_text, "--bootstrap", "192.0.2.1:7447", *config]
+    code, out, _ = run(capsys, *entered, "--json")
+    assert code == 0
+    made = json.loads(out)
+    assert made["swarm"] == swarm.id.hex()
+    assert set(made["created"]) == {"node.key", "swarm.key", "noded.toml"}
+    assert keys.load_swarm(home / "other" / "swarm.key") == swarm
+    closed = home / "closed"
+    assert run(capsys, "init", "--config", str(closed / "noded.toml"))[0] == 0
+    secret = keys.load_swarm(closed / "swarm.key").key_text
+    for wrong, said in (
+        ([secret, "--bootstrap", "192.0.2.1:1"], "closed swarm"),
+        ([swarm.key_text], "an address to ask first"),
+        (["no-x", "--bootstrap", "192.0.2.1:1"], "not a swarm key"),
+        ([swarm.key_text, "--root", str(closed)], "--enter"),
+    ):
+        new = str(home / "new" / "noded.toml")
+        code, _, err = run(capsys, "init", "--config", new, "--enter", *wrong)
+        assert code in {2, 7}
+        assert said in err
+        assert not (home / "new").exists()

@@ -22,6 +22,7 @@ from node.joining.ledger import MAX_INVITES
 from node.joining.reasons import JoinRefused, Reason
 from node.joining.redeemer import Joined
 from node.joining.request import MalformedRequest, make_request, parse_request
+from node.joining.source_budget import MAX_SOURCES, SourceBudget
 from tests.node.joining.people import (
     ADDRESS,
     ALICE,
@@ -360,9 +361,11 @@ def test_a_forwarder_takes_only_so_many():
     forwarder.done("passed")
     assert not isinstance(forwarder.admit(request, "one more", 0.0), Reason)
     patient = Forwarder(SWARM_ID)
-    taken = [patient.admit(request, "x", 0.0) for _ in range(PER_MINUTE + 1)]
-    assert taken[-1] is Reason.BUSY
-    assert patient.under_way == PER_MINUTE
+    for _ in range(PER_MINUTE):
+        assert not isinstance(patient.admit(request, "x", 0.0), Reason)
+        patient.done("passed")
+    assert patient.admit(request, "x", 0.0) is Reason.BUSY
+    assert not isinstance(patient.admit(request, "x", 1.0), Reason)
 
 
 def test_a_forwarder_passes_its_own_swarms_requests_only():
@@ -399,3 +402,12 @@ def test_deciding_changes_nothing_until_it_is_committed():
     decided(alice, parse_request(redeemer(code, CAROL).request))
     assert isinstance(decided(alice, parse_request(redeemer(code, CAROL).request)), Again)
     assert isinstance(decided(alice, parse_request(redeemer(code, BOB).request)), No)
+
+
+def test_the_table_of_sources_is_bounded_and_so_are_all_together():
+    budget = SourceBudget(per_minute=5, all_per_minute=3000)
+    taken = sum(budget.take(str(number), 0.0) for number in range(5000))
+    assert len(budget) == MAX_SOURCES
+    assert taken == 3000
+    assert not budget.take("new", 0.0)
+    assert budget.take("new", 60.0)
