@@ -17,6 +17,7 @@ from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.identity import Identity
 from transport.simulated.memory import MemoryNetwork
+from transport.trust.certificate import Role
 
 RUN = hashlib.sha256(b"the run of the tests").digest()
 PORT = 7447
@@ -39,7 +40,12 @@ def ip(index: int) -> str:
 
 @asynccontextmanager
 async def open_node(
-    network: MemoryNetwork, index: int, seed: int, settings: EpochSettings
+    network: MemoryNetwork,
+    index: int,
+    seed: int,
+    settings: EpochSettings,
+    *,
+    role: Role = "trainer",
 ) -> AsyncIterator[Node]:
     rng = seeded(f"{seed}/{index}")
     identity = Identity.from_seed(hashlib.sha256(f"{seed}/{index}".encode()).digest())
@@ -50,7 +56,7 @@ async def open_node(
             SWARM,
             network.host(ip(index)),
             [address],
-            trust=trust_of(identity),
+            trust=trust_of(identity, role=role),
             name=f"n{index}",
             rng=rng,
             random_bytes=rng.randbytes,
