@@ -28,16 +28,20 @@ PATHS = (1, 2, 4, 8)
 SHARES = (0.2, 0.4)
 GROUND = ((20, 1), (20, 20), (60, 60))  # ids next to the key, networks they are spread over
 GROUND_NODES = 2000  # each of these attacks changes the swarm for good
+AT_REST = "at rest"
 CHURN = "half replaced in an hour"
+UPKEEP = "at rest, everybody refreshing"
 Row = dict[str, object]
 Measure = Callable[[], Figures]
 
 
 def rows(nodes: int, searches: int, seed: int, only: str) -> Iterator[tuple[str, int, Measure]]:
     """Every situation wanted: its name, the number of paths, how to measure it. Swarms are filled once per situation."""
-    if only in "at rest":
+    if only in AT_REST:
         world, all_nodes = scenarios.filled(seed, nodes, 4, refresh_s=1e9)
-        yield from _each("at rest", world, all_nodes, searches)
+        yield from _each(AT_REST, world, all_nodes, searches)
+    if only in UPKEEP:
+        yield UPKEEP, 4, lambda: scenarios.with_upkeep(seed, nodes, searches)
     for share in SHARES:
         name = f"{share:.0%} liars"
         if only in name:
@@ -81,6 +85,7 @@ def measure(name: str, paths: int, run: Measure, nodes: int) -> Row:
         "virtual_s_99": round(figures.seconds_99, 3),
         "forged_offered": figures.forged_offered,
         "forged_accepted": figures.forged_accepted,
+        "upkeep_per_node_s": round(figures.upkeep, 2),
         "wall_s": round(time.perf_counter() - started, 1),
     }
 
@@ -88,13 +93,13 @@ def measure(name: str, paths: int, run: Measure, nodes: int) -> Row:
 def table(found: list[Row]) -> str:
     """The rows as Markdown."""
     head = [
-        "| situation | paths | searches | success | hops | queries | virtual s, median | 99 % | forged records offered | accepted |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| situation | paths | searches | success | hops | queries | virtual s, median | 99 % | upkeep, queries per node and s | forged records offered | accepted |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     body = [
         f"| {row['situation']} | {row['paths']} | {row['searches']} | {100 * float(str(row['success'])):.2f} % "
         f"| {row['hops']:g} | {row['queries']:g} | {row['virtual_s']:.2f} | {row['virtual_s_99']:.2f} "
-        f"| {row['forged_offered']} | {row['forged_accepted']} |"
+        f"| {row.get('upkeep_per_node_s') or 'off'} | {row['forged_offered']} | {row['forged_accepted']} |"
         for row in found
     ]
     return "\n".join(head + body)
