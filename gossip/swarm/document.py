@@ -47,12 +47,14 @@ class SwarmDocument:
     Attributes:
         statements: the replica, to be kept equal with others'.
         on_taken: told of each new statement, as bytes, after it counts.
+        on_revoked: told of each node that somebody has revoked, connected or not.
     """
 
     def __init__(self, trust: Trust) -> None:
         self.trust = trust
         self.statements = Statements(self._judge, self._taken)
         self.on_taken: Callable[[bytes], None] = lambda _raw: None
+        self.on_revoked: Callable[[NodeId], None] = lambda _node_id: None
         own = trust.own
         if own is not None:
             self.say(own)
@@ -163,6 +165,6 @@ class SwarmDocument:
 
     def _taken(self, raw: bytes) -> None:
         statement = parse_statement(raw)
-        if isinstance(statement, Revocation):
-            self.trust.learn(statement)
+        if isinstance(statement, Revocation) and self.trust.learn(statement):
+            self.on_revoked(statement.subject)
         self.on_taken(raw)

@@ -131,7 +131,7 @@ async def keep_membership(
         rng: jitter.
         lifetime_days: of certificates that are renewed here.
         find: where a member that is not connected can be dialed.
-        forget: told of each node that was put out.
+        forget: told of each node that was revoked, or put out.
     """
     writer = _Writer(standing)
     async with (
@@ -151,6 +151,7 @@ async def keep_membership(
             forget(node_id)
 
         service.on_expelled = expelled
+        standing.document.on_revoked = forget
         service.on_renewed = writer.note_chain
         nursery.start_soon(writer.run)
         try:

@@ -37,11 +37,14 @@ def test_it_begins_with_our_own_certificate_and_keeps_history():
     assert list(held.certified()) == [FOUNDER]
     kept = []
     held.on_taken = kept.append
+    gone = []
+    held.on_revoked = gone.append
     assert held.say(GUEST)
     assert not held.say(GUEST)
     revocation = revoke(ROOT, swarm_id=SWARM.id, subject=CAROL.node_id, at_ms=NOW_MS, reason="why")
     assert held.say(revocation)
     assert held.trust.revoked == {CAROL.node_id: (revocation,)}
+    assert gone == [CAROL.node_id]
     assert [type(entry.statement).__name__ for entry in held.history()][-1] == "Revocation"
     assert held.history()[-1].at_ms == NOW_MS
     assert kept == [
