@@ -115,7 +115,7 @@ class Participation:
                 await link.gone.wait()
                 if link.finished and not attached.cancelled_caught:
                     break
-                _log.warning("the trainer is gone: %s", link.error or "it closed the connection")
+                _log.warning("no trainer now: %s", link.error or "it closed the connection")
                 self._on_phase("joining")
             nursery.cancel_scope.cancel()
 
