@@ -29,6 +29,7 @@ Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 _EPOCH_DOMAIN = b"noded epoch v1\0"
 _ACCEPT_DOMAIN = b"noded accept v1\0"
 _VOTE_DOMAIN = b"noded vote v1\0"
+_LEAVE_DOMAIN = b"noded leave v1\0"
 _ROOT_DOMAIN = b"noded result v1\0"
 
 GENESIS = bytes(32)
@@ -114,6 +115,11 @@ def _signer(public_key: bytes) -> NodeId | None:
 def accept_statement(epoch: bytes) -> bytes:
     """What a member signs to enter an epoch."""
     return _ACCEPT_DOMAIN + epoch
+
+
+def leave_statement(epoch: bytes) -> bytes:
+    """What a member signs that leaves in good order, `epoch` being the last it voted in."""
+    return _LEAVE_DOMAIN + epoch
 
 
 def vote_statement(epoch: bytes, sequence: int, descriptor: bytes, root: bytes) -> bytes:

@@ -20,10 +20,12 @@ Any node may be lost at any moment: attempts rotate the proposer, and time-outs 
 Invariants:
 
 * a node votes in an epoch only between entering it and its next promise;
-* one signature per (epoch, operation);
-* ``quorum = "majority"``: the members of an epoch include more than half of the epoch that the
-  start position comes from (or exactly half with its first member), not counting those that left
-  in good order, so that two parts of a partition cannot both go on; ``"any"`` drops this rule;
+* one signature per (epoch, operation), and `memory` names the epoch before it is sent;
+* ``quorum = "majority"``: the members of an epoch include more than half of the epoch before it
+  (or exactly half with its first member), not counting those that left in good order or do not
+  remember, so that two parts of a partition cannot both go on; every member checks that of its
+  own last epoch, unless it is shown that others went on from there; ``"any"`` drops this rule;
+* the start position is proven by the signatures of those who led there, or held by a majority;
 * a node whose position is not the start position enters only to be brought up to date
   (`EpochEntered.behind`), and begins no operation before it is.
 """
@@ -31,9 +33,9 @@ Invariants:
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections.abc import Iterable
 
-from gossip.collective.certificate import Certificate, Epoch
+from gossip.collective.certificate import GENESIS, Certificate, Epoch
 from gossip.collective.epoch_events import (
     EpochEntered,
     EpochLeft,
@@ -45,6 +47,7 @@ from gossip.collective.epoch_events import (
 )
 from gossip.collective.formation import Accepted
 from gossip.collective.former import MAX_LEAP, Former
+from gossip.collective.lineage import Link, Memory
 from gossip.collective.messages import (
     Abort,
     Accept,
@@ -66,6 +69,9 @@ from transport.identity import Identity, NodeId
 
 DEFAULTS = EpochSettings()
 
+LINK_FAILURES = 2
+"""Epochs in a row that a member's links may spoil."""
+
 
 class EpochMachine:
     """One node's part in the epochs and operations of one run."""
@@ -78,11 +84,13 @@ class EpochMachine:
         model: bytes = NO_MODEL,
         rng: random.Random,
         settings: EpochSettings = DEFAULTS,
+        memory: Memory | None = None,
     ) -> None:
         self.settings = settings
         self.epoch: Epoch | None = None
         self.operation: Operation | None = None
         self._standing = Standing(run, identity, model)
+        self._events = self._standing.events
         self._me = identity.node_id
         self._former = Former(
             self._standing,
@@ -93,15 +101,20 @@ class EpochMachine:
             on_leave=self._leave_epoch,
             on_enter=self._enter,
         )
+        if memory is not None:
+            self._remember(memory)
         self._settling = False  # certified, but the new position is not known yet
         self._sequence = 0
+        self._in_step = False  # it has stood at the present epoch's start, or entered it there
         self._aborted: Operation | None = None
+        self._links: tuple[Link, ...] = ()
+        self._claimants: tuple[NodeId, ...] = ()
+        self._settled_at: bytes | None = None
         self._begins: dict[NodeId, Begin] = {}
         self._began = 0.0
         self._announce_due: float | None = None
         self._straggler_due: float | None = None
         self._give_way_due: float | None = None
-        self._events: deque[Event] = deque()
 
     # ---- what can be seen --------------------------------------------------------------------
 
@@ -120,6 +133,28 @@ class EpochMachine:
         return self._standing.last_certificate
 
     @property
+    def memory(self) -> Memory | None:
+        """What a node has to find again after a restart; None: it is in no epoch's debt.
+
+        It changes with the first vote in an epoch, and has to be stored before that vote is sent.
+        """
+        standing = self._standing
+        if not standing.links:
+            return None
+        gone = standing.leaving or self._me in standing.left
+        return Memory(standing.links, standing.last_certificate, gone)
+
+    def _remember(self, memory: Memory) -> None:
+        """Go on as the member that this node was; what does not verify is as good as forgotten."""
+        standing = self._standing
+        last = self._former.recall(memory.links, memory.certificate)
+        if last is not None and self._me in last.members:
+            standing.links, standing.previous = memory.links, last
+            standing.last_certificate, standing.number = memory.certificate, last.number
+            if memory.left:
+                standing.note_left(self._me, last.id, standing.farewell())
+
+    @property
     def quorum_missing(self) -> bool:
         """True while too few of the last epoch's members are here to go on."""
         return self._former.quorum_missing
@@ -129,15 +164,14 @@ class EpochMachine:
         return self._standing.candidates()
 
     @property
+    def in_step(self) -> bool:
+        """True when this node is in an epoch and has stood at its start."""
+        return self._in_step
+
+    @property
     def can_begin(self) -> bool:
         """True when `begin` would be accepted."""
-        epoch, standing = self.epoch, self._standing
-        return (
-            epoch is not None
-            and self.operation is None
-            and not self._settling
-            and (standing.round > epoch.round or standing.holds(epoch.round, epoch.state))
-        )
+        return self._in_step and self.operation is None and not self._settling
 
     @property
     def _operation_pending(self) -> bool:
@@ -161,7 +195,14 @@ class EpochMachine:
         if not was_ready:
             standing.broadcast_status()
         epoch = self.epoch
+        if epoch is not None and standing.holds(epoch.round, epoch.state):
+            self._in_step = True
+        settled, self._settled_at = self._settled_at, None
         if epoch is not None and round_ == epoch.round and state != epoch.state:
+            if settled == epoch.id:
+                # This node computed the state itself from a certified result: the holders lied.
+                for holder in self._claimants:
+                    standing.accuse(holder, "claimed a state that its operation does not give", now)
             self._break("the state here is not the one the epoch starts from", now)
             return
         self._former.answer_deferred(now)
@@ -187,7 +228,10 @@ class EpochMachine:
 
     def peer_up(self, node: NodeId, public_key: bytes, now: float) -> None:
         """A connection to `node` is there; it learns where this node stands."""
-        self._standing.peers[node] = Candidate(public_key, since=now)
+        candidate = self._standing.peers[node] = Candidate(public_key, since=now)
+        record = self._standing.offences.get(node)
+        if record is not None and now < record.until:
+            candidate.benched, candidate.bench_ends = True, record.until
         self._standing.send(node, self._standing.status())
 
     def peer_down(self, node: NodeId, reason: str, now: float) -> None:
@@ -222,7 +266,10 @@ class EpochMachine:
         operation = self.operation
         if operation is None or operation.state is not OperationState.RUNNING:
             return
-        self._to_members(operation.vote(root))
+        vote = operation.vote(root)
+        self._standing.previous, self._standing.links = operation.epoch, self._links
+        self._standing.left.pop(self._me, None)
+        self._to_members(vote)
         self._certify(now)
 
     def fail(self, reason: str, now: float, *, mismatch: bool = False) -> None:
@@ -237,10 +284,20 @@ class EpochMachine:
         """The caller does not want the outcome of what it gave up any more."""
         self._standing.unsettled = None
 
-    def break_epoch(self, reason: str, now: float) -> None:
-        """The epoch's connections do not work: form the next one."""
-        if self.epoch is not None:
-            self._break(reason, now)
+    def break_epoch(self, reason: str, now: float, *, suspects: Iterable[NodeId] = ()) -> None:
+        """The epoch's connections do not work: form the next one.
+
+        `suspects` are those at the other ends. Once may be chance; who fails in epoch after epoch, without
+        an operation that succeeds between, is left out for a while.
+        """
+        if self.epoch is None:
+            return
+        for node in suspects:
+            record = self._standing.offences_of(node)
+            record.links_failed += 1
+            if record.links_failed >= LINK_FAILURES:
+                self._standing.accuse(node, f"its link failed again: {reason}"[:200], now)
+        self._break(reason, now)
 
     # ---- messages --------------------------------------------------------------------------
 
@@ -276,14 +333,14 @@ class EpochMachine:
         peer = standing.peers[sender]
         if status.ready and not peer.ready:
             peer.since = now
-            peer.benched = False
+            peer.benched = peer.bench_ends is not None
         peer.status = status
         if status.number <= standing.number + MAX_LEAP:
             standing.number = max(standing.number, status.number)
         if status.leaving:
-            standing.left.add(sender)
+            standing.hear_farewell(sender, status, now)
         elif status.ready:
-            standing.left.discard(sender)
+            standing.left.pop(sender, None)
         if not status.ready and self.epoch is not None and sender in self.epoch.members:
             self._break(f"{sender.short} {'left' if status.leaving else 'is not ready'}", now)
         self._former.reconsider(now)
@@ -292,11 +349,16 @@ class EpochMachine:
         if self._former.on_prepare(sender, prepare, now):
             return
         # A member that asks for a new epoch has given up on the operation, unless its vote is here.
-        if self.operation is not None and sender in self.operation.epoch.members:
+        if self.operation is None and not self._settling and self._is_member(sender):
+            self._break(f"{sender.short} has moved on to the next epoch", now)
+        elif self.operation is not None and sender in self.operation.epoch.members:
             if self.operation.voted(sender):
                 self._give_way_due = now + self.settings.vote_grace_s
             else:
                 self._give_way(now)
+
+    def _is_member(self, node: NodeId) -> bool:
+        return self.epoch is not None and node in self.epoch.members
 
     def _on_begin(self, sender: NodeId, begin: Begin, now: float) -> None:
         if self._former.on_early_begin(sender, begin):
@@ -334,8 +396,11 @@ class EpochMachine:
             or sender not in operation.epoch.members
         ):
             return
-        reason = operation.add_vote(sender, self._standing.peers[sender].public_key, vote)
+        peer = self._standing.peers[sender]
+        reason = operation.add_vote(sender, peer.public_key, vote)
         if reason is not None:
+            if not operation.is_signed(peer.public_key, vote):
+                self._standing.accuse(sender, "signed a result with a wrong signature", now)
             self._break(reason, now)
             return
         self._certify(now)
@@ -355,6 +420,9 @@ class EpochMachine:
             return
         self._end_operation()
         self._settling = True
+        for member in operation.epoch.members:
+            if member in standing.offences:
+                standing.offences[member].links_failed = 0
         standing.last_certificate = operation.certificate
         self._events.append(OperationCertified(operation, operation.certificate))
 
@@ -393,6 +461,7 @@ class EpochMachine:
             self._announce_due,
             self._give_way_due,
             self._straggler_due,
+            self._standing.next_pardon(),
             self._former.next_deadline(),
         )
         return min((time for time in times if time is not None), default=None)
@@ -410,6 +479,10 @@ class EpochMachine:
             self._give_way(now)
         if self._straggler_due is not None and now >= self._straggler_due:
             self._bench_stragglers(now)
+        pardon = self._standing.next_pardon()
+        if pardon is not None and now >= pardon:
+            self._standing.pardon(now)
+            self._former.reconsider(now)
         self._former.tick(now)
 
     def _bench_stragglers(self, now: float) -> None:
@@ -430,7 +503,9 @@ class EpochMachine:
         self._break(reason, now, tell=False)
 
     def _late(self, operation: Operation) -> list[NodeId]:
-        """Members that have not said that they began `operation`."""
+        """Members that have not said that they began `operation`, or have not voted when this one has."""
+        if operation.state is OperationState.VOTED:
+            return [member for member in operation.epoch.members if not operation.voted(member)]
         begun = {
             member for member, begin in self._begins.items() if begin.sequence == operation.sequence
         }
@@ -456,7 +531,12 @@ class EpochMachine:
     def _enter(self, accepted: Accepted, now: float) -> None:
         standing, epoch = self._standing, accepted.epoch
         behind = not standing.holds(epoch.round, epoch.state)
-        self.epoch = standing.previous = epoch
+        self._claimants = tuple(holder for holder in accepted.holders if holder != self._me)
+        self.epoch, self._links = epoch, accepted.links
+        if (
+            epoch.previous == GENESIS
+        ):  # founded by these: from now on it is their majority that counts
+            standing.previous, standing.links = epoch, accepted.links
         standing.number = epoch.number
         self._sequence = 0
         self._begins.clear()
@@ -464,9 +544,11 @@ class EpochMachine:
         if unsettled is not None and accepted.proof is not None:
             # Somebody holds the certificate of what this node signed: its own copy counts.
             self._settling = True
+            self._settled_at = epoch.id
             standing.last_certificate = accepted.proof
             self._events.append(OperationCertified(unsettled, accepted.proof))
             behind = False
+        self._in_step = not behind
         self._events.append(EpochEntered(epoch, behind, accepted.holders))
         standing.broadcast_status()
         for sender, begin in accepted.begins.items():
@@ -499,6 +581,7 @@ class EpochMachine:
         if self.epoch is None:
             return
         self.epoch = None
+        self._in_step = False
         self._begins.clear()
         self._events.append(EpochLeft(reason))
 

@@ -79,4 +79,19 @@ class MembersWaiting:
     of: int
 
 
-Event = EpochEntered | EpochLeft | OperationCertified | OperationAborted | MembersWaiting
+@attrs.frozen
+class MemberAccused:
+    """Event: that member broke the rules, and is left out for a while."""
+
+    node: NodeId
+    reason: str
+
+
+Event = (
+    EpochEntered
+    | EpochLeft
+    | OperationCertified
+    | OperationAborted
+    | MembersWaiting
+    | MemberAccused
+)

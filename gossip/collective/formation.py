@@ -14,15 +14,18 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 
-from gossip.collective.certificate import Ballot, Certificate, Epoch
+from gossip.collective.certificate import Ballot, Certificate, Epoch, SignedBy
+from gossip.collective.lineage import History, Link, Quorum
 from gossip.collective.messages import Begin, Promise, Wait
 from transport.identity import NodeId
 
-WAIT_EXTENSION_S = 30.0  # a node that runs an operation answers when it has ended; see `Wait`
+WAIT_EXTENSION_S = 30.0
+"""A node that runs an operation answers when it has ended; see `Wait`. So long waits only who cannot
+form an epoch without it: survivors of a broken epoch have a quorum among those that answered."""
 
 
 class Collecting:
@@ -61,8 +64,15 @@ class Collecting:
         self._missing.discard(node)
         self._waiting.pop(node, None)
 
-    def give_up_on_silent(self, now: float) -> None:
-        """The deadline has passed: only those that asked for time are waited for."""
+    def give_up_on_silent(self, now: float, *, enough: bool) -> None:
+        """The deadline has passed: only those that asked for time are waited for.
+
+        And not even they when `enough` others have answered: what they run cannot end without
+        those, and if it has ended already, their certificate counts in the epoch after.
+        """
+        if enough:
+            self._missing.clear()
+            return
         patient = {node: until for node, until in self._waiting.items() if until > now}
         self._missing &= set(patient)
         self._waiting = patient
@@ -76,6 +86,7 @@ class Promised:
 
     ballot: Ballot
     due: float
+    since: float = 0.0
 
 
 @attrs.define
@@ -84,11 +95,17 @@ class Accepted:
 
     epoch: Epoch
     holders: tuple[NodeId, ...]
+    links: tuple[Link, ...]
+    """What led to this epoch; with itself once everybody has signed."""
+    left: tuple[SignedBy, ...]
+    """Farewells to the epoch before."""
     proof: Certificate | None
     """Set when the start position is the result this node signed and could not certify itself."""
     due: float
-    signed: set[NodeId] = attrs.field(factory=set)
+    signed: dict[NodeId, SignedBy] = attrs.field(factory=dict)
     begins: dict[NodeId, Begin] = attrs.field(factory=dict)
+    since: float = 0.0
+    """When this node began to follow the ballot."""
 
 
 @attrs.frozen
@@ -98,48 +115,120 @@ class Start:
     round: int
     state: bytes
     holders: tuple[NodeId, ...]
-    previous: bytes
-    previous_members: tuple[NodeId, ...] | None
+    fresh: tuple[NodeId, ...]
+    """Responders with no epoch behind them."""
+    head: Epoch | None
+    """The epoch that the next one follows on; None when nobody has been in one."""
+    links: tuple[Link, ...]
     certificate: Certificate | None
 
 
-def choose_start(promises: Mapping[NodeId, Promise]) -> Start:
-    """The position to go on from: most rounds, then most holders, then the lowest digest.
+def choose_start(
+    promises: Mapping[NodeId, Promise],
+    histories: Mapping[NodeId, History],
+    quorum: Quorum,
+    *,
+    by_progress: bool = False,
+) -> Start:
+    """What the next epoch follows on, and the position it goes on from.
 
-    At equal progress the state that most nodes hold costs the fewest transfers; the digest makes
-    the choice the same whoever proposes.
+    The **head** is the epoch that no other responder's history has left behind. Where there are
+    several (a run that was founded twice, or a liar), the one counts that most responders come
+    from, because they cannot be made up; with `by_progress`, the one that came farthest.
+
+    The **position** is the highest that a history proves, or that a majority of the head's members
+    hold with nothing to show for it; where there is neither, the highest that is claimed. At equal
+    progress the state that most nodes hold costs the fewest transfers, and the digest makes the choice
+    the same whoever proposes.
     """
-    top = max(promise.round for promise in promises.values())
-    at_top = {node: promise for node, promise in promises.items() if promise.round == top}
-    held = Counter(promise.state for promise in at_top.values())
+    lasts = {node: history.last for node, history in histories.items()}
+    fresh = tuple(sorted(node for node, last in lasts.items() if last is None))
+    heads: dict[bytes, list[NodeId]] = {}
+    epochs: dict[bytes, Epoch] = {}
+    for node, last in sorted(lasts.items()):
+        if last is not None and not any(
+            history.supersedes(last, quorum) for history in histories.values()
+        ):
+            heads.setdefault(last.id, []).append(node)
+            epochs[last.id] = last
+
+    def weight(head: bytes) -> tuple[int, int, bytes]:
+        here = len(heads[head])
+        progress = max(promises[node].round for node in heads[head])
+        return (progress, here, head) if by_progress else (here, progress, head)
+
+    head: Epoch | None = None
+    links: tuple[Link, ...] = ()
+    family = set(fresh)
+    if heads:
+        head = epochs[max(heads, key=weight)]
+        witness = max(heads[head.id], key=lambda node: (len(histories[node].epochs), node))
+        links, history = promises[witness].links, histories[witness]
+        family |= {
+            node
+            for node, last in lasts.items()
+            if last is not None
+            and (last == head or history.names(last.id) or history.supersedes(last, quorum))
+        }
+    pool = [
+        node
+        for node in sorted(family)
+        if histories[node].proves(promises[node].round, promises[node].state)
+    ]
+    if head is not None:
+        claims = Counter(
+            (promises[node].round, promises[node].state)
+            for node in family & set(head.members) - set(pool)
+        )
+        believed = {claim for claim, count in claims.items() if 2 * count > len(head.members)}
+        pool += [
+            node
+            for node in sorted(family - set(pool))
+            if (promises[node].round, promises[node].state) in believed
+        ]
+    pool = pool or sorted(family)
+    top = max(promises[node].round for node in pool)
+    states = {promises[node].state for node in pool if promises[node].round == top}
+    held = Counter(
+        promise.state
+        for promise in promises.values()
+        if promise.round == top and promise.state in states
+    )
     state = min(held, key=lambda digest: (-held[digest], digest))
-    holders = tuple(sorted(node for node, promise in at_top.items() if promise.state == state))
-    # All holders of one state come from the same lineage; the largest member set is the strictest.
-    leading = max(
-        (promises[node] for node in holders),
-        key=lambda promise: (len(promise.members), promise.epoch),
+    holders = tuple(
+        sorted(
+            n for n, promise in promises.items() if (promise.round, promise.state) == (top, state)
+        )
     )
     certificate = next(
-        (promises[node].certificate for node in holders if promises[node].certificate is not None),
+        (
+            promises[node].certificate
+            for node in holders
+            if node in family
+            and promises[node].certificate is not None
+            and histories[node].proves(top, state)
+        ),
         None,
     )
-    members = tuple(NodeId(member) for member in leading.members)
-    return Start(top, state, holders, leading.epoch, members or None, certificate)
+    return Start(top, state, holders, fresh, head, links, certificate)
 
 
 def has_quorum(
     members: Iterable[NodeId],
     previous: Sequence[NodeId] | None,
-    left: set[NodeId],
+    left: Collection[NodeId],
     *,
     rule: str,
     min_members: int,
+    fresh: Iterable[NodeId] = (),
 ) -> bool:
     """True when `members` may form the epoch after `previous`.
 
     Dynamic linear voting (Jajodia and Mutchler 1990): more than half of the previous members, or
-    exactly half with the first of them; those that left in good order do not count. The very first
-    epoch needs `min_members`.
+    exactly half with the first of them; those that left in good order do not count. A member that
+    is `fresh` does not remember which epochs it was in (its disk is lost, say) and may have gone on
+    with others since: it counts only when nobody is missing that it could have gone on with. The
+    very first epoch needs `min_members`.
     """
     present = set(members)
     if previous is None:
@@ -149,23 +238,35 @@ def has_quorum(
     counted = [member for member in previous if member not in left]
     if not counted:
         return bool(present)
+    if present.issuperset(counted):
+        return True
+    present -= set(fresh)
     here = [member for member in counted if member in present]
     return 2 * len(here) > len(counted) or (2 * len(here) == len(counted) and counted[0] in present)
 
 
-def connected_members(promises: Mapping[NodeId, Promise]) -> tuple[NodeId, ...]:
+def connected_members(
+    promises: Mapping[NodeId, Promise], proven: Collection[NodeId] = ()
+) -> tuple[NodeId, ...]:
     """Responders that all reach each other; those with most progress are placed first.
 
     Greedy, not a maximum clique: a node that cannot reach somebody is left out of this epoch rather
-    than making everybody fail to enter it.
+    than making everybody fail to enter it. What a node claims counts for little: its progress only
+    when it is `proven` (or nobody's is), its reach only where the other end says so too.
     """
+    reaches = {node: set(promise.reaches) for node, promise in promises.items()}
+    mutual = {
+        node: sum(1 for other in promises if other in reaches[node] and node in reaches[other])
+        for node in promises
+    }
+
+    def place(node: NodeId) -> tuple[int, int, NodeId]:
+        counts = not proven or node in proven
+        return (-promises[node].round if counts else 0, -mutual[node], node)
+
     chosen: list[NodeId] = []
-    order = sorted(
-        promises, key=lambda node: (-promises[node].round, -len(promises[node].reaches), node)
-    )
-    for node in order:
-        reaches = set(promises[node].reaches)
-        if all(other in reaches and node in promises[other].reaches for other in chosen):
+    for node in sorted(promises, key=place):
+        if all(other in reaches[node] and node in reaches[other] for other in chosen):
             chosen.append(node)
     return tuple(sorted(chosen))
 

@@ -7,24 +7,37 @@ that the present epoch must be left (`on_leave`), and that a new one holds every
 
 Invariants: promises only rise; an acceptance is signed only for the ballot promised last; while
 the owner is busy with an operation nothing is promised, and what asked for it is answered later.
+
+Nothing that a proposer or a member claims is taken on trust. Positions come with the signatures that
+led there (`gossip.collective.lineage`); a member enters an epoch only if that holds a quorum of its own
+last one, or is proven to follow on one that did. Whoever shows a signature that does not hold is accused.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from gossip.collective.certificate import GENESIS, Ballot, Epoch, accept_statement
+from gossip.collective.certificate import (
+    GENESIS,
+    Ballot,
+    Certificate,
+    Epoch,
+    SignedBy,
+    accept_statement,
+)
 from gossip.collective.epoch_events import EpochSettings
 from gossip.collective.formation import (
     Accepted,
     Collecting,
     Promised,
+    Start,
     choose_start,
     connected_members,
     has_quorum,
     proposer_of,
 )
+from gossip.collective.lineage import MAX_FAREWELLS, History, Link, Verifier, farewells, trimmed
 from gossip.collective.messages import (
     MAX_MEMBERS,
     Accept,
@@ -34,6 +47,8 @@ from gossip.collective.messages import (
     Promise,
     Propose,
     Wait,
+    from_bits,
+    to_bits,
 )
 from gossip.collective.standing import Standing
 from transport.identity import NodeId, verify
@@ -43,6 +58,17 @@ MAX_EARLY_ACCEPTS = 512  # accepts may overtake their proposal; two epochs' wort
 MAX_LEAP = 1 << 20
 MAX_ATTEMPT = 1 << 16
 """Bounds on what one message may raise: numbers grow by one with each epoch, attempts are reset."""
+
+PREPARES = 6
+PREPARE_EVERY_S = 15.0
+"""A node may ask for so many epochs at once, and for one more each time so many seconds have passed.
+Who is due by rule needs one or two. One that asks without end keeps the others waiting for as long as they
+are patient (`attempt_max_s`), so the pause between is several times that."""
+
+PASS_OVER_S = 1.0
+PASS_OVER_MAX_S = 60.0
+"""A ready node that could not be in an epoch (it does not reach all of its members) is no reason to leave
+that epoch for so long; twice as long each time. Its connection to another member may make it one."""
 
 
 class Former:
@@ -81,6 +107,11 @@ class Former:
         self._step: Collecting | Promised | Accepted | None = None
         self._deferred: tuple[NodeId, Prepare] | None = None
         self._early_accepts: dict[bytes, dict[NodeId, bytes]] = {}
+        self._verifier = Verifier(standing.run, self._follows)
+        self._histories: dict[NodeId, History] = {}
+        self._allowance: dict[NodeId, tuple[float, float]] = {}
+        self._passed_over: dict[NodeId, float] = {}
+        self._times_passed: dict[NodeId, int] = {}
 
     # ---- messages --------------------------------------------------------------------------
 
@@ -98,6 +129,10 @@ class Former:
             refusal = "that ballot is far beyond anything known here"
         elif prepare.ballot <= self._promised:
             refusal = "promised a higher ballot"
+        elif self._present() is not None and sender in self._passed_over:
+            refusal = "left out of this epoch for a while: it does not reach all of the members"
+        elif not self._allows(sender, now):
+            refusal = "asks for epochs too often"
         if refusal:
             self._standing.send(sender, Nack(prepare.ballot, self._promised, refusal))
             return True
@@ -107,7 +142,7 @@ class Former:
             return False
         self._promised = prepare.ballot
         self._on_leave("forming the next epoch")
-        self._step = Promised(prepare.ballot, now + self._patience())
+        self._step = Promised(prepare.ballot, now + self._patience(), now)
         self._attempt_due = None
         self._standing.send(sender, self._own_promise(prepare.ballot))
         return True
@@ -115,6 +150,30 @@ class Former:
     def _plausible(self, ballot: Ballot) -> bool:
         """False for a leap that would use up the numbers for everybody."""
         return ballot.number <= self._standing.number + MAX_LEAP and ballot.attempt <= MAX_ATTEMPT
+
+    def _allows(self, sender: NodeId, now: float) -> bool:
+        """Take one of the sender's turns; False when it has none left."""
+        tokens, at = self._allowance.get(sender, (float(PREPARES), now))
+        tokens = min(tokens + (now - at) / PREPARE_EVERY_S, float(PREPARES))
+        if len(self._allowance) >= MAX_MEMBERS and sender not in self._allowance:
+            self._allowance.clear()
+        self._allowance[sender] = (max(tokens - 1.0, 0.0), now)
+        return tokens >= 1.0
+
+    def _pass_over(self, step: Accepted, now: float) -> None:
+        """Those that were ready before this epoch was asked for, and are not in it."""
+        standing = self._standing
+        self._passed_over.clear()
+        self._times_passed = {
+            node: times
+            for node, times in self._times_passed.items()
+            if node in standing.peers and node not in step.epoch.members
+        }
+        for node in standing.candidates():
+            if node not in step.epoch.members and standing.peers[node].since < step.since:
+                times = self._times_passed.get(node, 0)
+                self._times_passed[node] = min(times + 1, 10)
+                self._passed_over[node] = now + min(PASS_OVER_S * 2**times, PASS_OVER_MAX_S)
 
     def answer_deferred(self, now: float) -> None:
         """The operation has ended: answer the proposer that was told to wait."""
@@ -131,8 +190,16 @@ class Former:
 
     def on_promise(self, sender: NodeId, promise: Promise, now: float) -> None:
         """A candidate follows this node's ballot."""
-        if isinstance(self._step, Collecting) and self._step.promise(sender, promise):
-            self._maybe_propose(now)
+        step = self._step
+        if not isinstance(step, Collecting) or promise.ballot != step.ballot:
+            return
+        history = self._verifier.history(promise.links, promise.certificate)
+        if history is None:
+            step.drop(sender)
+            self._standing.accuse(sender, "showed epochs that their members did not sign", now)
+        elif step.promise(sender, promise):
+            self._histories[sender] = history
+        self._maybe_propose(now)
 
     def on_nack(self, sender: NodeId, nack: Nack, now: float) -> None:
         """A candidate does not follow this node's ballot."""
@@ -157,13 +224,13 @@ class Former:
             and propose.ballot == step.ballot
             and propose.ballot.proposer == sender
         ):
-            self._accept(propose, now)
+            self._accept(propose, now, since=step.since)
 
     def on_accept(self, sender: NodeId, accept: Accept, now: float) -> None:
         """A member has signed an epoch."""
         step = self._step
         if isinstance(step, Accepted) and accept.epoch == step.epoch.id:
-            self._take_accept(step, sender, accept.signature)
+            self._take_accept(step, sender, accept.signature, now)
             self._maybe_enter(now)
             return
         present = self._present()
@@ -215,19 +282,25 @@ class Former:
         if not standing.ready or self._busy():
             return False
         candidates = standing.candidates()
-        if present is not None and candidates == present.members:
+        if present is not None and set(candidates) <= {*present.members, *self._passed_over}:
             return False
         self.quorum_missing = not self._quorum(candidates)
         return not self.quorum_missing
 
-    def _quorum(self, members: Iterable[NodeId]) -> bool:
+    def _quorum(
+        self,
+        members: Iterable[NodeId],
+        fresh: Iterable[NodeId] = (),
+        left: Iterable[NodeId] = (),
+    ) -> bool:
         previous = self._standing.previous
         return has_quorum(
             members,
             None if previous is None else previous.members,
-            self._standing.left,
+            self._standing.left_from(previous).union(left),
             rule=self._settings.quorum,
             min_members=self._settings.min_members,
+            fresh=fresh,
         )
 
     def _start_attempt(self, now: float) -> None:
@@ -239,6 +312,8 @@ class Former:
         number = max(standing.number + 1, self._promised.number)
         if number == self._promised.number:
             self._attempt = max(self._attempt, self._promised.attempt + 1)
+        if self._attempt > MAX_ATTEMPT:
+            number, self._attempt = number + 1, 0
         if proposer_of(candidates, number, self._attempt) != standing.me:
             self._attempt_due = now + self._patience()
             self._attempt += 1
@@ -247,6 +322,7 @@ class Former:
         self._on_leave("forming the next epoch")
         others = [node for node in candidates if node != standing.me]
         self._step = Collecting(ballot, others, now, self._settings.collect_s)
+        self._histories = {standing.me: self._own_history()}
         self._step.promises[standing.me] = self._own_promise(ballot)
         standing.send_all(others, Prepare(ballot))
         self._maybe_propose(now)
@@ -254,85 +330,150 @@ class Former:
     def _next_attempt(self, now: float, *, soon: bool = False) -> None:
         self._step = None
         self._attempt += 1
-        wait = 0.0 if soon else self._rng.uniform(0.0, 0.3) * self._settings.attempt_s
+        wait = 0.0 if soon else self._rng.uniform(0.0, 0.3) * self._grown_s()
         self._attempt_due = now + wait
 
-    def _patience(self) -> float:
+    def _grown_s(self) -> float:
         grown = self._settings.attempt_s * (1 + 0.5 * self._attempt)
-        return min(grown, self._settings.attempt_max_s) * self._rng.uniform(0.9, 1.2)
+        return min(grown, self._settings.attempt_max_s)
+
+    def _patience(self) -> float:
+        return self._grown_s() * self._rng.uniform(0.9, 1.2)
 
     def next_deadline(self) -> float | None:
         """When `tick` wants to be called next."""
         due = None if self._step is None else self._step.due
-        return min((time for time in (due, self._attempt_due) if time is not None), default=None)
+        times = (due, self._attempt_due, *self._passed_over.values())
+        return min((time for time in times if time is not None), default=None)
 
     def tick(self, now: float) -> None:
         """Let time-outs happen."""
         step = self._step
         if step is not None and now >= step.due:
             if isinstance(step, Collecting):
-                step.give_up_on_silent(now)
+                enough = self._standing.previous is not None and self._quorum(step.promises)
+                step.give_up_on_silent(now, enough=enough)
                 self._maybe_propose(now)
             else:
                 self._next_attempt(now)
         if self._attempt_due is not None and now >= self._attempt_due:
             self._attempt_due = None
             self._start_attempt(now)
+        over = [node for node, until in self._passed_over.items() if until <= now]
+        for node in over:
+            del self._passed_over[node]
+        if over:
+            self.reconsider(now)
 
     # ---- from promises to entry --------------------------------------------------------------
 
+    def _follows(self, later: Epoch, earlier: Epoch, left: frozenset[NodeId]) -> bool:
+        """True when the members of the one may have gone on after the other."""
+        if self._settings.quorum == "any":
+            return not set(later.members).isdisjoint(earlier.members)
+        return has_quorum(later.members, earlier.members, left, rule="majority", min_members=1)
+
+    def recall(self, links: Sequence[Link], certificate: Certificate | None) -> Epoch | None:
+        """The last epoch of a stored history; None when it does not verify."""
+        history = self._verifier.history(links, certificate)
+        return None if history is None else history.last
+
+    def _own_history(self) -> History:
+        standing = self._standing
+        history = self._verifier.history(standing.links, standing.last_certificate)
+        assert history is not None, "this node keeps only what it has verified"
+        return history
+
     def _own_promise(self, ballot: Ballot) -> Promise:
         standing = self._standing
-        previous = standing.previous
-        members: Iterable[NodeId] = () if previous is None else previous.members
         return Promise(
             ballot,
             standing.round,
             standing.state,
-            GENESIS if previous is None else previous.id,
-            tuple(member for member in members if member not in standing.left),
-            tuple(sorted(standing.peers)[:MAX_MEMBERS]),
-            standing.last_certificate,
+            standing.links,
+            standing.last_certificate if standing.links else None,
+            standing.farewells_to(standing.previous),
+            tuple(node for node in sorted(standing.peers) if not standing.peers[node].benched)[
+                :MAX_MEMBERS
+            ],
         )
 
     def _maybe_propose(self, now: float) -> None:
         step, standing = self._step, self._standing
         if not isinstance(step, Collecting) or not step.complete:
             return
-        members = connected_members(step.promises)
-        start = choose_start({member: step.promises[member] for member in members})
-        if not has_quorum(
-            members,
-            start.previous_members,
-            standing.left,
-            rule=self._settings.quorum,
-            min_members=self._settings.min_members,
-        ):
+        histories = {node: self._histories[node] for node in step.promises}
+        proven = [
+            node
+            for node, promise in step.promises.items()
+            if histories[node].proves(promise.round, promise.state)
+        ]
+        members = connected_members(step.promises, proven)
+        start = choose_start(
+            {member: step.promises[member] for member in members},
+            {member: histories[member] for member in members},
+            self._follows,
+            by_progress=self._settings.quorum == "any",
+        )
+        left = self._farewells(members, start, step)
+        if not self._start_has_quorum(members, start, left):
             self._next_attempt(now)
             return
         propose = Propose(
             step.ballot,
             members,
-            start.previous,
             start.round,
             start.state,
-            start.holders,
+            start.links,
             start.certificate,
+            to_bits(members, start.holders),
+            to_bits(members, start.fresh),
+            left,
         )
         standing.send_all(members, propose)
-        self._accept(propose, now)
+        self._accept(propose, now, since=now)
 
-    def _accept(self, propose: Propose, now: float) -> None:
+    def _farewells(
+        self, members: tuple[NodeId, ...], start: Start, step: Collecting
+    ) -> tuple[SignedBy, ...]:
+        """To the epoch before, as this node and the members that come from it heard them."""
+        if start.head is None:
+            return ()
+        heard = {one.public_key: one for one in self._standing.farewells_to(start.head)}
+        for node in members:
+            if self._histories[node].last == start.head:
+                for one in step.promises[node].left:
+                    if farewells((one,), start.head.id) is not None:
+                        heard.setdefault(one.public_key, one)
+        return tuple(heard[key] for key in sorted(heard))[:MAX_FAREWELLS]
+
+    def _start_has_quorum(
+        self, members: tuple[NodeId, ...], start: Start, left: tuple[SignedBy, ...]
+    ) -> bool:
+        return has_quorum(
+            members,
+            None if start.head is None else start.head.members,
+            {NodeId.of_public_key(one.public_key) for one in left},
+            rule=self._settings.quorum,
+            min_members=self._settings.min_members,
+            fresh=start.fresh,
+        )
+
+    def _accept(self, propose: Propose, now: float, *, since: float) -> None:
         """Sign the proposed epoch if everything in it agrees with what this node knows itself."""
         standing = self._standing
         members = tuple(NodeId(member) for member in propose.members)
-        holders = tuple(NodeId(holder) for holder in propose.holders)
-        if not self._acceptable(propose, members, holders):
+        history = self._verifier.history(propose.links, propose.certificate)
+        previous = GENESIS if history is None or history.last is None else history.last.id
+        if history is None or farewells(propose.left, previous) is None:
+            proposer = NodeId(propose.ballot.proposer)
+            standing.accuse(proposer, "proposed an epoch on forged signatures", now)
             self._next_attempt(now)
             return
-        epoch = Epoch(
-            standing.run, propose.ballot, members, propose.previous, propose.round, propose.state
-        )
+        if not self._acceptable(propose, members, history):
+            self._next_attempt(now)
+            return
+        epoch = Epoch(standing.run, propose.ballot, members, previous, propose.round, propose.state)
         unsettled = standing.unsettled
         settled = (
             unsettled is not None
@@ -342,50 +483,104 @@ class Former:
         )
         step = self._step = Accepted(
             epoch,
-            holders,
+            from_bits(members, propose.holders),
+            propose.links,
+            propose.left,
             propose.certificate if settled else None,
             due=now + self._patience(),
+            since=since,
         )
-        step.signed.add(standing.me)
         signature = standing.identity.sign(accept_statement(epoch.id))
+        step.signed[standing.me] = SignedBy(standing.identity.public_key, signature)
         standing.send_all(members, Accept(epoch.id, signature))
         for member, early in sorted(self._early_accepts.pop(epoch.id, {}).items()):
-            self._take_accept(step, member, early)
+            self._take_accept(step, member, early, now)
         self._maybe_enter(now)
 
-    def _acceptable(
-        self, propose: Propose, members: tuple[NodeId, ...], holders: tuple[NodeId, ...]
-    ) -> bool:
+    def _acceptable(self, propose: Propose, members: tuple[NodeId, ...], history: History) -> bool:
+        """True when this node may sign; see the module on what is checked and why."""
         standing = self._standing
-        holds = standing.holds(propose.round, propose.state)
-        return (
+        holders = set(from_bits(members, propose.holders))
+        fresh = set(from_bits(members, propose.fresh))
+        if not (
             standing.ready
             and standing.me in members
             and tuple(sorted(set(members))) == members
-            and bool(holders)
-            and set(holders) <= set(members)
-            and propose.round >= standing.round
-            and (not holds or standing.me in holders)
+            and holders
+            and (standing.me in holders) == standing.holds(propose.round, propose.state)
+            and (standing.me in fresh) == (standing.previous is None)
             and all(member == standing.me or member in standing.peers for member in members)
-            and (not holds or self._quorum(members))
+        ):
+            return False
+        mine, head = standing.previous, history.last
+        if mine is None:
+            return True  # it has nothing to hold against what the others have signed
+        if head is None:
+            return False
+        own = self._own_history()
+        gone = farewells(propose.left, head.id) if head.id == mine.id else None
+        left = gone or frozenset()
+        superseded = history.supersedes(mine, self._follows)
+        related = superseded or head.id == mine.id or own.names(head.id)
+        if self._settings.quorum == "majority":
+            if not superseded and not self._quorum(members, fresh, left):
+                return False
+            if not related and not self._outweighs(head, mine, members, propose.round):
+                return False
+        own_proven = own.proves(standing.round, standing.state)
+        backed = 2 * len(holders & set(head.members)) > len(head.members)
+        if own_proven and not backed and not history.proves(propose.round, propose.state):
+            return False
+        return (
+            propose.round >= standing.round
+            or not own_proven
+            or not related
+            or self._quorum(holders, fresh, left)
         )
 
-    def _take_accept(self, step: Accepted, sender: NodeId, signature: bytes) -> None:
+    def _outweighs(
+        self, head: Epoch, mine: Epoch, members: tuple[NodeId, ...], round_: int
+    ) -> bool:
+        """Two histories with nothing in common: members count, because they cannot be made up."""
+        theirs = len(set(head.members).intersection(members))
+        ours = len(set(mine.members).intersection(members))
+        if theirs == ours:
+            return len(mine.members) == 1 and round_ >= self._standing.round
+        return theirs > ours
+
+    def _take_accept(self, step: Accepted, sender: NodeId, signature: bytes, now: float) -> None:
         peer = self._standing.peers.get(sender)
-        if (
-            peer is not None
-            and sender in step.epoch.members
-            and verify(peer.public_key, signature, accept_statement(step.epoch.id))
-        ):
-            step.signed.add(sender)
+        if peer is None or sender not in step.epoch.members:
+            return
+        if not verify(peer.public_key, signature, accept_statement(step.epoch.id)):
+            self._standing.accuse(sender, "signed an epoch with a wrong signature", now)
+            self._next_attempt(now)
+            return
+        step.signed[sender] = SignedBy(peer.public_key, signature)
 
     def _maybe_enter(self, now: float) -> None:
         step = self._step
-        if not isinstance(step, Accepted) or step.signed != set(step.epoch.members):
+        if not isinstance(step, Accepted) or set(step.signed) != set(step.epoch.members):
             return
         self._step = None
         self._attempt = 0
         self._attempt_due = None
         self._early_accepts.clear()
+        self._histories = {}
+        self._allowance.pop(NodeId(step.epoch.ballot.proposer), None)  # that turn was well used
         self.quorum_missing = False
+        epoch = step.epoch
+        signed = [step.signed[member] for member in epoch.members]
+        link = Link(
+            epoch.ballot,
+            epoch.previous,
+            epoch.round,
+            epoch.state,
+            tuple(one.public_key for one in signed),
+            tuple(one.signature for one in signed),
+            step.left,
+        )
+        self._verifier.add_own(link, epoch)
+        step.links = trimmed((*step.links, link))
+        self._pass_over(step, now)
         self._on_enter(step, now)

@@ -15,11 +15,9 @@ untouched source; the caller's cancel scope is its deadline.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import random
-import struct
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -35,11 +33,14 @@ from gossip.collective.epoch_events import (
     EpochEntered,
     EpochLeft,
     EpochSettings,
+    MemberAccused,
     MembersWaiting,
     OperationAborted,
     OperationCertified,
 )
-from gossip.collective.messages import Message, decode_message_untrusted, encode
+from gossip.collective.lineage import Memory
+from gossip.collective.messages import AnyMessage, Message, decode_message_untrusted, encode
+from gossip.collective.operands import bind_descriptor, check_operands, first_error
 from gossip.collective.operation import Operation, OperationState
 from gossip.collective.ring import Reduction, RingPlace, RingResult, ring_all_reduce
 from gossip.collective.ring_links import RingLinks
@@ -49,8 +50,8 @@ from gossip.errors import (
     DescriptorMismatch,
     GossipError,
     Indeterminate,
-    InvalidOperation,
 )
+from transport.codec import decode_untrusted, pack
 from transport.endpoint import Endpoint, PeerDown, PeerUp
 from transport.errors import MalformedMessage, TransportError
 from transport.identity import NodeId
@@ -64,6 +65,8 @@ _log = logging.getLogger(__name__)
 QUEUE_MESSAGES: Final = 256
 """Per peer; a peer that lets this many small messages pile up is treated as lost to the run."""
 MAX_NOTES: Final = 64
+MAX_EARLY: Final = 16
+"""Messages of a peer kept until both directions are there; its status, and little more."""
 RETRY_S: Final = 0.2
 """Before a refused stream is tried again while the peer talks to us."""
 
@@ -114,16 +117,22 @@ class Group:
         run: bytes,
         machine: EpochMachine,
         nursery: trio.Nursery,
+        remember: Callable[[bytes], None] = lambda _memory: None,
     ) -> None:
         self.run = run
         self.machine = machine
         self.notes: deque[str] = deque(maxlen=MAX_NOTES)
         """Recent epoch changes and aborts, in words, for people."""
         self.aborted_operations = 0
+        self.accusations: Counter[NodeId] = Counter()
+        """How often each member was caught breaking the rules; `notes` say how."""
         self.on_waiting: Callable[[int, int], None] = lambda _count, _of: None
         """Told when `count` of `of` members wait in an operation that this node has not begun."""
         self._endpoint = endpoint
         self._nursery = nursery
+        self._remember = remember
+        self._remembered: tuple[object, bool] | None = None
+        self._early: dict[NodeId, deque[AnyMessage]] = {}
         self._protocol = f"run/{run.hex()[:32]}"
         self._senders: dict[NodeId, trio.MemorySendChannel[bytes]] = {}
         self._inbound: Counter[NodeId] = Counter()
@@ -149,11 +158,9 @@ class Group:
 
     def set_position(self, round_: int, state: bytes) -> None:
         """This node holds `state` after `round_` rounds and is ready for the next operation."""
-        if self._behind is not None:
-            epoch, _ = self._behind
-            if (round_, state) == (epoch.round, epoch.state) or round_ > epoch.round:
-                self._behind = None
         self.machine.set_ready(round_, state, trio.current_time())
+        if self.machine.in_step:
+            self._behind = None
         self._flush()
 
     def set_not_ready(self, reason: str) -> None:
@@ -202,8 +209,8 @@ class Group:
                 the others may hold one for.
             InvalidOperation: the arguments cannot be reduced; nothing was started.
         """
-        _check_operands(source, out, mean=mean, weight=weight)
-        bound = _bind_descriptor(descriptor, source, mean=mean)
+        check_operands(source, out, mean=mean, weight=weight)
+        bound = bind_descriptor(descriptor, source, mean=mean)
         self._forget_other(bound)
         with trio.CancelScope(deadline=deadline):
             while True:
@@ -274,7 +281,7 @@ class Group:
         )
 
     def _data_plane_failed(self, running: _Running, group: BaseExceptionGroup[Exception]) -> None:
-        error = _first(group)
+        error = first_error(group)
         running.mismatch = running.mismatch or isinstance(error, DescriptorMismatch)
         if not running.reason:
             running.reason = str(error)
@@ -321,10 +328,22 @@ class Group:
                         running.scope.cancel()
                 case MembersWaiting(count, of):
                     self.on_waiting(count, of)
+                case MemberAccused(node, reason):
+                    self.accusations[node] += 1
+                    self.notes.append(f"{node.short} {reason}")
+                    _log.warning("%s %s: left out for a while", node.short, reason)
+        self._remember_epoch()
         for node, message in self.machine.outgoing():
             self._enqueue(node, message)
         self._kick.set()
         self._notify()
+
+    def _remember_epoch(self) -> None:
+        """Before the first vote in an epoch leaves this node, it is where a restart finds it."""
+        memory = self.machine.memory
+        if memory is not None and (memory.links, memory.left) != self._remembered:
+            self._remembered = (memory.links, memory.left)
+            self._remember(pack(memory))
 
     def _notify(self) -> None:
         self._changed.set()
@@ -357,8 +376,8 @@ class Group:
 
     # ---- leaving ------------------------------------------------------------------------------
 
-    def _break_epoch(self, reason: str) -> None:
-        self.machine.break_epoch(reason, trio.current_time())
+    def _break_epoch(self, reason: str, suspects: tuple[NodeId, ...]) -> None:
+        self.machine.break_epoch(reason, trio.current_time(), suspects=suspects)
         self._flush()
 
     async def _place(self, epoch: Epoch) -> RingPlace:
@@ -441,6 +460,8 @@ class Group:
             if peer is not None:
                 self._linked.add(node)
                 self.machine.peer_up(node, peer.public_key, trio.current_time())
+                for message in self._early.pop(node, ()):
+                    self.machine.receive(node, message, trio.current_time())
         elif not linked and node in self._linked:
             self._linked.discard(node)
             self.machine.peer_down(node, reason, trio.current_time())
@@ -480,7 +501,7 @@ class Group:
                     await stream.send_message(message)
                 nursery.cancel_scope.cancel()
         except* TransportError as group:
-            reason = str(_first(group))
+            reason = str(first_error(group))
         finally:
             if self._senders.get(node) is sender:
                 self._forget(node, reason)
@@ -499,6 +520,10 @@ class Group:
             with listening:
                 while True:
                     message = decode_message_untrusted(await stream.receive_message())
+                    if node not in self._linked:
+                        # It was quicker than the answer to our own stream; see `_update`.
+                        self._early.setdefault(node, deque(maxlen=MAX_EARLY)).append(message)
+                        continue
                     self.machine.receive(node, message, trio.current_time())
                     self._flush()
         except MalformedMessage as error:
@@ -510,6 +535,7 @@ class Group:
             self._inbound[node] -= 1
             if not self._inbound[node]:
                 del self._inbound[node]
+                self._early.pop(node, None)
             if not self._closed:
                 self._update(node, reason)
 
@@ -522,42 +548,6 @@ async def _wait_for_end(stream: Stream, writer: trio.CancelScope) -> None:
         writer.cancel()
 
 
-def _check_operands(source: Array, out: Array, *, mean: bool, weight: float) -> None:
-    if source.ndim != 1 or source.shape != out.shape or source.dtype != out.dtype:
-        raise InvalidOperation("source and out must be 1-D and of the same length and type")
-    if not (source.flags.c_contiguous and out.flags.c_contiguous):
-        raise InvalidOperation("source and out must be contiguous")
-    if not (math.isfinite(weight) and weight >= 0):
-        raise InvalidOperation(f"a weight must be finite and not negative, not {weight}")
-    if source.dtype.kind not in "fiu":
-        raise InvalidOperation(f"values of type {source.dtype} cannot be summed")
-    if source.dtype.kind != "f" and (mean or weight not in {0.0, 1.0}):
-        raise InvalidOperation(f"values of type {source.dtype} have a sum, but no weighted mean")
-
-
-def _bind_descriptor(descriptor: bytes, source: Array, *, mean: bool) -> bytes:
-    digest = hashlib.sha256(b"noded all-reduce v1\0")
-    digest.update(struct.pack(">QB", source.size, mean))
-    digest.update(source.dtype.str.encode())
-    digest.update(descriptor)
-    return digest.digest()
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> Exception:
-    """The one error that says most: a mismatch if there is one, else the first."""
-    leaves: list[Exception] = []
-
-    def collect(part: BaseExceptionGroup[Exception]) -> None:
-        for error in part.exceptions:
-            if isinstance(error, BaseExceptionGroup):
-                collect(error)
-            else:
-                leaves.append(error)
-
-    collect(group)
-    return next((leaf for leaf in leaves if isinstance(leaf, DescriptorMismatch)), leaves[0])
-
-
 @asynccontextmanager
 async def open_group(
     endpoint: Endpoint,
@@ -566,14 +556,30 @@ async def open_group(
     model: bytes = NO_MODEL,
     settings: EpochSettings = DEFAULTS,
     rng: random.Random,
+    memory: bytes | None = None,
+    remember: Callable[[bytes], None] = lambda _memory: None,
 ) -> AsyncIterator[Group]:
     """Take part in the collectives of `run` with every connected peer that does so too.
 
+    `remember` is given what has to survive a restart (at most 64 KiB) whenever it changes: with the first
+    vote in an epoch, before that is sent; it returns once it is on the disk. `memory` is what it was given
+    last. A node that starts without it counts for a majority only when nobody of the epoch is missing.
+
     Leaving the context ends every task at once; `Group.leave` before that tells the members.
     """
-    machine = EpochMachine(run, endpoint.identity, model=model, rng=rng, settings=settings)
+    recalled = None
+    if memory is not None:
+        try:
+            recalled = decode_untrusted(memory, Memory)
+        except MalformedMessage as error:
+            _log.warning(
+                "what was stored of the run's epochs is damaged, starting without: %s", error
+            )
+    machine = EpochMachine(
+        run, endpoint.identity, model=model, rng=rng, settings=settings, memory=recalled
+    )
     async with trio.open_nursery() as nursery:
-        group = Group(endpoint, run, machine, nursery)
+        group = Group(endpoint, run, machine, nursery, remember)
         # Only a trainer votes: what others say about epochs is not even read.
         endpoint.serve(group._protocol, group._listen, permitted=lambda m: m.may_train)  # noqa: SLF001 - one unit
         nursery.start_soon(group._watch_peers)  # noqa: SLF001

@@ -19,17 +19,21 @@ Abort       the operation cannot complete at the sender
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import msgspec
 
 from gossip.collective.certificate import Ballot, Bytes32, Certificate, Signature
+from gossip.collective.lineage import Farewells, Links
 from transport.codec import decode_untrusted, pack
+from transport.identity import NodeId
 
 MAX_MEMBERS = 256
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Reason = Annotated[str, msgspec.Meta(max_length=200)]
+Bits = Annotated[bytes, msgspec.Meta(max_length=MAX_MEMBERS // 8)]
 Members = Annotated[tuple[Bytes32, ...], msgspec.Meta(max_length=MAX_MEMBERS)]
 
 
@@ -38,7 +42,10 @@ class Message(msgspec.Struct, frozen=True, tag_field="t"):
 
 
 class Status(Message, frozen=True, tag="status"):
-    """Readiness and position."""
+    """Readiness and position; `base` is the last epoch that the sender voted in (zeros: none).
+
+    `farewell` is signed by one that leaves in good order: the others need not count it any more.
+    """
 
     ready: bool
     leaving: bool
@@ -46,6 +53,8 @@ class Status(Message, frozen=True, tag="status"):
     number: Count
     round: Count
     state: Bytes32
+    base: Bytes32
+    farewell: Signature | None = None
 
 
 class Prepare(Message, frozen=True, tag="prepare"):
@@ -63,16 +72,18 @@ class Wait(Message, frozen=True, tag="wait"):
 class Promise(Message, frozen=True, tag="promise"):
     """The sender takes part in nothing below this ballot any more.
 
-    `members` is the sender's last epoch without those that left; `reaches` whom it is connected to.
+    `links` are the sender's last epochs with everybody's signature (none: it has been in none, or does
+    not remember), `certificate` that of the last operation in them; `left` those of the last epoch that
+    left it in good order; `reaches` whom it is connected to.
     """
 
     ballot: Ballot
     round: Count
     state: Bytes32
-    epoch: Bytes32
-    members: Members
-    reaches: Members
+    links: Links
     certificate: Certificate | None
+    left: Farewells
+    reaches: Members
 
 
 class Nack(Message, frozen=True, tag="nack"):
@@ -84,15 +95,22 @@ class Nack(Message, frozen=True, tag="nack"):
 
 
 class Propose(Message, frozen=True, tag="propose"):
-    """An epoch to accept."""
+    """An epoch to accept.
+
+    `links` and `certificate` prove the start position. `holders` and `fresh` are sets of members, bit
+    by bit in their order: those that hold the start state, and those that have no epoch behind them.
+    `left` are the farewells of those that left the epoch before.
+    """
 
     ballot: Ballot
     members: Members
-    previous: Bytes32
     round: Count
     state: Bytes32
-    holders: Members
+    links: Links
     certificate: Certificate | None
+    holders: Bits
+    fresh: Bits
+    left: Farewells
 
 
 class Accept(Message, frozen=True, tag="accept"):
@@ -128,6 +146,19 @@ class Abort(Message, frozen=True, tag="abort"):
     reason: Reason
     mismatch: bool = False
     late: Members = ()
+
+
+def to_bits(members: Sequence[bytes], chosen: Iterable[bytes]) -> bytes:
+    """A set of members, one bit each in their order, the lowest bit of a byte first."""
+    wanted = set(chosen)
+    bits = sum(1 << index for index, member in enumerate(members) if member in wanted)
+    return bits.to_bytes((len(members) + 7) // 8, "little")
+
+
+def from_bits(members: Sequence[NodeId], bits: bytes) -> tuple[NodeId, ...]:
+    """The members whose bits are set; bits beyond the last member mean nothing."""
+    number = int.from_bytes(bits, "little")
+    return tuple(member for index, member in enumerate(members) if number >> index & 1)
 
 
 AnyMessage = Status | Prepare | Wait | Promise | Nack | Propose | Accept | Begin | Vote | Abort

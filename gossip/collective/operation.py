@@ -70,6 +70,12 @@ class Operation:
         self._votes.setdefault(member, vote)
         return self._disagreement()
 
+    @staticmethod
+    def is_signed(public_key: bytes, vote: Vote) -> bool:
+        """True when the vote's signature holds, whatever it says."""
+        statement = vote_statement(vote.epoch, vote.sequence, vote.descriptor, vote.root)
+        return verify(public_key, vote.signature, statement)
+
     def _disagreement(self) -> str | None:
         if self.root is None:
             return None

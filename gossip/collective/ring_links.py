@@ -17,6 +17,7 @@ from gossip.errors import CollectiveAborted, GossipError
 from transport.bulk.link import BulkLink
 from transport.endpoint import Endpoint
 from transport.errors import TransportError
+from transport.identity import NodeId
 
 CONNECT_S: Final = 5.0
 LABEL: Final = b"ring/"
@@ -29,7 +30,7 @@ class RingLinks:
         endpoint: whose peers the members are.
         nursery: where connecting runs.
         on_change: called when the links are there.
-        on_failure: called with the reason when they cannot be had.
+        on_failure: called when they cannot be had, with the reason and whose links those are.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class RingLinks:
         nursery: trio.Nursery,
         *,
         on_change: Callable[[], None],
-        on_failure: Callable[[str], None],
+        on_failure: Callable[[str, tuple[NodeId, ...]], None],
     ) -> None:
         self._endpoint = endpoint
         self._nursery = nursery
@@ -74,10 +75,10 @@ class RingLinks:
         """Dial the next member and take the link from the previous one."""
         world, rank = len(epoch.members), epoch.members.index(self._endpoint.node_id)
         label = LABEL + epoch.id[:24]
+        following, previous = epoch.members[(rank + 1) % world], epoch.members[(rank - 1) % world]
         links: dict[str, BulkLink] = {}
 
         async def dial() -> None:
-            following = epoch.members[(rank + 1) % world]
             peer = self._endpoint.peers.get(following)
             if peer is None:
                 raise CollectiveAborted(f"{following.short} is not connected")
@@ -85,7 +86,6 @@ class RingLinks:
             await link.offer_memory()
 
         async def accept() -> None:
-            previous = epoch.members[(rank - 1) % world]
             links["previous"] = link = await self._endpoint.accept_bulk(previous, label)
             await link.accept_memory()
 
@@ -108,4 +108,5 @@ class RingLinks:
         for link in links.values():
             link.abort("the epoch has ended")
         if wanted:
-            self._on_failure(failure)
+            missing = {"next": following, "previous": previous}
+            self._on_failure(failure, tuple({missing[end] for end in missing if end not in links}))

@@ -6,16 +6,30 @@ Shared by the two halves of the epoch machine: `gossip.collective.former` reads 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 import attrs
 
-from gossip.collective.certificate import Certificate, Epoch
+from gossip.collective.certificate import (
+    GENESIS,
+    Certificate,
+    Epoch,
+    SignedBy,
+    leave_statement,
+)
+from gossip.collective.epoch_events import Event, MemberAccused
+from gossip.collective.lineage import MAX_FAREWELLS, Link, farewells
 from gossip.collective.messages import MAX_MEMBERS, Message, Status
 from gossip.collective.operation import Operation
 from transport.identity import Identity, NodeId
 
 NO_MODEL = bytes(32)
+
+BENCH_S = 10.0
+BENCH_MAX_S = 600.0
+"""A node that breaks the rules is left out for the first of these, twice as long each time, at most the
+second: whoever goes on with it disturbs the others once in ten minutes."""
 
 
 @attrs.define
@@ -28,12 +42,24 @@ class Candidate:
     """When it was last seen to become ready."""
 
     benched: bool = False
-    """It let an operation wait for too long, and has not stepped back since."""
+    """Left out for what it did; see `Standing.bench`."""
+    bench_ends: float | None = None
+    """When it is tried again by itself; None: once it has stepped back and is ready again."""
 
     @property
     def ready(self) -> bool:
         """True when it has said that it can take part."""
         return self.status is not None and self.status.ready
+
+
+@attrs.define
+class Offences:
+    """What a node was caught at, kept also while it is not connected."""
+
+    count: int = 0
+    until: float = 0.0
+    links_failed: int = 0
+    """Epochs in a row whose ring could not be connected because of it."""
 
 
 @attrs.define
@@ -50,13 +76,17 @@ class Standing:
     number: int = 0
     """Highest epoch number known to have been entered by anybody."""
     previous: Epoch | None = None
-    """The epoch entered last, whether it still stands or not."""
+    """The last epoch in which this node has voted, whether it still stands or not."""
     unsettled: Operation | None = None
     """An operation this node signed a result of, and whose outcome it does not know."""
     last_certificate: Certificate | None = None
     peers: dict[NodeId, Candidate] = attrs.field(factory=dict)
-    left: set[NodeId] = attrs.field(factory=set)
-    """Nodes that left in good order: they do not count for the quorum."""
+    left: dict[NodeId, tuple[bytes, SignedBy]] = attrs.field(factory=dict)
+    """Nodes that left in good order, and from which epoch: see `left_from`."""
+    links: tuple[Link, ...] = ()
+    """The epochs that led here, the last one `previous`, with everybody's signatures."""
+    offences: dict[NodeId, Offences] = attrs.field(factory=dict)
+    events: deque[Event] = attrs.field(factory=deque)
     outbox: list[tuple[NodeId, Message]] = attrs.field(factory=list)
 
     @property
@@ -64,9 +94,78 @@ class Standing:
         """This node's id."""
         return self.identity.node_id
 
+    @property
+    def base(self) -> bytes:
+        """Id of the epoch that this node voted in last."""
+        return GENESIS if self.previous is None else self.previous.id
+
+    def hear_farewell(self, node: NodeId, status: Status, now: float) -> None:
+        """A connected node says that it leaves."""
+        if status.farewell is None:
+            return
+        farewell = SignedBy(self.peers[node].public_key, status.farewell)
+        if farewells((farewell,), status.base) is None:
+            self.accuse(node, "signed its leaving with a wrong signature", now)
+        else:
+            self.note_left(node, status.base, farewell)
+
+    def note_left(self, node: NodeId, base: bytes, farewell: SignedBy) -> None:
+        """That node leaves in good order; the oldest note makes room."""
+        if len(self.left) >= MAX_MEMBERS and node not in self.left:
+            del self.left[next(iter(self.left))]
+        self.left[node] = (base, farewell)
+
+    def farewells_to(self, epoch: Epoch | None) -> tuple[SignedBy, ...]:
+        """Of members of `epoch` that left when it was their last: they do not count for its quorum.
+
+        One that had gone on from there before it left still does: so may those it went on with.
+        """
+        notes = () if epoch is None else (self.left.get(member) for member in epoch.members)
+        found = [note[1] for note in notes if note is not None and epoch and note[0] == epoch.id]
+        return tuple(found[:MAX_FAREWELLS])
+
+    def left_from(self, epoch: Epoch | None) -> set[NodeId]:
+        """The nodes that said these farewells."""
+        return {NodeId.of_public_key(one.public_key) for one in self.farewells_to(epoch)}
+
+    def farewell(self) -> SignedBy:
+        """This node's own."""
+        signature = self.identity.sign(leave_statement(self.base))
+        return SignedBy(self.identity.public_key, signature)
+
     def holds(self, round_: int, state: bytes) -> bool:
         """True when this node stands exactly there."""
         return (self.round, self.state) == (round_, state)
+
+    def offences_of(self, node: NodeId) -> Offences:
+        """The record of that node; the oldest one makes room."""
+        known = self.offences.get(node)
+        if known is None:
+            if len(self.offences) >= MAX_MEMBERS:
+                del self.offences[next(iter(self.offences))]
+            known = self.offences[node] = Offences()
+        return known
+
+    def accuse(self, node: NodeId, reason: str, now: float) -> None:
+        """The node broke the rules: it is left out, each time for twice as long, and named."""
+        record = self.offences_of(node)
+        record.count += 1
+        record.until = now + min(BENCH_S * 2 ** (record.count - 1), BENCH_MAX_S)
+        self.events.append(MemberAccused(node, reason))
+        peer = self.peers.get(node)
+        if peer is not None:
+            peer.benched, peer.bench_ends = True, record.until
+
+    def next_pardon(self) -> float | None:
+        """When the next benched peer is to be tried again."""
+        ends = (peer.bench_ends for peer in self.peers.values() if peer.benched)
+        return min((end for end in ends if end is not None), default=None)
+
+    def pardon(self, now: float) -> None:
+        """End the benches whose time is over."""
+        for peer in self.peers.values():
+            if peer.benched and peer.bench_ends is not None and peer.bench_ends <= now:
+                peer.benched, peer.bench_ends = False, None
 
     def candidates(self) -> tuple[NodeId, ...]:
         """Ready nodes of the same model, this one included when it is ready; ascending."""
@@ -84,7 +183,16 @@ class Standing:
 
     def status(self) -> Status:
         """What the others are told of this node."""
-        return Status(self.ready, self.leaving, self.model, self.number, self.round, self.state)
+        return Status(
+            self.ready,
+            self.leaving,
+            self.model,
+            self.number,
+            self.round,
+            self.state,
+            self.base,
+            self.farewell().signature if self.leaving else None,
+        )
 
     def send(self, node: NodeId, message: Message) -> None:
         """Queue a message for a connected peer; for anybody else it is dropped."""

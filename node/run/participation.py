@@ -25,6 +25,7 @@ from gossip.rounds import TrainerGone, run_rounds
 from node.blocks.gate import Permission
 from node.blocks.service import NodeBlocks
 from node.errors import NodedError
+from node.run.epoch_file import EpochFile
 from node.run.figures import Figures, MetricsFile
 from node.run.finder import RunFinder
 from node.run.journal import Journal
@@ -215,6 +216,7 @@ async def open_participation(
     identity = endpoint.identity
     directory = config.paths.run_dir(section.name)
     state = open_state(identity, manifest, directory)
+    epochs = EpochFile(directory / "epochs")
     async with (
         open_replication(endpoint, state, manifest.hash.hex()[:32], rng=rng) as replication,
         open_group(
@@ -222,6 +224,8 @@ async def open_participation(
             manifest.hash,
             settings=EpochSettings(quorum=manifest.quorum, min_members=manifest.min_members),
             rng=rng,
+            memory=epochs.load(),
+            remember=epochs.store,
         ) as group,
     ):
         presence = Presence(state, replication, name=config.node.name, advertised=advertised)

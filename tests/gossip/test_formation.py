@@ -9,15 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.collective.certificate import GENESIS, Ballot, Certificate
+from gossip.collective.certificate import GENESIS, Ballot, Epoch
 from gossip.collective.formation import (
     WAIT_EXTENSION_S,
     Collecting,
+    Start,
     choose_start,
     connected_members,
     has_quorum,
     proposer_of,
 )
+from gossip.collective.lineage import History
 from gossip.collective.messages import Promise, Wait
 from transport.identity import NodeId
 
@@ -26,16 +28,41 @@ BALLOT = Ballot(3, 0, A)
 X, Y = b"x" * 32, b"y" * 32
 
 
-def promise(
+def promise(round_: int = 0, state: bytes = X, *, reaches: tuple[NodeId, ...] = NODES) -> Promise:
+    return Promise(BALLOT, round_, state, (), None, (), reaches)
+
+
+def epoch(
+    members: tuple[NodeId, ...],
+    number: int = 1,
+    *,
+    previous: bytes = GENESIS,
     round_: int = 0,
     state: bytes = X,
-    *,
-    epoch: bytes = GENESIS,
-    members: tuple[NodeId, ...] = (),
-    reaches: tuple[NodeId, ...] = NODES,
-    certificate: Certificate | None = None,
-) -> Promise:
-    return Promise(BALLOT, round_, state, epoch, members, reaches, certificate)
+) -> Epoch:
+    return Epoch(b"R" * 32, Ballot(number, 0, members[0]), members, previous, round_, state)
+
+
+def past(*epochs: Epoch, limit: int = 0) -> History:
+    limit = max([limit, *(one.round for one in epochs[-1:])])
+    return History(epochs, limit, (frozenset(),) * len(epochs))
+
+
+def majority(later: Epoch, earlier: Epoch, left: frozenset[NodeId]) -> bool:
+    return has_quorum(later.members, earlier.members, left, rule="majority", min_members=1)
+
+
+def start_of(
+    promises: dict[NodeId, Promise], histories: dict[NodeId, History] | None = None
+) -> Start:
+    """The same for every order of the promises."""
+    histories = {node: (histories or {}).get(node, History()) for node in promises}
+    found = [
+        choose_start({node: promises[node] for node in order}, histories, majority)
+        for order in itertools.islice(itertools.permutations(promises), 24)
+    ]
+    assert all(start == found[0] for start in found)
+    return found[0]
 
 
 # ---- where to start ------------------------------------------------------------------------------
@@ -54,34 +81,58 @@ def promise(
     ],
     ids=["alone", "most rounds", "most holders", "more than digest", "digest", "rounds", "sorted"],
 )
-def test_where_the_next_epoch_starts(
+def test_where_a_run_without_a_past_starts(
     promises: dict[NodeId, Promise], round_: int, state: bytes, holders: tuple[NodeId, ...]
 ) -> None:
-    for order in itertools.permutations(promises):
-        start = choose_start({node: promises[node] for node in order})
-        assert (start.round, start.state, start.holders) == (round_, state, holders)
+    start = start_of(promises)
+    assert (start.round, start.state, start.holders) == (round_, state, holders)
+    assert start.head is None
+    assert start.fresh == tuple(sorted(promises))
 
 
-def test_the_start_brings_the_strictest_of_its_holders_epochs() -> None:
-    start = choose_start(
-        {
-            A: promise(5, epoch=b"1" * 32, members=(A, B)),
-            B: promise(5, epoch=b"2" * 32, members=(A, B, C)),
-            C: promise(5, epoch=GENESIS),
-            D: promise(4, epoch=b"9" * 32, members=NODES),
-        }
+def test_a_claim_with_nothing_to_show_counts_for_nothing_beside_a_proven_one() -> None:
+    one = epoch((A, B, C), round_=4)
+    histories = {A: past(one, limit=5), B: past(one, limit=5), D: History()}
+    start = start_of({A: promise(5, Y), B: promise(4), D: promise(900)}, histories)
+    assert (start.round, start.state, start.holders) == (5, Y, (A,))
+    assert (start.head, start.fresh) == (one, (D,))
+    beyond = start_of({A: promise(5, Y), B: promise(6)}, histories | {A: past(one, limit=5)})
+    assert beyond.round == 5, "and one beyond what its history proves is no better"
+
+
+def test_what_most_members_of_the_head_hold_needs_no_proof() -> None:
+    """They were started again, and their disks know more than they can show."""
+    one = epoch((A, B, C), round_=4)
+    histories = dict.fromkeys((A, B, C), past(one))
+    start = start_of({A: promise(4), B: promise(7, Y), C: promise(7, Y)}, histories)
+    assert (start.round, start.state, start.holders) == (7, Y, (B, C))
+    split = start_of({A: promise(4), B: promise(7, Y), C: promise(8, Y)}, histories)
+    assert split.round == 4, "no two of them agree"
+    nobody = start_of({A: promise(6), B: promise(7, Y), C: promise(8, Y)}, histories)
+    assert nobody.round == 8, "where nobody can prove anything, the highest counts"
+
+
+def test_the_head_is_what_nobody_has_left_behind() -> None:
+    one = epoch((A, B, C))
+    two = epoch((B, C), 2, previous=one.id)
+    histories = {A: past(one, limit=1), C: past(one, two)}
+    start = start_of({A: promise(1, Y), C: promise(0)}, histories)
+    assert start.head == two, "A alone does not know that the others went on"
+    assert (start.round, start.holders) == (1, (A,)), "and yet its result is certified"
+
+
+def test_of_two_pasts_with_nothing_in_common_that_of_more_members_counts() -> None:
+    true, made_up = epoch((A, B, C)), epoch((D,), 900, round_=10**6)
+    histories = {A: past(true), B: past(true), D: past(made_up)}
+    start = start_of({A: promise(0), B: promise(0), D: promise(10**6, Y)}, histories)
+    assert (start.round, start.head) == (0, true)
+    by_progress = choose_start(
+        {A: promise(0), B: promise(0), D: promise(10**6, Y)},
+        histories,
+        majority,
+        by_progress=True,
     )
-    assert start.previous == b"2" * 32
-    assert start.previous_members == (A, B, C), "of the holders: those behind do not count"
-    assert choose_start({A: promise()}).previous_members is None
-
-
-def test_the_start_brings_a_holders_certificate() -> None:
-    proof = Certificate(b"e" * 32, 1, b"d" * 32, b"r" * 32, ())
-    behind = Certificate(b"f" * 32, 1, b"d" * 32, b"r" * 32, ())
-    promises = {A: promise(5), B: promise(5, certificate=proof), C: promise(4, certificate=behind)}
-    assert choose_start(promises).certificate == proof
-    assert choose_start({A: promises[A], C: promises[C]}).certificate is None
+    assert by_progress.round == 10**6
 
 
 # ---- quorum ----------------------------------------------------------------------------------------
@@ -124,6 +175,28 @@ def test_majority(
 @pytest.mark.parametrize("rule", ["majority", "any"])
 def test_the_first_epoch_needs_min_members(rule: str, present: int, expected: bool) -> None:
     assert has_quorum(NODES[:present], None, set(), rule=rule, min_members=2) is expected
+
+
+@pytest.mark.parametrize(
+    ("members", "previous", "fresh", "expected"),
+    [
+        ((A, B), (A, B, C), (B,), False),  # C may be going on with whom B was before
+        ((A, B, C), (A, B, C), (B,), True),  # nobody is missing
+        ((A, B, C), (A, B, C), (A, B, C), True),
+        ((A, B), (A, B, C, D), (B,), False),
+        ((A, B, C), (A, B, C, D), (C,), True),  # half, with the first
+        ((B, C, D), (A, B, C, D), (D,), False),
+        ((A, B, E), (A, B, C), (E,), True),  # a newcomer is nobody's majority anyway
+    ],
+)
+def test_who_does_not_remember_counts_when_nobody_is_missing(
+    members: tuple[NodeId, ...],
+    previous: tuple[NodeId, ...],
+    fresh: tuple[NodeId, ...],
+    expected: bool,
+) -> None:
+    verdict = has_quorum(members, previous, (), rule="majority", min_members=1, fresh=fresh)
+    assert verdict is expected
 
 
 def test_any_goes_on_with_whoever_is_there() -> None:
@@ -181,6 +254,8 @@ def reach(links: str, rounds: dict[NodeId, int] | None = None) -> dict[NodeId, P
         ("AB BC AC", None, (A, B, C)),
         ("AA", None, (A,)),
         ("AB BC", None, (A, B)),  # B reaches most, then A before C
+        ("AB BC AC A>D B>D C>D", None, (A, B, C)),
+        ("AB BC AC D>A D>B D>C", None, (A, B, C)),  # what it says of itself does not count
         ("AB BC", {C: 5}, (B, C)),  # whoever has the progress is in
         ("AB BC", {A: 1, C: 1}, (A, B)),
         ("AB AC AD BC", None, (A, B, C)),
@@ -195,6 +270,12 @@ def test_members_all_reach_each_other(
     promises = reach(links, rounds)
     for order in itertools.islice(itertools.permutations(promises), 24):
         assert connected_members({node: promises[node] for node in order}) == expected
+
+
+def test_progress_counts_only_when_it_is_proven() -> None:
+    promises = reach("AB BC", {C: 5})
+    assert connected_members(promises, proven=[A, B]) == (A, B)
+    assert connected_members(promises, proven=[A, B, C]) == (B, C)
 
 
 @given(
@@ -252,7 +333,7 @@ def test_collecting_is_complete_with_the_last_answer() -> None:
     assert collecting.promise(B, promise())
     assert not collecting.promise(B, promise(9)), "the first one counts"
     assert not collecting.promise(D, promise()), "nobody asked it"
-    other = Promise(Ballot(4, 0, A), 0, X, GENESIS, (), (), None)
+    other = Promise(Ballot(4, 0, A), 0, X, (), None, (), ())
     assert not collecting.promise(C, other), "another ballot"
     assert not collecting.complete
     assert collecting.promise(C, promise(2))
@@ -274,12 +355,19 @@ def test_only_those_that_asked_for_time_are_waited_for() -> None:
     collecting.wait(B, Wait(BALLOT), now=0.1)
     collecting.wait(C, Wait(Ballot(9, 0, A)), now=0.1)
     collecting.wait(E, Wait(BALLOT), now=0.1)
-    collecting.give_up_on_silent(0.5)
+    collecting.give_up_on_silent(0.5, enough=False)
     assert not collecting.complete
     assert collecting.due == 0.1 + WAIT_EXTENSION_S
     collecting.wait(B, Wait(BALLOT), now=20.0)
-    collecting.give_up_on_silent(0.1 + WAIT_EXTENSION_S)
+    collecting.give_up_on_silent(0.1 + WAIT_EXTENSION_S, enough=False)
     assert collecting.complete, "asking again does not give more time"
+
+
+def test_nobody_is_waited_for_when_the_others_are_enough() -> None:
+    collecting = Collecting(BALLOT, [B, C, D], now=0.0, patience_s=0.5)
+    collecting.wait(B, Wait(BALLOT), now=0.1)
+    collecting.give_up_on_silent(0.5, enough=True)
+    assert collecting.complete
 
 
 def test_nobody_to_wait_for() -> None:

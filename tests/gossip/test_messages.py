@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossip.collective.certificate import Ballot, Certificate, SignedBy
+from gossip.collective.lineage import MAX_FAREWELLS, Link, trimmed
 from gossip.collective.messages import (
     MAX_MEMBERS,
     Abort,
@@ -26,23 +27,41 @@ from gossip.collective.messages import (
     Wait,
     decode_message_untrusted,
     encode,
+    from_bits,
+    to_bits,
 )
 from transport.codec import MAX_MESSAGE_BYTES
 from transport.errors import MalformedMessage
+from transport.identity import NodeId
 
 A, B, E, S, D, R = (bytes([byte]) * 32 for byte in (0xAA, 0xBB, 0xEE, 0x55, 0xDD, 0x77))
 SIGNATURE = b"\x99" * 64
 BALLOT = Ballot(3, 1, A)
 PROOF = Certificate(E, 2, D, R, (SignedBy(A, SIGNATURE),))
+LINK = Link(BALLOT, E, 40, S, (A, B), (SIGNATURE, SIGNATURE), (SignedBy(A, SIGNATURE),))
 
 MESSAGES: dict[str, Message] = {
-    "status": Status(ready=True, leaving=False, model=A, number=3, round=41, state=S),
+    "status": Status(
+        ready=True, leaving=False, model=A, number=3, round=41, state=S, base=E, farewell=None
+    ),
+    "farewell": Status(
+        ready=False,
+        leaving=True,
+        model=A,
+        number=3,
+        round=41,
+        state=S,
+        base=E,
+        farewell=SIGNATURE,
+    ),
     "prepare": Prepare(BALLOT),
     "wait": Wait(BALLOT),
-    "promise": Promise(BALLOT, 41, S, E, (A, B), (B,), None),
-    "promise with certificate": Promise(BALLOT, 41, S, E, (), (), PROOF),
+    "promise": Promise(BALLOT, 41, S, (), None, (), (B,)),
+    "promise with proof": Promise(BALLOT, 41, S, (LINK,), PROOF, (SignedBy(B, SIGNATURE),), (A, B)),
     "nack": Nack(BALLOT, Ballot(4, 0, B), "not ready"),
-    "propose": Propose(BALLOT, (A, B), E, 41, S, (A,), None),
+    "propose": Propose(
+        BALLOT, (A, B), 41, S, (LINK,), None, b"\x01", b"\x02", (SignedBy(B, SIGNATURE),)
+    ),
     "accept": Accept(E, SIGNATURE),
     "begin": Begin(E, 2, D),
     "vote": Vote(E, 2, D, R, SIGNATURE),
@@ -50,13 +69,14 @@ MESSAGES: dict[str, Message] = {
 }
 
 GOLDEN: dict[str, str] = {
-    "status": "87a174a6737461747573a57265616479c3a76c656176696e67c2a56d6f64656cc420(aax32)a66e756d62657203a5726f756e6429a57374617465c420(55x32)",
+    "status": "89a174a6737461747573a57265616479c3a76c656176696e67c2a56d6f64656cc420(aax32)a66e756d62657203a5726f756e6429a57374617465c420(55x32)a462617365c420(eex32)a86661726577656c6cc0",
+    "farewell": "89a174a6737461747573a57265616479c2a76c656176696e67c3a56d6f64656cc420(aax32)a66e756d62657203a5726f756e6429a57374617465c420(55x32)a462617365c420(eex32)a86661726577656c6cc440(99x64)",
     "prepare": "82a174a770726570617265a662616c6c6f74930301c420(aax32)",
     "wait": "82a174a477616974a662616c6c6f74930301c420(aax32)",
-    "promise": "88a174a770726f6d697365a662616c6c6f74930301c420(aax32)a5726f756e6429a57374617465c420(55x32)a565706f6368c420(eex32)a76d656d6265727392c420(aax32)c420(bbx32)a77265616368657391c420(bbx32)ab6365727469666963617465c0",
-    "promise with certificate": "88a174a770726f6d697365a662616c6c6f74930301c420(aax32)a5726f756e6429a57374617465c420(55x32)a565706f6368c420(eex32)a76d656d6265727390a77265616368657390ab636572746966696361746585a565706f6368c420(eex32)a873657175656e636502aa64657363726970746f72c420(ddx32)a4726f6f74c420(77x32)aa7369676e6174757265739192c420(aax32)c440(99x64)",
+    "promise": "88a174a770726f6d697365a662616c6c6f74930301c420(aax32)a5726f756e6429a57374617465c420(55x32)a56c696e6b7390ab6365727469666963617465c0a46c65667490a77265616368657391c420(bbx32)",
+    "promise with proof": "88a174a770726f6d697365a662616c6c6f74930301c420(aax32)a5726f756e6429a57374617465c420(55x32)a56c696e6b739197930301c420(aax32)c420(eex32)28c420(55x32)92c420(aax32)c420(bbx32)92c440(99x64)c440(99x64)9192c420(aax32)c440(99x64)ab636572746966696361746585a565706f6368c420(eex32)a873657175656e636502aa64657363726970746f72c420(ddx32)a4726f6f74c420(77x32)aa7369676e6174757265739192c420(aax32)c440(99x64)a46c6566749192c420(bbx32)c440(99x64)a77265616368657392c420(aax32)c420(bbx32)",
     "nack": "84a174a46e61636ba662616c6c6f74930301c420(aax32)a768696768657374930400c420(bbx32)a6726561736f6ea96e6f74207265616479",
-    "propose": "88a174a770726f706f7365a662616c6c6f74930301c420(aax32)a76d656d6265727392c420(aax32)c420(bbx32)a870726576696f7573c420(eex32)a5726f756e6429a57374617465c420(55x32)a7686f6c6465727391c420(aax32)ab6365727469666963617465c0",
+    "propose": "8aa174a770726f706f7365a662616c6c6f74930301c420(aax32)a76d656d6265727392c420(aax32)c420(bbx32)a5726f756e6429a57374617465c420(55x32)a56c696e6b739197930301c420(aax32)c420(eex32)28c420(55x32)92c420(aax32)c420(bbx32)92c440(99x64)c440(99x64)9192c420(aax32)c440(99x64)ab6365727469666963617465c0a7686f6c64657273c40101a56672657368c40102a46c6566749192c420(bbx32)c440(99x64)",
     "accept": "83a174a6616363657074a565706f6368c420(eex32)a97369676e6174757265c440(99x64)",
     "begin": "84a174a5626567696ea565706f6368c420(eex32)a873657175656e636502aa64657363726970746f72c420(ddx32)",
     "vote": "86a174a4766f7465a565706f6368c420(eex32)a873657175656e636502aa64657363726970746f72c420(ddx32)a4726f6f74c420(77x32)a97369676e6174757265c440(99x64)",
@@ -97,7 +117,7 @@ def test_unknown_fields_are_ignored(name: str) -> None:
 @pytest.mark.parametrize("name", MESSAGES)
 def test_a_missing_or_wrong_field_is_malformed(name: str) -> None:
     fields = msgpack.unpackb(encode(MESSAGES[name]))
-    optional = {"mismatch", "late"}
+    optional = {"mismatch", "late", "farewell"}
     for key in fields:
         without = {other: value for other, value in fields.items() if other != key}
         if key not in optional:
@@ -105,6 +125,8 @@ def test_a_missing_or_wrong_field_is_malformed(name: str) -> None:
                 decode_message_untrusted(msgpack.packb(without))
         for wrong in (-1, 2**64 - 1, 1.5, "text", b"short", b"x" * 33, [1], {"t": 1}, [None]):
             if key == "reason" and isinstance(wrong, str):
+                continue
+            if key in {"holders", "fresh"} and wrong == b"short":
                 continue
             with pytest.raises(MalformedMessage):
                 decode_message_untrusted(msgpack.packb({**fields, key: wrong}))
@@ -187,9 +209,16 @@ def test_the_largest_epoch_fits_into_a_message() -> None:
     members = tuple(index.to_bytes(32, "big") for index in range(MAX_MEMBERS))
     proof = Certificate(E, 2**53, D, R, tuple(SignedBy(node, SIGNATURE) for node in members))
     ballot = Ballot(2**53, 2**31, A)
+    signatures = (SIGNATURE,) * MAX_MEMBERS
+    farewells = (SignedBy(A, SIGNATURE),) * MAX_FAREWELLS
+    short = Link(ballot, E, 2**53, S, members[:3], signatures[:3])
+    largest = Link(ballot, E, 2**53, S, members, signatures, farewells)
+    links = trimmed((short, short, largest))
+    assert links == (largest,), "one so large is alone"
+    every = to_bits(members, members)
     for message in (
-        Promise(ballot, 2**53, S, E, members, members, proof),
-        Propose(ballot, members, E, 2**53, S, members, proof),
+        Promise(ballot, 2**53, S, links, proof, farewells, members),
+        Propose(ballot, members, 2**53, S, links, proof, every, every, farewells),
     ):
         data = encode(message)
         assert len(data) <= MAX_MESSAGE_BYTES
@@ -199,9 +228,11 @@ def test_the_largest_epoch_fits_into_a_message() -> None:
 def test_one_member_more_is_malformed() -> None:
     members = tuple(index.to_bytes(32, "big") for index in range(MAX_MEMBERS + 1))
     for message in (
-        Promise(BALLOT, 0, S, E, members, (), None),
-        Promise(BALLOT, 0, S, E, (), members, None),
-        Propose(BALLOT, (), E, 0, S, members, None),
+        Promise(BALLOT, 0, S, (), None, (), members),
+        Propose(BALLOT, members, 0, S, (), None, b"", b"", ()),
+        Propose(BALLOT, (), 0, S, (), None, b"\0" * 33, b"", ()),
+        Propose(BALLOT, (), 0, S, (), None, b"", b"", (SignedBy(A, SIGNATURE),) * 17),
+        Propose(BALLOT, (), 0, S, (LINK,) * 65, None, b"", b"", ()),
         msgspec.structs.replace(
             MESSAGES["promise"],
             certificate=Certificate(E, 0, D, R, (SignedBy(A, SIGNATURE),) * (MAX_MEMBERS + 1)),
@@ -209,3 +240,12 @@ def test_one_member_more_is_malformed() -> None:
     ):
         with pytest.raises(MalformedMessage):
             decode_message_untrusted(encode(message))
+
+
+@given(st.integers(0, MAX_MEMBERS), st.data())
+def test_sets_of_members_as_bits(count: int, data: st.DataObject) -> None:
+    members = tuple(NodeId(index.to_bytes(32, "big")) for index in range(count))
+    picked = data.draw(st.sets(st.sampled_from(members))) if members else set()
+    chosen = tuple(member for member in members if member in picked)
+    assert from_bits(members, to_bits(members, chosen)) == chosen
+    assert from_bits(members, b"\xff" * 40) == members, "bits beyond the last member mean nothing"
