@@ -22,6 +22,7 @@ from transport.trust.statement import (
     encode_statement,
     parse_statement,
     said_at_ms,
+    weight_of,
 )
 from transport.trust.trust import Trust
 
@@ -123,11 +124,11 @@ class SwarmDocument:
             UsageError: this key may not revoke that node.
         """
         issued = [
-            (chain.leaf.issued_at_ms, chain.leaf.serial)
+            (chain.leaf.issued_at_ms, chain.leaf.mark)
             for chain in self.certified()
             if chain.leaf.issuer_id == subject
         ]
-        kept = [serial for _, serial in sorted(issued, reverse=True)[:MAX_KEPT]]
+        kept = [mark for _, mark in sorted(issued, reverse=True)[:MAX_KEPT]]
         shown = self._shown_above(revoker, subject)
         return revoke(
             revoker,
@@ -160,8 +161,7 @@ class SwarmDocument:
             self.trust.verify(statement)
         except CertificateRefused as error:
             raise Forged(f"statement: {error}") from None
-        is_revocation = isinstance(statement, Revocation)
-        return Judged(author_of(statement), (int(is_revocation), said_at_ms(statement)))
+        return Judged(author_of(statement), (weight_of(statement), said_at_ms(statement)))
 
     def _taken(self, raw: bytes) -> None:
         statement = parse_statement(raw)

@@ -7,6 +7,9 @@ that it showed says what it had, so the request is empty; the answer is the whol
 Whoever may invite and stands in the asker's chain can renew: the new certificate is by its own hand, hence the chain may become shorter, never longer.
 No certificate reaches beyond the one above it, so those above renew first, and those below ask again until they have a full span.
 
+A certificate that is not in its last third is not renewed, and who asks again gets the same answer (`gossip.swarm.service`): each renewal is a statement that
+all members keep, so that nobody may cause as many as it likes.
+
 Invariants: nobody gets a wider role or the right to invite by renewing; a revoked member renews nothing (it is not connected).
 """
 
@@ -53,6 +56,8 @@ def renewed(
     old = member.chain
     if own is None or old is None or issuer.public_key not in old.issuers:
         raise RemoteCallFailed("this node does not stand above you: ask the one that invited you")
+    if not is_due(old, now_ms):
+        raise RemoteCallFailed("not renewed: your certificate is not in the last third of its time")
     may_invite = old.leaf.may_invite and len(own.certificates) < MAX_CERTIFICATES - 1
     try:
         return certify(

@@ -9,7 +9,7 @@ Invariants: a revocation counts here before it is passed on; whoever is revoked 
 """
 
 import random
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
@@ -30,6 +30,8 @@ from transport.trust.trust import Member
 SWEEP_S: Final = 30.0
 CALL_S: Final = 10.0
 """For one renewal, at one member."""
+MAX_GIVEN: Final = 4096
+"""Renewals remembered, so that who asks again gets the same one."""
 
 
 class SwarmPeer(Protocol):
@@ -85,6 +87,7 @@ class SwarmService:
         self._wall_ms = wall_ms
         self._lifetime_ms = lifetime_ms
         self._find = find
+        self._given: OrderedDict[NodeId, Chain] = OrderedDict()  # bounded by MAX_GIVEN
 
     def all(self) -> list[Statement]:
         """All statements that are known, the earliest first."""
@@ -132,6 +135,9 @@ class SwarmService:
     # Renewal
 
     async def _answer(self, peer: SwarmPeer, _request: bytes) -> bytes:
+        given = self._given.get(peer.member.node_id)
+        if given is not None and not is_due(given, self._wall_ms()):
+            return given.raw
         try:
             chain = renewed(
                 self._endpoint.identity,
@@ -145,6 +151,10 @@ class SwarmService:
             self.counters["renewals-refused"] += 1
             raise
         self.counters["renewals-given"] += 1
+        self._given.pop(chain.node_id, None)
+        self._given[chain.node_id] = chain
+        if len(self._given) > MAX_GIVEN:
+            self._given.popitem(last=False)
         self.say(chain)
         return chain.raw
 

@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from node.control import Handlers
-from node.errors import Refused, UsageError
+from node.errors import NodedError, Refused, UsageError
 from node.joining import lan
 from node.joining.book import chains_by_node, find_member, history_rows, member_rows
 from node.joining.code import ISSUER_BYTES
@@ -31,7 +31,8 @@ from transport.errors import InvalidAddress, TransportError
 from transport.identity import NodeId
 from transport.trust.certificate import ROLES
 from transport.trust.chain import YEAR_MS, Chain
-from transport.trust.revocation import Revocation, revoke
+from transport.trust.refusal import CertificateRefused
+from transport.trust.revocation import MAX_KEPT, Revocation, revoke
 from transport.trust.statement import Statement
 from transport.trust.trust import Member, Trust
 
@@ -141,6 +142,7 @@ class Belonging:
         chain = find_member(wanted, statements, self._names())
         if chain.node_id == self.endpoint.node_id:
             raise UsageError("that is this node itself", hint="noded leave gives its membership up")
+        chain = self._below_us(chain, statements)
         kept = [] if asked.get("all_below") is True else _issued_by(chain, statements)
         self._say_revoked(chain, reason=reason, kept=kept)
         return 200, {
@@ -182,6 +184,24 @@ class Belonging:
                 hint="ask the member that invited that node, or whoever invited that one",
             ) from None
         self.statements.say(revocation)
+        try:
+            self._check_again(chain)
+        except CertificateRefused:
+            return
+        raise NodedError(
+            f"nothing was revoked: there is no room for what this node says of {chain.node_id.short}",
+            hint="the swarm's root key always finds some; so does whoever stands nearer to it",
+        )
+
+    def _below_us(self, chain: Chain, statements: Iterable[Statement]) -> Chain:
+        """The newest chain of the same node in which we stand above it, whoever else has certified it since; else the given one."""
+        key = self.endpoint.identity.public_key
+        ours = [
+            each
+            for each in statements
+            if isinstance(each, Chain) and each.node_id == chain.node_id and key in each.issuers
+        ]
+        return max(ours, key=lambda each: (each.leaf.issued_at_ms, each.raw), default=chain)
 
     def _check_again(self, chain: Chain) -> None:
         leaf = chain.leaf
@@ -195,7 +215,7 @@ class Belonging:
 
 
 def _issued_by(chain: Chain, statements: Iterable[Statement]) -> list[bytes]:
-    """Serials of the certificates that a member has issued, the newest 64."""
+    """Marks of the certificates that a member has issued, the newest 64."""
     issued = [
         each.leaf
         for each in statements
@@ -204,7 +224,7 @@ def _issued_by(chain: Chain, statements: Iterable[Statement]) -> list[bytes]:
         and each.above.node_id == chain.node_id
     ]
     issued.sort(key=lambda leaf: leaf.issued_at_ms)
-    return list(dict.fromkeys(leaf.serial for leaf in issued))[-64:]
+    return list(dict.fromkeys(leaf.mark for leaf in issued))[-MAX_KEPT:]
 
 
 def _finder(

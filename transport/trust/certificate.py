@@ -55,6 +55,7 @@ MAX_CERTIFICATE_BYTES: Final = 512
 """245 without extensions; three of them leave room for the introduction in a handshake of 5 KiB."""
 SWARM_ID_BYTES: Final = 32
 SERIAL_BYTES: Final = 16
+MARK_BYTES: Final = 16
 INVITE_BYTES: Final = 16
 DIRECT: Final = bytes(INVITE_BYTES)
 """In place of an invite's id: the certificate was given directly, by whoever holds the issuer's key."""
@@ -114,6 +115,11 @@ class Certificate:
     def id(self) -> bytes:
         """SHA-256 of the bytes."""
         return hashlib.sha256(self.raw).digest()
+
+    @property
+    def mark(self) -> bytes:
+        """The first 16 bytes of `id`: names this certificate and no other, unlike the serial, which its issuer is free to use again."""
+        return self.id[:MARK_BYTES]
 
     @property
     def node_id(self) -> NodeId:

@@ -12,9 +12,9 @@ is no way to take it back, and the more of them a node knows the fewer it lets i
     66      32    revoker's Ed25519 public key
     98      8     when, ms since 1970; for people
     106     1     length of the reason, at most 120
-    107     1     number of kept serials, at most 64
+    107     1     number of kept certificates, at most 64
     108     2     length of the chain
-    110     ..    reason, UTF-8 | serials, 16 bytes each, ascending | chain
+    110     ..    reason, UTF-8 | marks of the kept certificates, 16 bytes each, ascending | chain
     end-64  64    signature over "noded revocation v1" padded with zeros to 24 bytes | everything before
 
 What it does is decided where a chain is shown (`transport.trust.trust`), never here: the revoker must be the root, the node itself, or an issuer
@@ -22,8 +22,8 @@ in the chain *that the node shows*. Otherwise a member that may invite could iss
 The chain in the statement (none where the root signed) only shows that subject and revoker belong to this swarm at all, so that strangers
 cannot fill the list.
 
-A certificate that the subject itself had issued is void too, unless its serial is kept: a date would not do, since who holds the key can
-sign with any date. `KEEPS_ALL` is for those who leave in good standing.
+A certificate that the subject itself had issued is void too, unless its mark (the start of its hash) is kept: a date or a serial would not do,
+since who holds the key can sign with any. `KEEPS_ALL` is for those who leave in good standing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from transport.identity import (
     is_acceptable_public_key,
     verify,
 )
-from transport.trust.certificate import MAX_TIME_MS, SERIAL_BYTES
+from transport.trust.certificate import MARK_BYTES, MAX_TIME_MS
 from transport.trust.chain import (
     MAX_CHAIN_BYTES,
     Chain,
@@ -60,7 +60,7 @@ VERSION: Final = 1
 MAX_REASON_BYTES: Final = 120
 MAX_KEPT: Final = 64
 MAX_REVOCATION_BYTES: Final = (
-    110 + MAX_REASON_BYTES + MAX_KEPT * SERIAL_BYTES + MAX_CHAIN_BYTES + SIGNATURE_BYTES
+    110 + MAX_REASON_BYTES + MAX_KEPT * MARK_BYTES + MAX_CHAIN_BYTES + SIGNATURE_BYTES
 )
 
 _KEEPS_ALL: Final = 1
@@ -80,7 +80,7 @@ class Revocation:
     """When it was said, ms since 1970, by the revoker's clock."""
     reason: str
     kept: frozenset[bytes]
-    """Serials of certificates by the subject that stay good."""
+    """Marks of certificates by the subject that stay good."""
     keeps_all: bool
     """Whether all of them do."""
     chain: Chain | None = attrs.field(repr=False)
@@ -129,7 +129,7 @@ def revoke(
         subject: who is out.
         at_ms: wall clock, ms since 1970.
         reason: for people; cut to 120 bytes, unprintable characters become spaces.
-        kept: serials of certificates by the subject that stay good, at most 64.
+        kept: marks of certificates by the subject that stay good, at most 64.
         keeps_all: all of them do.
         chain: the chain that the subject shows; needed unless the root signs.
 
@@ -140,8 +140,8 @@ def revoke(
         chain = None
     printable = "".join(c if c.isprintable() else " " for c in reason)
     text = printable.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
-    serials = sorted(set(kept))
-    if len(serials) > MAX_KEPT or any(len(serial) != SERIAL_BYTES for serial in serials):
+    marks = sorted(set(kept))
+    if len(marks) > MAX_KEPT or any(len(mark) != MARK_BYTES for mark in marks):
         raise UsageError(f"at most {MAX_KEPT} certificates can be kept by name")
     raw_chain = b"" if chain is None else chain.raw
     body = b"".join(
@@ -154,11 +154,11 @@ def revoke(
                 revoker.public_key,
                 at_ms,
                 len(text.encode()),
-                len(serials),
+                len(marks),
                 len(raw_chain),
             ),
             text.encode(),
-            *serials,
+            *marks,
             raw_chain,
         )
     )
@@ -187,22 +187,20 @@ def parse_revocation(data_untrusted: bytes) -> Revocation:
     _, flags, swarm_id, subject, revoker, at_ms, reason_size, count, chain_size = (
         _HEADER.unpack_from(data)
     )
-    serials_at = _HEADER.size + reason_size
-    chain_at = serials_at + count * SERIAL_BYTES
+    marks_at = _HEADER.size + reason_size
+    chain_at = marks_at + count * MARK_BYTES
     if len(data) != chain_at + chain_size + SIGNATURE_BYTES:
         raise CertificateRefused(Refusal.TRUNCATED)
     if flags & ~_KEEPS_ALL:
         raise CertificateRefused(Refusal.UNKNOWN_CRITICAL, "one of its flags")
     if reason_size > MAX_REASON_BYTES or count > MAX_KEPT or at_ms > MAX_TIME_MS:
         raise CertificateRefused(Refusal.MALFORMED)
-    serials = [
-        data[start : start + SERIAL_BYTES] for start in range(serials_at, chain_at, SERIAL_BYTES)
-    ]
+    marks = [data[start : start + MARK_BYTES] for start in range(marks_at, chain_at, MARK_BYTES)]
     try:
-        reason = data[_HEADER.size : serials_at].decode("utf-8")
+        reason = data[_HEADER.size : marks_at].decode("utf-8")
     except UnicodeDecodeError:
         raise CertificateRefused(Refusal.MALFORMED) from None
-    ascending = all(one < next_ for one, next_ in pairwise(serials))
+    ascending = all(one < next_ for one, next_ in pairwise(marks))
     if not (reason.isprintable() and ascending and is_acceptable_public_key(revoker)):
         raise CertificateRefused(Refusal.MALFORMED)
     return Revocation(
@@ -210,7 +208,7 @@ def parse_revocation(data_untrusted: bytes) -> Revocation:
         revoker=revoker,
         at_ms=at_ms,
         reason=reason,
-        kept=frozenset(serials),
+        kept=frozenset(marks),
         keeps_all=bool(flags & _KEEPS_ALL),
         chain=parse_chain(data[chain_at : chain_at + chain_size]) if chain_size else None,
         swarm_id=swarm_id,

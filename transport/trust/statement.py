@@ -10,7 +10,14 @@ from __future__ import annotations
 
 from typing import Final, TypeAlias
 
-from transport.trust.chain import Chain, IsSigned, parse_chain, signed, verify_chain
+from transport.trust.chain import (
+    MAX_CERTIFICATES,
+    Chain,
+    IsSigned,
+    parse_chain,
+    signed,
+    verify_chain,
+)
 from transport.trust.refusal import CertificateRefused, Refusal
 from transport.trust.revocation import (
     MAX_REVOCATION_BYTES,
@@ -53,15 +60,29 @@ def verify_statement(statement: Statement, swarm_id: bytes, is_signed: IsSigned 
 
 
 def author_of(statement: Statement) -> bytes:
-    """Who answers for it: the public key of the member nearest to the root that had a part in it, else the root's.
+    """Who answers for it: the public key of the first below the root that could have said it, the root's if that said it itself.
 
-    Whoever may invite can make any number of members below itself, so that is whose share a statement takes.
+    Whoever may invite can make any number of members below itself, so that is whose share a statement takes. What a member says of itself is never
+    the root's: it could say so for ever.
     """
-    chain = statement if isinstance(statement, Chain) else statement.chain
-    if chain is None:
-        return statement.revoker if isinstance(statement, Revocation) else b""
-    first = chain.certificates[0]
-    return first.issuer if len(chain.certificates) == 1 else first.subject
+    if isinstance(statement, Revocation):
+        chain = statement.chain
+        return statement.revoker if chain is None else chain.certificates[0].subject
+    first = statement.certificates[0]
+    return first.issuer if len(statement.certificates) == 1 else first.subject
+
+
+def weight_of(statement: Statement) -> int:
+    """Which goes last where there is no room for all: revocations, and of those the ones by who stands higher.
+
+    Otherwise those below could push out that they, or each other, were revoked. 0 for a certificate, then 1 for who stands lowest, to 4 for the root.
+    """
+    if isinstance(statement, Chain):
+        return 0
+    if statement.chain is None:
+        return MAX_CERTIFICATES + 1
+    subjects = [certificate.subject for certificate in statement.chain.certificates]
+    return MAX_CERTIFICATES - subjects.index(statement.revoker)
 
 
 def said_at_ms(statement: Statement) -> int:

@@ -7,7 +7,10 @@ chain and a proved key into a `Member` or raises why not, and counts that by rea
 A node is refused as revoked if the root, the node itself or an issuer in the chain that it shows has revoked it; and if that holds for an issuer
 in its chain, whose certificate for it was not kept (see `transport.trust.revocation`).
 
-Invariants: a revocation is never forgotten; at most `MAX_VERIFIED` signatures, `MAX_REVOKED` revoked nodes and `MAX_KEYS` refused keys are
+Room for revocations is shared: whoever stands directly below the root has a part of its own, and another for all below it, so that nobody can
+use up the room for what others, or those above it, have to say; the root always finds some.
+
+Invariants: a revocation is never forgotten; at most `MAX_VERIFIED` signatures, some `MAX_REVOKED` revocations and `MAX_KEYS` refused keys are
 remembered; a chain that was good before costs hashes and no signature. More revocations never make `check` accept more.
 """
 
@@ -33,14 +36,16 @@ from transport.trust.chain import (
 )
 from transport.trust.refusal import CertificateRefused, Refusal
 from transport.trust.revocation import Revocation, verify_revocation
-from transport.trust.statement import Statement, verify_statement
+from transport.trust.statement import Statement, author_of, verify_statement
 
 MAX_VERIFIED: Final = 4096
 """Certificates whose signature was good (100 bytes each): more than a node's peers and all that stand above them."""
 MAX_REVOKED: Final = 16_384
-"""Revoked nodes; as many as a swarm's document has room for."""
-MAX_SAID: Final = 8
-"""Revocations of one node: more than one only where several have revoked it, or with other certificates kept."""
+"""Revocations; as many as a swarm's document has room for. What one has said of another counts once, whatever it said again."""
+MAX_REVOKED_SHARE: Final = 2048
+"""Of those, by one member directly below the root; and as many again by all below it."""
+MIN_REVOKED_SHARE: Final = 64
+"""What such a member finds room for even if others have used up the rest."""
 MAX_KEYS: Final = 256
 """Refused keys remembered for status, the least recent one goes first."""
 
@@ -103,7 +108,8 @@ class Trust:
         self.refusals: Counter[Refusal] = Counter()
         self._chain = chain
         self._verified: OrderedDict[bytes, None] = OrderedDict()
-        self._revoked: dict[NodeId, list[Revocation]] = {}
+        self._revoked: dict[NodeId, dict[bytes, Revocation]] = {}  # by subject, then by revoker
+        self._shares: Counter[tuple[bytes, bool]] = Counter()
         self._keys: OrderedDict[NodeId, RefusedKey] = OrderedDict()
 
     @property
@@ -122,8 +128,17 @@ class Trust:
 
     @property
     def revoked(self) -> Mapping[NodeId, tuple[Revocation, ...]]:
-        """Nodes that somebody has revoked, with what was said; whether it counts depends on the chain shown."""
-        return MappingProxyType({node: tuple(said) for node, said in self._revoked.items()})
+        """Nodes that somebody has revoked, with what was said; whether it counts depends on the chain shown.
+
+        Of several by one revoker it is the last, keeping what all of them keep.
+        """
+        return MappingProxyType(
+            {node: tuple(said.values()) for node, said in self._revoked.items()}
+        )
+
+    def is_revoked(self, node_id: NodeId) -> bool:
+        """Whether anybody has revoked that node."""
+        return node_id in self._revoked
 
     @property
     def refused_keys(self) -> Mapping[NodeId, RefusedKey]:
@@ -195,23 +210,33 @@ class Trust:
         self._chain = chain
 
     def learn(self, revocation: Revocation) -> bool:
-        """Take a revocation for good; returns whether it says something new.
+        """Take a revocation for good; returns whether it says something new, and there was room.
 
         Raises:
             CertificateRefused: it is not one of this swarm's.
         """
-        said = self._revoked.get(revocation.subject, [])
-        if any(_implies(known, revocation) for known in said):
+        known = self._revoked.get(revocation.subject, {}).get(revocation.revoker)
+        if known is not None and _implies(known, revocation):
             return False
         verify_revocation(revocation, self.swarm_id, self.is_signed)
-        is_full = len(said) >= MAX_SAID or (not said and len(self._revoked) >= MAX_REVOKED)
-        if is_full and not is_root(revocation.revoker, self.swarm_id):
-            return False
-        rest = [known for known in said if not _implies(revocation, known)]
-        self._revoked[revocation.subject] = [*rest, revocation]
+        if known is None:
+            author = author_of(revocation)
+            share = (author, revocation.revoker == author)
+            if not is_root(revocation.revoker, self.swarm_id) and self._is_full(share):
+                return False
+            self._shares[share] += 1
+        elif not known.keeps_all:
+            revocation = attrs.evolve(revocation, kept=known.kept & revocation.kept)
+        self._revoked.setdefault(revocation.subject, {})[revocation.revoker] = revocation
         return True
 
     # Inside
+
+    def _is_full(self, share: tuple[bytes, bool]) -> bool:
+        used = self._shares[share]
+        return used >= MAX_REVOKED_SHARE or (
+            used >= MIN_REVOKED_SHARE and self._shares.total() >= MAX_REVOKED
+        )
 
     def _judge(
         self, chain_untrusted: bytes, public_key: bytes, node_id: NodeId, now_ms: int
@@ -241,20 +266,20 @@ class Trust:
 
     def _check_node(self, node_id: NodeId) -> None:
         """What counts against a node whatever it shows."""
-        for revocation in self._revoked.get(node_id, ()):
+        for revocation in self._revoked.get(node_id, {}).values():
             if revocation.by_subject or is_root(revocation.revoker, self.swarm_id):
                 raise CertificateRefused(Refusal.REVOKED, _said(revocation))
 
     def _check_revocations(self, chain: Chain) -> None:
         for number, certificate in enumerate(chain.certificates):
             above = chain.issuers[: number + 1]
-            for revocation in self._revoked.get(certificate.node_id, ()):
+            for revocation in self._revoked.get(certificate.node_id, {}).values():
                 if not (revocation.by_subject or revocation.revoker in above):
                     continue
                 if certificate is chain.leaf:
                     raise CertificateRefused(Refusal.REVOKED, _said(revocation))
                 below = chain.certificates[number + 1]
-                if not revocation.keeps_all and below.serial not in revocation.kept:
+                if not revocation.keeps_all and below.mark not in revocation.kept:
                     raise CertificateRefused(Refusal.ISSUER_REVOKED)
 
     def _count(self, refusal: Refusal, node_id: NodeId, now_ms: int) -> None:

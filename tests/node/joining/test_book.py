@@ -88,7 +88,7 @@ def test_who_is_out_and_who_with_them():
     assert states == {"b": "revoked", "c": "issuer-revoked"}
     assert "stolen" in rows[str(BOB.node_id)]["why"]
     assert rows[str(EVE.node_id)]["state"] == "left"
-    _, rows = book(CAROLS, gone(ALICE, BOBS, 40, kept=[CAROLS.leaf.serial]))
+    _, rows = book(CAROLS, gone(ALICE, BOBS, 40, kept=[CAROLS.leaf.mark]))
     assert rows[str(CAROL.node_id)]["state"] == "member"
 
 

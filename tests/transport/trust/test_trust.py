@@ -148,14 +148,14 @@ def test_an_inviter_cannot_revoke_a_member_by_inviting_it():
 
 def test_a_revoked_issuers_certificates_are_void_unless_kept():
     asked = trust()
-    assert asked.learn(said(ROOT, BOB, kept=[GUEST.leaf.serial]))
+    assert asked.learn(said(ROOT, BOB, kept=[GUEST.leaf.mark]))
     assert refusal(asked, INVITED, BOB) is Refusal.REVOKED
     assert refusal(asked, GUEST, CAROL) is None
     # Signed after it was revoked, with a date from before.
     late = invited_chain(BOB, INVITED, MALLORY)
     assert refusal(asked, late, MALLORY) is Refusal.ISSUER_REVOKED
     # What another revocation does not keep is not kept.
-    assert asked.learn(said(ALICE, BOB, INVITED, kept=[late.leaf.serial]))
+    assert asked.learn(said(ALICE, BOB, INVITED, kept=[late.leaf.mark]))
     assert refusal(asked, late, MALLORY) is Refusal.ISSUER_REVOKED
     assert refusal(asked, GUEST, CAROL) is Refusal.ISSUER_REVOKED
 
@@ -167,7 +167,7 @@ def test_keeping_all_and_then_less():
     assert asked.learn(said(ROOT, BOB))
     assert refusal(asked, GUEST, CAROL) is Refusal.ISSUER_REVOKED
     assert not asked.learn(said(ROOT, BOB, keeps_all=True))
-    assert not asked.learn(said(ROOT, BOB, kept=[GUEST.leaf.serial]))
+    assert not asked.learn(said(ROOT, BOB, kept=[GUEST.leaf.mark]))
     assert len(asked.revoked[BOB.node_id]) == 1
 
 
@@ -275,10 +275,10 @@ def test_any_bytes_give_a_statement_or_one_error(data):
 people = {"alice": ALICE, "bob": BOB, "carol": CAROL, "dave": DAVE}
 chains = {"alice": FOUNDER, "bob": INVITED, "carol": GUEST, "dave": OTHER}
 SAID = [
-    said(ROOT, ALICE, kept=[INVITED.leaf.serial]),
+    said(ROOT, ALICE, kept=[INVITED.leaf.mark]),
     said(ROOT, ALICE, keeps_all=True),
     said(ROOT, BOB),
-    said(ALICE, BOB, INVITED, kept=[GUEST.leaf.serial]),
+    said(ALICE, BOB, INVITED, kept=[GUEST.leaf.mark]),
     said(ALICE, CAROL, GUEST),
     said(CAROL, CAROL, GUEST),
     said(DAVE, BOB, invited_chain(DAVE, OTHER, BOB)),
