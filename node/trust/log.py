@@ -6,7 +6,7 @@ a statement proves itself, so a piece that was changed is noticed as well (`goss
 
     noded-trust-1 0a | pieces:  length (2, big-endian) | first 4 bytes of SHA-256 of the statement | statement
 
-Invariants: `read` never raises for what a crash or an old release left; nothing that was read before is lost by `append`.
+Invariants: at most `MAX_LOG_BYTES` and what counts; `read` never raises for what a crash or an old release left; nothing that was read before is lost by `append`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class TrustLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fresh = False  # whether the file ends with a whole piece
+        self._size = 0
 
     def read(self) -> list[bytes]:
         """All whole pieces, in the order of writing; none if there is no file.
@@ -60,7 +61,7 @@ class TrustLog:
                 break
             found.append(raw)
             place = start + length
-        self._fresh = place == len(data) and len(data) <= MAX_LOG_BYTES
+        self._fresh, self._size = data.startswith(_MAGIC) and place == len(data), place
         return found
 
     def append(self, statements: Iterable[bytes], everything: Iterable[bytes]) -> None:
@@ -74,15 +75,18 @@ class TrustLog:
             NodedError: the disk is full, or the like.
         """
         try:
-            if not self._fresh:
-                replace_file(self._path, _MAGIC + _encode(everything))
-                self._fresh = True
+            added = _encode(statements)
+            if not self._fresh or self._size + len(added) > MAX_LOG_BYTES:
+                whole = _MAGIC + _encode(everything)
+                replace_file(self._path, whole)
+                self._fresh, self._size = True, len(whole)
                 return
             flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             with os.fdopen(os.open(self._path, flags), "ab") as file:
-                file.write(_encode(statements))
+                file.write(added)
                 file.flush()
                 os.fsync(file.fileno())
+            self._size += len(added)
         except OSError as error:
             self._fresh = False
             raise NodedError(
