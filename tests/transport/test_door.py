@@ -299,3 +299,23 @@ async def test_newcomers_do_not_use_up_what_is_for_members(autojump_clock):
         assert 0 < refused <= 5
         async with node(world.host("10.0.0.2"), 2) as other:
             assert await other.connect([address(1)])
+
+
+async def test_those_who_want_to_join_do_not_make_the_member_forget_members_first_flights(
+    autojump_clock, monkeypatch
+):
+    """Everybody who knows the swarm's id can prove that: such proofs have no part in the memory against copies."""
+    world = MemoryNetwork(1)
+    async with node(world.host("10.0.0.1"), 1) as member:
+        member.open_door(lambda request, _source: echo(None, request))
+        remembered = []
+        flights = member._context.first_flights
+        monkeypatch.setattr(
+            type(flights), "is_new", lambda _self, key: remembered.append(key) or True
+        )
+        for _ in range(5):
+            await ask(world, b"x")
+        assert not remembered
+        async with node(world.host("10.0.0.2"), 2) as other:
+            await other.connect([address(1)])
+        assert len(remembered) == 1

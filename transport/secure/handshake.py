@@ -363,10 +363,15 @@ class Handshake:
         proof = self._proof(self._remote_hello, message[:DH_BYTES])
         if not hmac.compare_digest(message[DH_BYTES:], proof):
             raise WrongSwarm("the other side names our swarm but does not hold its key")
-        if not self._is_new(message[:DH_BYTES]):
+        if (
+            self._joining
+        ):  # anybody may make such proofs: they have no part in the memory of members' ones
+            if not self._may_join():
+                raise JoinRefused(
+                    "somebody wants to join, and this node takes no more requests now"
+                )
+        elif not self._is_new(message[:DH_BYTES]):
             raise Replayed("the other side repeats the first flight of an earlier handshake")
-        if self._joining and not self._may_join():
-            raise JoinRefused("somebody wants to join, and this node takes no more requests now")
         self._noise = self._make_noise(self._remote_hello, self._hello)
         self._noise.read_message(message)
         if not self._punched:
