@@ -12,6 +12,8 @@ The two that take long answer after at most `wait_s`; who wants to know the end 
 from __future__ import annotations
 
 import functools
+import io
+import tokenize
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
@@ -125,7 +127,7 @@ class _Routes:
             raise ArtefactUnavailable("the code of that task is damaged here: fetch it again")
         content, at, files = b"".join(block for block in blocks if block), 0, []
         for entry in manifest.files:
-            text = content[at : at + entry.size].decode("utf-8", "backslashreplace")
+            text = _source(entry.path, content[at : at + entry.size])
             files.append({"path": entry.path, "size": entry.size, "text": text})
             at += entry.size
         return {
@@ -150,6 +152,27 @@ class _Routes:
         else:
             self._approvals.withdraw(task)
         return {"schema": "noded.trust/1", "id": task.hex(), "approved": approve}
+
+
+def _source(path: str, data: bytes) -> str:
+    """What Python will read of a file, as it can be shown.
+
+    Anything else could look like one thing and be another: a comment that names another encoding, compiled code that Python prefers to its source.
+
+    Raises:
+        UsageError: it is no Python source in UTF-8.
+    """
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        text = data.decode("utf-8")
+    except (SyntaxError, UnicodeDecodeError):
+        encoding, text = "", ""
+    if not path.endswith(".py") or encoding not in {"utf-8", "utf-8-sig"} or "\0" in text:
+        raise UsageError(
+            f"{path!r} of that task is no Python source in UTF-8: what it is cannot be shown for certain",
+            hint="code that cannot be looked at is not approved; ask whoever published the run",
+        )
+    return text
 
 
 def _read(body: dict[str, Any] | None, type_: type[T]) -> T:

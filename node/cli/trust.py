@@ -6,7 +6,7 @@ Invariant: like `node.cli.main`, this module imports click and the standard libr
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -14,6 +14,9 @@ from node.cli.base import Verb, Verbs, current_settings
 from node.cli.blocks import follow
 
 __all__ = ["add_trust_verb"]
+
+MAX_LINE: Final = 16 << 20
+"""All of a line is shown: the end of a long one runs like its beginning. A task has at most 1 MiB."""
 
 
 def add_trust_verb(group: Verbs) -> None:
@@ -82,5 +85,5 @@ def _print_files(shown: dict[str, Any]) -> None:
         click.echo(f"\n---- {path} ({size:,} bytes)")
         for number, line in enumerate(str(file.get("text")).splitlines(), 1):
             # What would move the cursor or turn the text around is shown as what it is.
-            click.echo(f"{number:5d}  {printable(line.expandtabs(4), 100_000)}")
+            click.echo(f"{number:5d}  {printable(line.expandtabs(4), MAX_LINE)}")
     click.echo("")
