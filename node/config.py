@@ -39,6 +39,7 @@ from node.errors import ConfigError
 from node.paths import CONFIG_NAME, default_data_dir, valid_run_name
 from node.schema import (
     PRESETS,
+    BlocksSection,
     Config,
     LogSection,
     NetworkSection,
@@ -83,6 +84,7 @@ _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "relay": RelaySettings,
     "run": RunSection,
     "trainer": TrainerSection,
+    "blocks": BlocksSection,
     "log": LogSection,
 }
 

@@ -28,6 +28,7 @@ _TITLES: Final = {
     "relay": "Being reached through other nodes, and what this node gives away as a relay itself.",
     "run": "The training run this node takes part in; without this table it only helps others.",
     "trainer": "The training process beside the daemon.",
+    "blocks": "Artefacts (noded put, noded get): what is kept on the disk, and how fast it is given away.",
     "log": "What the daemon says on its standard error.",
 }
 

@@ -55,6 +55,8 @@ REFRESH_S: Final = 2.0
 RETRY_S: Final = 2.0
 """After a visit that failed, doubled for each further one up to `MOST_RETRY_S`."""
 MOST_RETRY_S: Final = 30.0
+GOODBYE_S: Final = 1.0
+"""For closing the pools at the end."""
 WRITERS: Final = 3
 """Threads that hash and write."""
 
@@ -153,6 +155,7 @@ class Fetch:
         self._wake = trio.Event()
         self._new_at = 0.0
         self._attempts = 0
+        self._over = False
 
     # What can be seen
 
@@ -194,6 +197,7 @@ class Fetch:
             nursery.start_soon(self._look_around, nursery, failure)
             try:
                 await self._drive(failure)
+                await self._say_goodbye()
             finally:
                 nursery.cancel_scope.cancel()
         if failure:
@@ -222,6 +226,17 @@ class Fetch:
             with trio.move_on_at(deadline):
                 await self._wake.wait()
 
+    async def _say_goodbye(self) -> None:
+        """Close the pools in order, so that the holders have their places back at once."""
+        self._over = True
+        open_now = dict(self._sessions)
+        for session in open_now.values():
+            session.nursery.cancel_scope.cancel()
+        with trio.move_on_after(GOODBYE_S):
+            while not self._visiting.isdisjoint(open_now):
+                self._wake = trio.Event()
+                await self._wake.wait()
+
     def _patience_ends(self) -> float:
         """With requests under way their own deadlines say when something has to happen."""
         busy = self.planner is not None and self.planner.under_way
@@ -240,7 +255,7 @@ class Fetch:
             peers = list(await self._seek())
             self._rng.shuffle(peers)
             now = trio.current_time()
-            for peer in peers:
+            for peer in [] if self._over else peers:
                 name = peer.node_id
                 if len(self._visiting) >= self._settings.holders:
                     break
@@ -274,6 +289,8 @@ class Fetch:
         finally:
             self._visiting.discard(name)
             self._wake.set()
+        if self._over:
+            reason = ""
         planner = self.planner
         if planner is not None and planner.banned(name):
             self._liars[name] = planner.reports[name]

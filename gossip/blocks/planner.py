@@ -51,7 +51,7 @@ class PlannerSettings:
     least_late_s: float = 0.05
     copies: int = 2
     """Requests for one block at once, in the end-game."""
-    most_under_way: int = 64
+    most_under_way: int = 32
     """Requests at once over all holders: each needs the memory of a block."""
 
 

@@ -4,8 +4,8 @@ Answers the calls of `messages` from a `Library`, and runs one bulk pool per fet
 tags. What is asked waits in `turns`, so that fetchers get equal shares and the upload cap holds; a block is read when its turn has come,
 in a thread, and refused if it cannot be had any more.
 
-Invariants: at most `sessions` pools, `sessions_per_peer` with one peer; at most `places` blocks in memory; a fetcher that asks
-for more than its window is refused the surplus; a pool that nobody uses for `IDLE_S` is closed.
+Invariants: at most `sessions` pools, `sessions_per_peer` with one peer, one for an artefact; at most `places` blocks in memory; a fetcher that asks
+for more than twice its window is refused the surplus; a pool that nobody uses for `IDLE_S` is closed.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ IDLE_S: Final = 30.0
 """Without a request a fetcher's pool is closed; it may open another."""
 SEND_S: Final = 330.0
 """For one block, so that a peer that takes nothing does not keep its place for ever. The fetcher's own patience is shorter."""
+SLACK: Final = 2
+"""A fetcher asks for the next block as soon as it has one; here that one counts until its acknowledgement has come."""
 READERS: Final = 4
 """Threads that read blocks."""
 
@@ -77,6 +79,7 @@ class _Session:
     scope: trio.CancelScope
     pool: BulkPool | None = None
     nursery: trio.Nursery | None = None
+    replaced: bool = False
     asked: set[bytes] = attrs.field(factory=set)
 
 
@@ -142,7 +145,12 @@ class BlockServer:
 
     def _open(self, peer: Peer, manifest: Manifest, nonce: bytes) -> Answer:
         settings = self._settings
-        of_peer = sum(session.peer is peer for session in self._sessions)
+        for session in self._sessions:
+            # It begins anew, and may have broken off the last one without a word.
+            if session.peer is peer and session.manifest.id == manifest.id and not session.replaced:
+                session.replaced = True
+                session.scope.cancel()
+        of_peer = sum(session.peer is peer and not session.replaced for session in self._sessions)
         if len(self._sessions) >= settings.sessions or of_peer >= settings.sessions_per_peer:
             return self._refuse(Refusal.BUSY)
         scope = trio.CancelScope(deadline=trio.current_time() + IDLE_S)
@@ -186,7 +194,7 @@ class BlockServer:
             block is not None
             and block < manifest.blocks
             and size == manifest.block_size(block)
-            and len(session.asked) < self._settings.window
+            and len(session.asked) < SLACK * self._settings.window
         )
         name = session.peer.node_id
         if not good or block is None or not self._turns.put(name, (session, block, tag), size):

@@ -213,7 +213,17 @@ def test_the_rendered_file_names_every_key_and_its_default():
     for entry in knobs():
         assert f"\n# {entry.key.partition('.')[2]} = " in text
     sections = re.findall(r"^(?:# )?\[(\w+)\]$", text, re.MULTILINE)
-    assert sections == ["node", "network", "swarm", "limits", "relay", "run", "trainer", "log"]
+    assert sections == [
+        "node",
+        "network",
+        "swarm",
+        "limits",
+        "relay",
+        "run",
+        "trainer",
+        "blocks",
+        "log",
+    ]
     assert parse_config(text.encode()).sources == {}
 
 

@@ -5,19 +5,29 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from node.blocks.tasks import find_task
 from node.cli.client import Client
-from tests.real.cluster import Cluster, Node
+from tests.real.cluster import HERE, TINY, Cluster, Node, at_round, finished
 
 pytestmark = pytest.mark.real
 
 MIB = 1 << 20
 SLOW = bool(os.environ.get("NODED_SLOW"))
-SIZE = (256 if SLOW else 12) * MIB
+SIZE_MIB = 256 if SLOW else 16
+
+
+class Liar(Node):
+    def command(self, *arguments: str) -> list[str]:
+        config = ["--config", str(self.paths.config_file)]
+        return [sys.executable, "-P", str(HERE / "lying.py"), *arguments, *config]
 
 
 def ask(node: Node, path: str, body: dict | None = None) -> dict:
@@ -30,10 +40,8 @@ def well(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout.strip()
 
 
-def connected(count: int):
-    return lambda status: (
-        sum(peer["state"] == "connected" for peer in status["peers"]) >= count
-    )
+def connected(count: int) -> Callable[[dict], bool]:
+    return lambda status: sum(peer["state"] == "connected" for peer in status["peers"]) >= count
 
 
 def test_put_here_get_there(tmp_path: Path) -> None:
@@ -68,3 +76,125 @@ def test_put_here_get_there(tmp_path: Path) -> None:
         assert unreadable.returncode == 2
         assert one.stop() < 10
         assert other.stop() < 10
+
+
+def test_four_holders_one_lies_one_dies_and_the_fetcher_is_killed(tmp_path: Path) -> None:
+    """16 MiB, or with NODED_SLOW=1 256 MiB; each bad block is attributed to who gave it."""
+    file = tmp_path / "artefact.bin"
+    file.write_bytes(random.Random(7).randbytes(SIZE_MIB * MIB))
+    cap = {"blocks__upload_bytes_per_s": SIZE_MIB * MIB // 12}
+    with Cluster(tmp_path / "swarm") as cluster:
+        first = cluster.node("honest", **cap).start()
+        dies = cluster.node("dies", bootstrap=first, **cap).start()
+        third = cluster.node("third", bootstrap=first, **cap).start()
+        liar = cluster.node("liar", bootstrap=first, **cap)
+        liar.__class__ = Liar
+        liar.start()
+        fetcher = cluster.node("fetcher", bootstrap=first).start()
+        holders = [first, dies, third, liar]
+        for node in (*holders, fetcher):
+            node.ready()
+        ids = {well(holder.cli("put", str(file), timeout_s=120)) for holder in holders}
+        (artefact,) = ids
+        names = {node.status()["node"]["id"]: node.name for node in holders}
+        bad: dict[str, int] = {}
+
+        def share(least: float) -> dict:
+            """Look until that much is here."""
+
+            def look() -> dict | None:
+                told = ask(fetcher, "/v1/blocks/get", {"id": artefact, "wait_s": 0.05})
+                assert told["state"] != "failed", told
+                return told if told["done_bytes"] >= least * SIZE_MIB * MIB else None
+
+            return cluster.wait(look, f"{least:.0%} of the artefact", patience_s=180)
+
+        def blame(told: dict) -> None:
+            for holder in told["holders"]:
+                name = names[holder["id"]]
+                assert holder["banned"] == (holder["bad"] > 0)
+                bad[name] = bad.get(name, 0) + holder["bad"]
+
+        blame(share(0.3))
+        fetcher.kill()
+        fetcher.start().ready()
+        rows = ask(fetcher, "/v1/blocks")["artefacts"]
+        assert [row["id"] for row in rows] == [artefact]
+        missing = rows[0]["missing"]
+        assert 0 < missing <= 0.75 * SIZE_MIB, "what had arrived is still there"
+        share(0.6)
+        dies.kill()
+        told = share(1.0)
+        told = cluster.wait(
+            lambda: (
+                told
+                if (told := ask(fetcher, "/v1/blocks/get", {"id": artefact}))["state"] == "done"
+                else None
+            ),
+            "the end",
+        )
+        blame(told)
+        assert sum(holder["blocks"] for holder in told["holders"]) == missing
+        assert bad.pop("liar") >= 1
+        assert not any(bad.values()), "an honest holder was blamed"
+        blamed = ask(fetcher, "/v1/blocks")["bad_blocks"]
+        assert set(map(names.get, blamed)) <= {"liar"}
+        out = tmp_path / "out.bin"
+        well(fetcher.cli("get", artefact, "-o", str(out), timeout_s=120))
+        assert out.read_bytes() == file.read_bytes()
+        if SLOW:
+            print(json.dumps(told, indent=1))
+
+
+TASK = """
+from node.tasks.byte_gpt import ByteGPT
+
+class Own(ByteGPT):
+    name = "own"
+"""
+
+
+def test_code_runs_only_where_it_is_installed_or_approved(tmp_path: Path) -> None:
+    """Three nodes: one has the code, one has other code under that name, one has none."""
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "own_task.py").write_text(TASK)
+    changed = tmp_path / "changed"
+    shutil.copytree(code, changed)
+    (changed / "own_task.py").write_text(TASK + "# not the same\n")
+    with Cluster(tmp_path / "swarm") as cluster:
+        own = {"run__task": "own_task:Own", "run__steps": 400}
+        values = cluster.creates(**own, run__task_settings=TINY, trainer__user_path=str(code))
+        one = cluster.node("one", **values).start()
+        one.until(at_round(1), "a round")
+        task = json.loads(one.file("run.json").read_text())["task_hash"]
+        here = find_task("own_task:Own", str(code))
+        assert here is not None
+        assert task == here.id.hex()
+        none = cluster.node("none", bootstrap=one, **cluster.joins()).start()
+        other = cluster.node(
+            "other",
+            bootstrap=one,
+            **cluster.joins(run__task="own_task:Own", trainer__user_path=str(changed)),
+        ).start()
+        for node, why in ((none, "not installed here"), (other, "differs from the one here")):
+            status = node.until(lambda s: s["run"] and s["run"].get("failure"), "a refusal")
+            assert why in status["run"]["failure"]
+            assert f"noded trust {task}" in json.dumps(status)
+            assert status["trainer"]["pid"] is None
+        refused = none.cli("trust", task)
+        assert refused.returncode == 8
+        assert "class Own(ByteGPT)" in refused.stdout
+        assert "nobody can be asked" in refused.stderr
+        assert not (none.home / "tasks").exists()
+        shown = json.loads(well(none.cli("trust", task, "--show", "--json")))
+        assert [file["path"] for file in shown["files"]] == ["own_task.py"]
+        assert not shown["approved"]
+        well(none.cli("trust", task, "--yes"))
+        none.until(lambda s: s["trainer"]["pid"], "its trainer")
+        states = [node.until(finished, "the end", patience_s=180) for node in (one, none)]
+        assert len({state["run"]["state_sha256"] for state in states}) == 1
+        (kept,) = (none.home / "tasks").iterdir()
+        assert kept.name == task
+        assert [path.name for path in kept.iterdir()] == ["own_task.py"]
+        assert other.status()["trainer"]["pid"] is None

@@ -89,15 +89,24 @@ class World:
     into: bytearray
     sink: ListSink
 
-    def fetch(self, artefact: bytes | None = None, **settings: object) -> Fetch:
+    def fetch(
+        self,
+        artefact: bytes | None = None,
+        *,
+        by: Endpoint | None = None,
+        sink: Sink | None = None,
+        **settings: object,
+    ) -> Fetch:
+        fetcher = by or self.fetcher
+
         async def prepare(_manifest: Manifest, _leaves: list[bytes]) -> Sink:
-            return self.sink
+            return sink or self.sink
 
         async def seek() -> list[Peer]:
-            return list(self.fetcher.peers.values())
+            return list(fetcher.peers.values())
 
         return Fetch(
-            self.fetcher,
+            fetcher,
             self.shelves[0].id if artefact is None else artefact,
             prepare,
             seek,
