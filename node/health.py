@@ -196,7 +196,7 @@ def _trust(facts: Facts) -> list[HealthWarning]:
             Severity.WARNING,
             f"this node's certificate ends in {facts.certificate_days_left:.0f} days, and nobody has renewed it",
             "the member that invited this node has to be connected for a moment; "
-            "or join again with a new invite:  noded join CODE",
+            "or join again with a new invite:  noded join CODE; the swarm's first node:  noded renew",
         )
     ]
 

@@ -1,4 +1,4 @@
-"""The verbs about belonging: `noded init`, `invite`, `join`, `members`, `revoke` and `leave`.
+"""The verbs about belonging: `noded init`, `invite`, `join`, `members`, `renew`, `revoke` and `leave`.
 
 A code is a secret until it is used, and a command line can be seen by everybody on a machine (`ps`) and is kept by shells: so `join`
 reads it from standard input or a file as well, and `invite` prints it, and nothing else, to standard output.
@@ -28,7 +28,7 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 def add_joining_verbs(group: Verbs) -> None:
     """Put the verbs into the command line."""
-    for verb in (init, invite, join, members, revoke, leave):
+    for verb in (init, invite, join, members, renew, revoke, leave):
         group.add_command(verb)
 
 
@@ -371,6 +371,42 @@ def members(history: bool) -> None:
 
     text = history_text if history else members_text
     click.echo(text(answer, settings.style()))
+
+
+@click.command("renew", cls=Verb)
+@click.option(
+    "--root",
+    "root_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The swarm's root key.  [default: swarm-root.key of this node]",
+)
+def renew(root_file: Path | None) -> None:
+    """Renew this node's certificate with the swarm's root key.
+
+    Only certificates that the root key gave need it; those of invited members are renewed by whoever invited them.
+    """
+    from datetime import UTC, datetime
+
+    from node.config import load_config
+    from node.joining.renewing import renew_by_root
+    from transport.trust.chain import YEAR_MS
+
+    settings = current_settings()
+    config = load_config(settings.config).config
+    days_ms = config.swarm.certificate_days * (YEAR_MS // 365)
+    chain = renew_by_root(config.paths, root_file, is_open=config.swarm.open, lifetime_ms=days_ms)
+    if settings.json:
+        settings.print_json(
+            {
+                "schema": "noded.renew/1",
+                "node": str(chain.node_id),
+                "expires_at_ms": chain.leaf.expires_at_ms,
+            }
+        )
+        return
+    ends = datetime.fromtimestamp(chain.leaf.expires_at_ms / 1000, UTC)
+    click.echo(f"renewed   until {ends:%Y-%m-%d}")
+    click.echo("a daemon that runs uses it from its next start on", err=True)
 
 
 @click.command("revoke", cls=Verb)
