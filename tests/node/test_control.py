@@ -280,9 +280,8 @@ async def test_leaving_the_block_ends_a_request_under_way(tmp_path):
 
 async def test_the_client_tells_off_from_slow_from_nonsense(tmp_path):
     path = tmp_path / "c.sock"
-    with pytest.raises(DaemonNotRunning, match="no socket at") as caught:
+    with pytest.raises(DaemonNotRunning, match="no socket at"):
         await call(path, "GET", "/x")
-    assert "noded run" in caught.value.hint
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         with pytest.raises(DaemonNotRunning, match="nobody answers"):
