@@ -13,10 +13,11 @@ import attrs
 from crdt.errors import CrdtError, Forged
 from crdt.statements import Judged, Statements
 from transport.identity import Identity, NodeId
-from transport.trust.chain import Chain
+from transport.trust.chain import Chain, parse_chain
 from transport.trust.refusal import CertificateRefused
 from transport.trust.revocation import MAX_KEPT, Revocation, revoke
 from transport.trust.statement import (
+    CERTIFIED,
     Statement,
     author_of,
     encode_statement,
@@ -24,7 +25,7 @@ from transport.trust.statement import (
     said_at_ms,
     weight_of,
 )
-from transport.trust.trust import Trust
+from transport.trust.trust import Member, Trust
 
 NAME = "swarm"
 """Of the document, among those that are replicated."""
@@ -48,7 +49,7 @@ class SwarmDocument:
     Attributes:
         statements: the replica, to be kept equal with others'.
         on_taken: told of each new statement, as bytes, after it counts.
-        on_revoked: told of each node that somebody has revoked, connected or not.
+        on_revoked: told of each node that a revocation has put out, connected or not.
     """
 
     def __init__(self, trust: Trust) -> None:
@@ -56,6 +57,7 @@ class SwarmDocument:
         self.statements = Statements(self._judge, self._taken)
         self.on_taken: Callable[[bytes], None] = lambda _raw: None
         self.on_revoked: Callable[[NodeId], None] = lambda _node_id: None
+        self._members: tuple[int, frozenset[NodeId]] = (0, frozenset())
         own = trust.own
         if own is not None:
             self.say(own)
@@ -91,6 +93,13 @@ class SwarmDocument:
     def certified(self) -> Iterator[Chain]:
         """All certificates that are known, with those above them, in no particular order."""
         return (each for _, each in self._read() if isinstance(each, Chain))
+
+    def members(self) -> frozenset[NodeId]:
+        """All nodes that a known certificate is for, revoked ones included; costs nothing while nothing is learnt."""
+        version = self.statements.version
+        if self._members[0] != version:
+            self._members = version, frozenset(chain.node_id for chain in self.certified())
+        return self._members[1]
 
     def chains(self) -> dict[NodeId, Chain]:
         """The certificate of each node that runs for longest, by node id; revoked ones included."""
@@ -165,6 +174,31 @@ class SwarmDocument:
 
     def _taken(self, raw: bytes) -> None:
         statement = parse_statement(raw)
-        if isinstance(statement, Revocation) and self.trust.learn(statement):
+        is_news = isinstance(statement, Revocation) and self.trust.learn(statement)
+        if isinstance(statement, Revocation) and is_news and self._puts_out(statement):
             self.on_revoked(statement.subject)
         self.on_taken(raw)
+
+    def _puts_out(self, revocation: Revocation) -> bool:
+        """Whether no known certificate of the subject is left that would be accepted.
+
+        An inviter can certify the key of any member, and revoke that: it is no reason to treat the member as gone.
+        """
+        chain = revocation.chain
+        if chain is None or revocation.by_subject:
+            return True
+        key = chain.leaf.subject
+        for raw in self.statements.statements.values():
+            if raw.startswith(CERTIFIED) and key in raw:  # few are read
+                shown = parse_chain(raw[1:])
+                if shown.leaf.subject == key and self._is_accepted(shown):
+                    return False
+        return True
+
+    def _is_accepted(self, chain: Chain) -> bool:
+        member = Member(chain.node_id, chain.leaf.role, chain.leaf.may_invite, chain)
+        try:
+            self.trust.check_again(member, chain.leaf.issued_at_ms)
+        except CertificateRefused:
+            return False
+        return True

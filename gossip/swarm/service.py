@@ -93,6 +93,10 @@ class SwarmService:
         """All statements that are known, the earliest first."""
         return [entry.statement for entry in self.document.history()]
 
+    def members(self) -> frozenset[NodeId]:
+        """All nodes that a known certificate is for, revoked ones included."""
+        return self.document.members()
+
     def say(self, statement: Statement) -> bool:
         """Add a statement, act on it and pass it on; returns whether it was new. Never blocks.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Protocol
 
@@ -20,7 +20,7 @@ import trio
 from node.control import Handlers
 from node.errors import NodedError, Refused, UsageError
 from node.joining import lan
-from node.joining.book import chains_by_node, find_member, history_rows, member_rows
+from node.joining.book import find_member, history_rows, member_rows
 from node.joining.code import ISSUER_BYTES
 from node.joining.facts import SwarmFacts
 from node.joining.service import Joining, Surroundings, open_joining
@@ -48,6 +48,10 @@ class Statements(Protocol):
 
     def all(self) -> Iterable[Statement]:
         """Those that are known, in no order."""
+        ...
+
+    def members(self) -> Collection[NodeId]:
+        """Nodes that a known certificate is for; cheap, since strangers can make us ask."""
         ...
 
     def say(self, statement: Statement) -> object:
@@ -233,7 +237,7 @@ def _finder(
     """Where a node may be whose id begins so: by its full id, if it is a member that we know of."""
 
     async def find(half: bytes) -> list[tuple[NodeId, list[Address]]]:
-        known = [node for node in chains_by_node(statements.all()) if node[:ISSUER_BYTES] == half]
+        known = [node for node in statements.members() if node[:ISSUER_BYTES] == half]
         found: list[tuple[NodeId, Iterable[str]]] = []
         with trio.move_on_after(FIND_S):
             if known:

@@ -3,7 +3,7 @@
 Idea: every certificate and every revocation is a signed statement that proves itself (`transport.trust.statement`), so the list of
 members and their history are a function of a set of statements, the same on every node that holds the same set. Pure.
 
-Who counts as out is what `transport.trust.trust` would say of the node's newest chain; a member whose issuer was revoked is out with it,
+Who counts as out is what `transport.trust.trust` would say of all the node's chains, or of the newest if none holds; a member whose issuer was revoked is out with it,
 unless its certificate was kept.
 """
 
@@ -55,8 +55,16 @@ def member_rows(
     statements = list(statements)
     first = _first_certified(each for each in statements if isinstance(each, Chain))
     here = frozenset(connected)
+    by_node: dict[NodeId, list[Chain]] = {}
+    for each in statements:
+        if isinstance(each, Chain):
+            by_node.setdefault(each.node_id, []).append(each)
     rows = []
-    for node_id, chain in chains_by_node(statements).items():
+    for node_id, newest in chains_by_node(statements).items():
+        # The newest that holds: anybody who may invite can certify a member's key once more, and revoke that.
+        chain = next(
+            (each for each in _latest(by_node[node_id]) if _holds(each, check_again)), newest
+        )
         state, why = "member", ""
         try:
             check_again(chain)
@@ -134,6 +142,18 @@ def find_member(wanted: str, statements: Iterable[Statement], names: Mapping[Nod
             hint="noded members lists them; an id, the unique start of one, or a name will do",
         )
     return chains[meant[0]]
+
+
+def _latest(chains: Iterable[Chain]) -> list[Chain]:
+    return sorted(chains, key=lambda each: (each.leaf.issued_at_ms, each.raw), reverse=True)
+
+
+def _holds(chain: Chain, check_again: CheckAgain) -> bool:
+    try:
+        check_again(chain)
+    except CertificateRefused:
+        return False
+    return True
 
 
 def _first_certified(chains: Iterable[Chain]) -> dict[NodeId, int]:

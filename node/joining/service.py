@@ -318,13 +318,14 @@ class Joining:
         for node_id, peer in around.endpoint.peers.items():
             if request.is_for(node_id):
                 return peer
-        if any(request.is_for(node_id) for node_id in around.trust.revoked):
-            raise _IssuerRevoked
         for node_id, addresses in await around.find(request.issuer):
             try:
                 return await around.endpoint.connect(addresses, expected=node_id)
             except TransportError as error:
                 _log.debug("the issuer %s is not reached: %s", node_id.short, error)
+        # Only now: that somebody has revoked it says nothing while it is still a member by others' word.
+        if any(request.is_for(node_id) for node_id in around.trust.revoked):
+            raise _IssuerRevoked
         raise _Unreachable
 
     def _bootstrap(self) -> Iterable[Address]:

@@ -120,3 +120,20 @@ async def test_a_certificate_in_the_middle_of_its_time_is_not_renewed():
     with pytest.raises(RemoteCallFailed, match="last third"):
         await service._answer(bob, b"")
     assert len(service.document.statements) == 2
+
+
+def test_a_member_by_others_word_is_not_treated_as_gone():
+    """An inviter certifies Bob's key and revokes that: nobody's table forgets Bob; when Alice revokes him, all do."""
+    founder, other = member_chain(ALICE, may_invite=True), member_chain(MALLORY, may_invite=True)
+    document = SwarmDocument(Trust(SWARM.id))
+    gone = []
+    document.on_revoked = gone.append
+    shown = invited_chain(ALICE, founder, BOB)
+    document.say(shown)
+    document.say(said(MALLORY, BOB, invited_chain(MALLORY, other, BOB)))
+    assert gone == []
+    document.say(said(ALICE, BOB, shown))
+    assert gone == [BOB.node_id]
+    assert document.members() == {each.node_id for each in (ALICE, BOB, MALLORY)}
+    before = document.members()
+    assert document.members() is before

@@ -17,9 +17,10 @@ from tests.node.joining.people import (
     CAROL,
     EVE,
     NOW_MS,
+    ROOT,
     SWARM_ID,
 )
-from transport.trust.chain import certify
+from transport.trust.chain import certify, certify_by_root
 from transport.trust.revocation import Revocation, revoke
 from transport.trust.trust import Member, Trust
 
@@ -175,3 +176,19 @@ rows = st.lists(
 def test_odd_answers_still_render(answer):
     for render in (members_text, history_text, invites_text):
         assert isinstance(render(answer), str)
+
+
+def test_a_certificate_forced_upon_a_member_and_revoked_changes_nothing_in_the_book():
+    """Eve, who may invite, certifies Bob's key as an observer's, dated later, and revokes that."""
+    eves = certify_by_root(
+        ROOT,
+        subject=EVE.public_key,
+        role="trainer",
+        may_invite=True,
+        serial=bytes(16),
+        now_ms=NOW_MS,
+    )
+    forced = below(EVE, eves, BOB, 90)
+    _, rows = book(CAROLS, eves, forced, gone(EVE, forced, 95))
+    bob = rows[str(BOB.node_id)]
+    assert (bob["state"], bob["inviter"]) == ("member", str(ALICE.node_id))
