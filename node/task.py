@@ -210,18 +210,18 @@ def load_approved(entry: str, folder: str) -> type[Task]:
     sys.path.append(folder)  # never before ours: approved code must not hide other modules
     try:
         loaded = importlib.import_module(module)
+        origin = Path(loaded.__file__ or "").resolve()
+        if not origin.is_relative_to(Path(folder).resolve()):
+            raise UnknownTask(
+                f"the approved task {entry!r} is hidden by an installed module of that name ({origin})",
+                hint="uninstall that one, or ask for a run whose task has another name",
+            )
         found = getattr(loaded, attribute)
     except (ImportError, AttributeError) as error:
         raise UnknownTask(
             f"the approved task {entry!r} cannot be imported: {error}",
             hint="it may need libraries that are not installed here",
         ) from error
-    origin = Path(loaded.__file__ or "")
-    if not origin.resolve().is_relative_to(Path(folder).resolve()):
-        raise UnknownTask(
-            f"the approved task {entry!r} is hidden by an installed module of that name ({origin})",
-            hint="uninstall that one, or ask for a run whose task has another name",
-        )
     return _checked(found, entry)
 
 

@@ -81,7 +81,8 @@ def test_put_here_get_there(tmp_path: Path) -> None:
 def test_four_holders_one_lies_one_dies_and_the_fetcher_is_killed(tmp_path: Path) -> None:
     """16 MiB, or with NODED_SLOW=1 256 MiB; each bad block is attributed to who gave it."""
     file = tmp_path / "artefact.bin"
-    file.write_bytes(random.Random(7).randbytes(SIZE_MIB * MIB))
+    rng = random.Random(7)
+    file.write_bytes(b"".join(rng.randbytes(MIB) for _ in range(SIZE_MIB)))
     cap = {"blocks__upload_bytes_per_s": SIZE_MIB * MIB // 12}
     with Cluster(tmp_path / "swarm") as cluster:
         first = cluster.node("honest", **cap).start()
