@@ -160,9 +160,12 @@ class Belonging:
         own = self.trust.own
         announced = False
         if own is not None and self.endpoint.peers:
-            self._say_revoked(own, reason="", keeps_all=True)
+            with suppress(
+                NodedError
+            ):  # whoever wants to go goes, also where there is no room to say so
+                self._say_revoked(own, reason="", keeps_all=True)
+                announced = True
             await trio.sleep(GOODBYE_S)  # what is said leaves with the next turn of each connection
-            announced = True
         self.stop()
         return 200, {"schema": "noded.leave/1", "announced": announced}
 

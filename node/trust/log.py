@@ -23,8 +23,8 @@ from transport.durable import replace_file
 
 __all__ = ["TrustLog"]
 
-MAX_LOG_BYTES: Final = 64 << 20
-"""Four documents of the largest size: beyond it, the file is written anew with what counts."""
+MAX_LOG_BYTES: Final = 32 << 20
+"""Two documents of the largest size, all of which is verified at a start: beyond it, the file is written anew with what counts."""
 _MAGIC: Final = b"noded-trust-1\n"
 _PIECE: Final = struct.Struct(">H4s")
 

@@ -3,6 +3,7 @@
 import random
 from types import SimpleNamespace
 
+import attrs
 import pytest
 
 from gossip.swarm.document import SwarmDocument
@@ -77,3 +78,13 @@ async def test_a_revocation_keeps_the_newest_certificates_by_their_hashes(autoju
     document.say(below)
     assert (await revoke(asked))[1]["kept"] == 1
     assert document.trust.check(below.raw, guest.public_key, 0)
+
+
+async def test_leaving_needs_nobodys_room(autojump_clock, monkeypatch):
+    monkeypatch.setattr(trust_module, "MAX_REVOKED_SHARE", 0)
+    stopped = []
+    _, asked = belonging(MALLORY, SHOWN)
+    asked = attrs.evolve(asked, stop=lambda: stopped.append(True))
+    asked.endpoint.peers[ALICE.node_id] = None
+    assert (await asked._answer_leave(None))[1]["announced"] is False
+    assert stopped == [True]
