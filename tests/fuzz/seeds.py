@@ -20,6 +20,8 @@ from dht.messages import (
     Refused,
     Store,
 )
+from gossip.blocks import messages as block_messages
+from gossip.blocks.manifest import FileEntry, Manifest
 from gossip.collective.messages import Abort, Begin
 from gossip.collective.messages import encode as encode_gossip
 from gossip.membership import messages as membership
@@ -32,6 +34,7 @@ from node.run.manifest import RunManifest
 from tests.fuzz import CORPUS
 from tests.fuzz.targets import (
     ALICE,
+    ARTEFACT,
     BOB,
     CHAIN,
     FIRST,
@@ -312,6 +315,32 @@ def seeds() -> dict[str, list[bytes]]:
             b"[limits]\nmax_pears = 3",
             b"[a",
             b"x = 1e999",
+        ],
+        "artefact-manifest": [
+            b"\0" + ARTEFACT.raw,
+            b"\0" + ARTEFACT.raw + bytes(96),
+            b"\x90" + bytes((0, 40, 0)) + b"\1",
+            b"\xa0" + bytes((0, 120, 0x20)) + b"../",
+            b"\0" + Manifest.describe("task", [FileEntry("own.py", 5)], [KEY], entry="own:Own").raw,
+        ],
+        "block-message": [
+            pack(message)
+            for message in (
+                block_messages.GetManifest(KEY),
+                block_messages.GetPage(KEY, 3),
+                block_messages.Have(KEY),
+                block_messages.Open(KEY, KEY[:16]),
+                block_messages.Data(b"\xff\xf0"),
+                block_messages.Opened(16),
+                block_messages.Refused(block_messages.Refusal.BUSY),
+            )
+        ]
+        + [block_messages.block_tag(5, 7), b"\xff\xe0"],
+        "approvals": [
+            b'{"schema":"noded.approved-tasks/1","approved":{"'
+            + b"ab" * 32
+            + b'":{"entry":"own:Own","files":["own.py"],"at":5}}}',
+            b'{"schema":"noded.approved-tasks/1","approved":{}}',
         ],
         "manifest": [
             b"{}",

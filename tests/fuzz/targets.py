@@ -23,9 +23,16 @@ from dht.contact import sane_address, split_address
 from dht.errors import InvalidRecord
 from dht.messages import Answer, Query, from_hints
 from dht.record import SignedRecord, check, make_record
+from gossip.blocks import messages as block_messages
+from gossip.blocks.bitmap import pack_bits, unpack_bits
+from gossip.blocks.errors import InvalidArtefact
+from gossip.blocks.manifest import FileEntry, Manifest
+from gossip.blocks.merkle import BLOCK_BYTES
 from gossip.collective.messages import decode_message_untrusted
 from gossip.collective.messages import encode as encode_gossip
 from gossip.membership import messages as membership
+from node.blocks.approvals import FILE_NAME as APPROVALS_FILE
+from node.blocks.approvals import Approvals
 from node.config import load_config
 from node.control import ControlServer
 from node.errors import NodedError
@@ -598,6 +605,54 @@ def manifest(data: bytes) -> None:
     with contextlib.suppress(NodedError, msgspec.ValidationError):
         value = RunManifest.from_json(data)
         assert RunManifest.from_map(value.to_map()) == value
+
+
+# Artefacts
+
+
+LEAVES = [bytes([number]) * 32 for number in range(3)]
+ARTEFACT = Manifest.describe(
+    "folder", [FileEntry("a/b", 2 * BLOCK_BYTES), FileEntry("c", 5)], LEAVES
+)
+
+
+@target
+def artefact_manifest(data: bytes) -> None:
+    """A manifest that is believed unpacks to plain files below one folder, and its lists of hashes are its own."""
+    mode, data = data[:1], data[1:]
+    raw = data if mode < b"\x80" else edited(ARTEFACT.raw, data)
+    with contextlib.suppress(InvalidArtefact):
+        manifest = Manifest.decode(raw)
+        assert Manifest.decode(manifest.raw) == manifest
+        assert sum(entry.size for entry in manifest.files) == manifest.size
+        for entry in manifest.files:
+            path = Path("/folder", entry.path)
+            assert Path("/folder") in path.parents
+            assert ".." not in path.parts
+        with contextlib.suppress(InvalidArtefact):
+            assert len(manifest.check_leaves(data)) == manifest.blocks
+
+
+@target
+def block_message(data: bytes) -> None:
+    """What a fetcher asks, what a holder answers, and which blocks it says it has."""
+    for type_ in (block_messages.Request, block_messages.Answer):
+        with contextlib.suppress(MalformedMessage):
+            message = decode_untrusted(data, type_)
+            assert decode_untrusted(pack(message), type_) == message
+    block_messages.read_tag(data)
+    blocks = 8 * len(data) - (data[0] % 8 if data else 0)
+    with contextlib.suppress(InvalidArtefact):
+        assert pack_bits(unpack_bits(data, blocks)) == data
+
+
+@target
+def approvals(data: bytes) -> None:
+    """The list of approved code, whatever has become of the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, APPROVALS_FILE).write_bytes(data)
+        with contextlib.suppress(NodedError):
+            assert all(len(bytes.fromhex(task)) == 32 for task in Approvals(Path(folder)).all())
 
 
 class FakeClient:

@@ -199,3 +199,34 @@ def test_code_runs_only_where_it_is_installed_or_approved(tmp_path: Path) -> Non
         assert kept.name == task
         assert [path.name for path in kept.iterdir()] == ["own_task.py"]
         assert other.status()["trainer"]["pid"] is None
+
+
+def metrics(node: Node) -> list[dict]:
+    file = node.file("metrics.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def test_who_joins_late_has_the_state_from_all_and_trains_in_the_next_round(tmp_path: Path) -> None:
+    """Three members train; a fourth comes, is handed the state by all three, and ends with the same parameters."""
+    with Cluster(tmp_path / "swarm") as cluster:
+        values = cluster.gated(cluster.creates(run__steps=48), 12)
+        first = cluster.node("first", **values).start()
+        joins = cluster.gated(cluster.joins(), 12)
+        members = [first, *(cluster.node(f"m{n}", bootstrap=first, **joins) for n in (1, 2))]
+        for member in members[1:]:
+            member.start()
+        for member in members:
+            member.until(at_round(2), "two rounds")
+        late = cluster.node("late", bootstrap=first, **joins).start()
+        synced = cluster.wait(
+            lambda: next((p for p in metrics(late) if p["kind"] == "synced"), None), "the state"
+        )
+        assert synced["round"] >= 1
+        cluster.open_gate(1000)
+        states = [node.until(finished, "the end", patience_s=180) for node in (*members, late)]
+        assert len({state["run"]["state_sha256"] for state in states}) == 1
+        rounds = [point for point in metrics(late) if point["kind"] == "round"]
+        # Training began with the state that came, not with one that was waited for after it.
+        assert rounds[0]["round"] <= synced["round"] + 2
+        assert rounds[0]["members"] >= 3
+        print(f"training {rounds[0]['t'] - synced['t']:.1f} s after its state had come")
