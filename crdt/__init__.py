@@ -16,6 +16,11 @@ The signed document of a run:
 * `entry`: one signed statement, linked to the writer's last. `evidence`: proof of two stories.
 * `part`: one writer's fields. `ledger`: all writers', bounded, leased. `verifier`: what it may cost.
 * `record`: what the fields say. `rules`: who may say it. `state`: `RunState`, the document.
+
+The document of a swarm, `statements`: a set that only grows, of statements that prove themselves.
+
+Beneath both:
+
 * `wire`: checks on what strangers send, and the one canonical encoding that digests use.
 * `errors`: `CrdtError` and its kinds; nothing else escapes from this room.
 

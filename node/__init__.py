@@ -7,8 +7,20 @@ Two processes make a node. The *daemon* (`node.daemon`, trio, never torch) holds
 run's state; the *trainer* (`node.training.worker`, or a script of yours with `node.join`) computes. The command
 line (`node.cli.main`) is a third, short-lived one that imports neither.
 
-Cores: `health`, `manifest`, `trainer_messages`, `errors`. Drivers: `daemon`, `control`, `trainer`,
-`systemd`. Errors: `node.errors.NodedError` and the frozen exit codes.
+Folders:
+    run        one run, the daemon's side; `training` is the trainer's, `tasks` what can be trained
+    joining    invites and newcomers; `trust` is what this node shows and whom it refuses
+    blocks     artefacts: kept, given, fetched, approved
+    cli        the `noded` command; `local` is `noded local`, a swarm on one machine
+
+Beside them:
+    schema, config, config_text                          the configuration: its keys, how it is loaded, and as text
+    paths, keys, initialise, private_socket              what is in the data directory, and for nobody else's eyes
+    daemon, control, systemd, log, status, health        the daemon, and how it can be asked how it is
+    probe, traffic, pinging, netcheck, reach_report, punch_trial, relay_budget    what it knows of itself and of the network
+    trainer_messages, shared_buffer, task                what daemon and trainer share
+
+Errors: `node.errors.NodedError` and the frozen exit codes.
 
 Importing this package imports nothing but the standard library's `importlib`: the names below are loaded
 when they are first used, so `import node` is instant and pulls in neither trio nor torch.

@@ -1,1 +1,1 @@
-"""The protocols that noded brings along; each is one plug-in of `gossip.protocol`."""
+"""The protocols that noded brings along, `diloco` and `averaging`; each is one plug-in of `gossip.protocol`."""

@@ -1,1 +1,1 @@
-"""Tasks that come with noded; trainer-side code, the only one beside the session that sees torch."""
+"""Tasks that come with noded (`byte_gpt`); trainer-side code, the only one beside the session that sees torch."""
