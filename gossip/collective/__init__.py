@@ -3,5 +3,5 @@
 Sans-IO: `epoch` (with `epoch_events`, `formation`, `former`, `lineage`, `standing`, `operation`, `certificate`, `messages`) agrees on who takes part and on the outcome of each
 operation. Drivers: `ring` over `ring_links` reduces, `handover` brings a member up to date, `group` ties them to the run's members.
 
-The folder `formats` holds the wire formats: how values become bytes.
+The folder `formats` holds the wire formats: how values become bytes; `algorithms` cores that are not driven yet.
 """
