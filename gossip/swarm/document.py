@@ -7,6 +7,7 @@ Invariants: only statements that `Trust` has verified are in; nothing is ever ta
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 import attrs
 
@@ -91,7 +92,7 @@ class SwarmDocument:
         return [Entry(at_ms, each) for at_ms, _, each in sorted(found, key=lambda row: row[:2])]
 
     def certified(self) -> Iterator[Chain]:
-        """All certificates that are known, with those above them, in no particular order."""
+        """All certificates that are known, with those above them, in the order in which this node learnt them."""
         return (each for _, each in self._read() if isinstance(each, Chain))
 
     def members(self) -> frozenset[NodeId]:
@@ -110,6 +111,18 @@ class SwarmDocument:
             if known is None or rank > (known.leaf.expires_at_ms, known.raw):
                 found[chain.node_id] = chain
         return dict(sorted(found.items()))
+
+    def issued_by(self, issuer: NodeId, now_ms: int) -> list[bytes]:
+        """Marks of the certificates that a member has issued and that are not over: the 64 that this node learnt first.
+
+        Who has stolen a key dates what it signs as it likes, but it cannot make us have heard of it earlier than of what the owner had signed.
+        """
+        marks = (
+            chain.leaf.mark
+            for chain in self.certified()
+            if chain.leaf.issuer_id == issuer and chain.leaf.expires_at_ms > now_ms
+        )
+        return list(islice(marks, MAX_KEPT))
 
     def revocation(
         self,
@@ -132,12 +145,7 @@ class SwarmDocument:
         Raises:
             UsageError: this key may not revoke that node.
         """
-        issued = [
-            (chain.leaf.issued_at_ms, chain.leaf.mark)
-            for chain in self.certified()
-            if chain.leaf.issuer_id == subject
-        ]
-        kept = [mark for _, mark in sorted(issued, reverse=True)[:MAX_KEPT]]
+        kept = self.issued_by(subject, at_ms)
         shown = self._shown_above(revoker, subject)
         return revoke(
             revoker,

@@ -97,6 +97,10 @@ class SwarmService:
         """All nodes that a known certificate is for, revoked ones included."""
         return self.document.members()
 
+    def issued_by(self, issuer: NodeId, now_ms: int) -> list[bytes]:
+        """Marks of certificates that a revocation of `issuer` should keep; see `SwarmDocument.issued_by`."""
+        return self.document.issued_by(issuer, now_ms)
+
     def say(self, statement: Statement) -> bool:
         """Add a statement, act on it and pass it on; returns whether it was new. Never blocks.
 

@@ -32,7 +32,7 @@ from transport.identity import NodeId
 from transport.trust.certificate import ROLES
 from transport.trust.chain import YEAR_MS, Chain
 from transport.trust.refusal import CertificateRefused
-from transport.trust.revocation import MAX_KEPT, Revocation, revoke
+from transport.trust.revocation import Revocation, revoke
 from transport.trust.statement import Statement
 from transport.trust.trust import Member, Trust
 
@@ -52,6 +52,10 @@ class Statements(Protocol):
 
     def members(self) -> Collection[NodeId]:
         """Nodes that a known certificate is for; cheap, since strangers can make us ask."""
+        ...
+
+    def issued_by(self, issuer: NodeId, now_ms: int) -> list[bytes]:
+        """Marks of the certificates that a revocation of `issuer` should keep."""
         ...
 
     def say(self, statement: Statement) -> object:
@@ -147,7 +151,8 @@ class Belonging:
         if chain.node_id == self.endpoint.node_id:
             raise UsageError("that is this node itself", hint="noded leave gives its membership up")
         chain = self._below_us(chain, statements)
-        kept = [] if asked.get("all_below") is True else _issued_by(chain, statements)
+        keep = asked.get("all_below") is not True
+        kept = self.statements.issued_by(chain.node_id, time.time_ns() // 1_000_000) if keep else []
         self._say_revoked(chain, reason=reason, kept=kept)
         return 200, {
             "schema": "noded.revoke/1",
@@ -219,19 +224,6 @@ class Belonging:
         names = {node_id: peer.name for node_id, peer in self.endpoint.peers.items()}
         names[self.endpoint.node_id] = self.own_name
         return names
-
-
-def _issued_by(chain: Chain, statements: Iterable[Statement]) -> list[bytes]:
-    """Marks of the certificates that a member has issued, the newest 64."""
-    issued = [
-        each.leaf
-        for each in statements
-        if isinstance(each, Chain)
-        and each.above is not None
-        and each.above.node_id == chain.node_id
-    ]
-    issued.sort(key=lambda leaf: leaf.issued_at_ms)
-    return list(dict.fromkeys(leaf.mark for leaf in issued))[-MAX_KEPT:]
 
 
 def _finder(

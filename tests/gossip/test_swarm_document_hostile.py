@@ -137,3 +137,31 @@ def test_a_member_by_others_word_is_not_treated_as_gone():
     assert document.members() == {each.node_id for each in (ALICE, BOB, MALLORY)}
     before = document.members()
     assert document.members() is before
+
+
+@pytest.mark.parametrize("dated_ms", [0, 10**12])
+def test_a_thief_s_certificates_push_no_honest_one_out_of_what_is_kept(dated_ms):
+    founder = member_chain(ALICE, may_invite=True)
+    bobs = invited_chain(ALICE, founder, BOB, may_invite=True)
+    guest = invited_chain(BOB, bobs, CAROL)
+    document = SwarmDocument(Trust(SWARM.id, founder.raw))
+    document.say(guest)
+    for number in range(70):
+        made_up = Identity.from_seed(random.Random(number).randbytes(32))
+        document.say(
+            certify(
+                BOB,
+                bobs,
+                subject=made_up.public_key,
+                role="trainer",
+                serial=bytes(16),
+                now_ms=dated_ms + number,
+            )
+        )
+    again = SwarmDocument(Trust(SWARM.id, founder.raw))
+    again.load(document.statements.statements.values())  # as the log has them
+    for each in (document, again):
+        word = each.revocation(ALICE, BOB.node_id, at_ms=NOW_MS)
+        assert guest.leaf.mark in word.kept
+        each.say(word)
+        assert each.trust.check(guest.raw, CAROL.public_key, NOW_MS)

@@ -26,7 +26,9 @@ def belonging(who=ALICE, own=FOUNDER):
     document = SwarmDocument(Trust(SWARM.id, own.raw))
     document.say(SHOWN)
     statements = SimpleNamespace(
-        all=lambda: [entry.statement for entry in document.history()], say=document.say
+        all=lambda: [entry.statement for entry in document.history()],
+        say=document.say,
+        issued_by=document.issued_by,
     )
     endpoint = SimpleNamespace(identity=who, node_id=who.node_id, peers={})
     return document, Belonging(
