@@ -3,13 +3,14 @@
 Problem: guessing a 128-bit secret is hopeless, but each refusal costs a signature, and each request that is passed on a call. Idea: a
 token bucket for each source, and one for all of them together, since a source that was forgotten has a full budget again.
 
-Invariant: at most `MAX_SOURCES` are remembered; the one that asked longest ago is forgotten first.
+Invariant: at most `MAX_SOURCES` are remembered (`transport.budget.accounts`).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from transport.budget.accounts import Accounts
 from transport.budget.rates import TokenBucket
 
 __all__ = ["SourceBudget"]
@@ -26,10 +27,9 @@ class SourceBudget:
     """
 
     def __init__(self, *, per_minute: int, all_per_minute: int) -> None:
-        self._per_minute = per_minute
         self._all_per_minute = all_per_minute
         self._all: TokenBucket | None = None
-        self._sources: dict[str, TokenBucket] = {}
+        self._sources: Accounts[str] = Accounts(per_minute / 60, per_minute, most=MAX_SOURCES)
 
     def __len__(self) -> int:
         return len(self._sources)
@@ -43,10 +43,4 @@ class SourceBudget:
         """
         if self._all is None:
             self._all = TokenBucket(self._all_per_minute / 60, self._all_per_minute, now)
-        bucket = self._sources.pop(source, None)
-        if bucket is None:
-            bucket = TokenBucket(self._per_minute / 60, self._per_minute, now)
-            if len(self._sources) >= MAX_SOURCES:
-                del self._sources[next(iter(self._sources))]
-        self._sources[source] = bucket
-        return bucket.take(1, now) and self._all.take(1, now)
+        return self._sources.take(source, now) and self._all.take(1, now)

@@ -90,16 +90,16 @@ async def test_other_names_do_not_make_a_name_new_again(autojump_clock: object) 
     limits = Limits(max_peers=8)
     async with lone(limits) as (_, puncher):
         now = trio.current_time()
-        assert [puncher._budget(Relayed(2).node_id, now).take(1, now) for _ in range(4)] == [
+        assert [puncher._followed.take(Relayed(2).node_id, now) for _ in range(4)] == [
             *([True] * FOLLOW_BURST),
             False,
         ]
         for number in range(3, 3 + KNOWN_PER_PEER * limits.max_peers - 1):
-            puncher._budget(Relayed(number).node_id, now)
-        assert not puncher._budget(Relayed(2).node_id, now).take(1, now)
+            puncher._followed.of(Relayed(number).node_id, now)
+        assert not puncher._followed.take(Relayed(2).node_id, now)
         assert len(puncher._followed) == KNOWN_PER_PEER * limits.max_peers
         for number in range(1000, 1100):
-            puncher._budget(Relayed(number).node_id, now)
+            puncher._followed.of(Relayed(number).node_id, now)
         assert len(puncher._followed) == KNOWN_PER_PEER * limits.max_peers
 
 

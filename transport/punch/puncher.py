@@ -16,7 +16,6 @@ never harms the relayed connection.
 """
 
 import ipaddress
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
@@ -24,6 +23,7 @@ from typing import Final
 import trio
 
 from transport.address import Address
+from transport.budget.accounts import Accounts
 from transport.budget.rates import TokenBucket
 from transport.endpoint import Endpoint
 from transport.identity import NodeId
@@ -88,7 +88,9 @@ class Puncher:
         self._interfaces = interfaces
         self._coordinating: dict[NodeId, PunchRun] = {}  # at most one per peer
         self._following: dict[NodeId, PunchRun] = {}  # bounded by MAX_FOLLOWED
-        self._followed: OrderedDict[NodeId, TokenBucket] = OrderedDict()  # KNOWN_PER_PEER * peers
+        self._followed: Accounts[NodeId] = Accounts(
+            1 / FOLLOW_AGAIN_S, FOLLOW_BURST, most=KNOWN_PER_PEER * endpoint.limits.max_peers
+        )
         self._followed_all = TokenBucket(
             1 / FOLLOW_ALL_AGAIN_S, FOLLOW_ALL_BURST, trio.current_time()
         )
@@ -196,16 +198,6 @@ class Puncher:
             return EndReason.CROSSED
         if node_id in self._following or len(self._following) >= MAX_FOLLOWED:
             return EndReason.BUSY
-        if not self._budget(node_id, now).take(1, now) or not self._followed_all.take(1, now):
+        if not self._followed.take(node_id, now) or not self._followed_all.take(1, now):
             return EndReason.BUSY
         return None
-
-    def _budget(self, node_id: NodeId, now: float) -> TokenBucket:
-        """The sessions that a peer may have us follow."""
-        budget = self._followed.get(node_id)
-        if budget is None:
-            budget = self._followed[node_id] = TokenBucket(1 / FOLLOW_AGAIN_S, FOLLOW_BURST, now)
-        self._followed.move_to_end(node_id)
-        while len(self._followed) > KNOWN_PER_PEER * self.endpoint.limits.max_peers:
-            self._followed.popitem(last=False)
-        return budget

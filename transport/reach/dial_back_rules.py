@@ -12,13 +12,11 @@ request of about the same size, so there is nothing to amplify.
 "failed" and "refused" differ: only the former says something about the address.
 
 Invariants: decoders raise `MalformedMessage` only; in any 60 seconds at most the configured numbers are let through; at most
-`max_known` askers are remembered, and forgetting one never lifts the limit of all.
+`max_known` askers, and as many networks, are remembered, and forgetting one never lifts the limit of all.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
@@ -26,6 +24,7 @@ import attrs
 import msgspec
 
 from transport.address import Address
+from transport.budget.accounts import Accounts
 from transport.budget.admission import source_of
 from transport.budget.rates import TokenBucket
 from transport.codec import decode_untrusted, pack
@@ -139,7 +138,7 @@ class DialBackLimits:
     dial_s: float = 8.0
     """Longest dial, handshake included (seconds): a SYN and three more, which bears 5 % of loss easily."""
     max_known: int = 1024
-    """Askers and networks remembered (count)."""
+    """Askers remembered, and as many networks (count)."""
 
     def __attrs_post_init__(self) -> None:
         if any(not value > 0 for value in attrs.astuple(self)):
@@ -154,8 +153,13 @@ class DialBackGate:
 
     def __init__(self, limits: DialBackLimits, now: float) -> None:
         self.limits = limits
-        self._all = self._bucket(limits.per_minute, now)
-        self._known: OrderedDict[Hashable, TokenBucket] = OrderedDict()  # least recently used first
+        self._all = TokenBucket(*_halves(limits.per_minute), now)
+        self._askers: Accounts[NodeId] = Accounts(
+            *_halves(limits.per_asker_per_minute), most=limits.max_known
+        )
+        self._networks: Accounts[str] = Accounts(
+            *_halves(limits.per_network_per_minute), most=limits.max_known
+        )
         self._busy: set[NodeId] = set()  # bounded by limits.at_once
 
     def enter(self, asker: NodeId, host: str, now: float) -> str:
@@ -164,8 +168,8 @@ class DialBackGate:
         if asker in self._busy or len(self._busy) >= limits.at_once:
             return "busy with other dial-backs; ask again later"
         buckets = (
-            self._of(("asker", asker), limits.per_asker_per_minute, now),
-            self._of(("network", source_of(host)), limits.per_network_per_minute, now),
+            self._askers.of(asker, now),
+            self._networks.of(source_of(host), now),
             self._all,
         )
         if any(bucket.level(now) < 1 for bucket in buckets):
@@ -181,19 +185,11 @@ class DialBackGate:
 
     @property
     def known(self) -> int:
-        """Entries held; never above `max_known`."""
-        return len(self._known)
+        """Askers or networks held, whichever are more; never above `max_known`."""
+        return max(len(self._askers), len(self._networks))
 
-    def _of(self, key: Hashable, per_minute: int, now: float) -> TokenBucket:
-        bucket = self._known.get(key)
-        if bucket is None:
-            bucket = self._known[key] = self._bucket(per_minute, now)
-        self._known.move_to_end(key)
-        while len(self._known) > self.limits.max_known:
-            self._known.popitem(last=False)
-        return bucket
 
-    @staticmethod
-    def _bucket(per_minute: int, now: float) -> TokenBucket:
-        burst = max(1.0, per_minute // 2)
-        return TokenBucket(max(per_minute - burst, 0.5) / 60, burst, now)
+def _halves(per_minute: int) -> tuple[float, float]:
+    """Rate per second and burst: half of a minute's number may come at once."""
+    burst = max(1.0, per_minute // 2)
+    return max(per_minute - burst, 0.5) / 60, burst

@@ -12,9 +12,9 @@ accounts are at most MAX_SOURCES. An account is forgotten with the process, and 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Final
 
+from transport.budget.accounts import Accounts
 from transport.budget.rates import TokenBucket
 from transport.relay.settings import RelaySettings
 
@@ -46,8 +46,9 @@ class Budget:
         self._share = NETWORK_SHARE * most
         self._share_of_reserve = NETWORK_SHARE * self._reserve
         self._small = min(SMALL_BYTES, self._share_of_reserve)
-        self._refill_s = settings.budget_s
-        self._accounts: OrderedDict[str, TokenBucket] = OrderedDict()  # bounded by MAX_SOURCES
+        self._accounts: Accounts[str] = Accounts(
+            self._share / settings.budget_s, self._share, most=MAX_SOURCES
+        )
 
     @property
     def known_networks(self) -> int:
@@ -65,7 +66,7 @@ class Budget:
         """
         ready_at = [self._all.ready_at(self._small, now)]
         for network in networks:
-            account = self._accounts.get(network)
+            account = self._accounts.remembered(network)
             if account is not None:
                 ready_at.append(account.ready_at(self._kept_back(now) + self._small, now))
         return max(ready_at) - now
@@ -79,7 +80,7 @@ class Budget:
             carried: by the same circuit before.
             now: monotonic seconds.
         """
-        account = self._account(network, now)
+        account = self._accounts.of(network, now)
         if self.left(now) < self._reserve and carried + count > self._small:
             return False
         if account.level(now) < self._kept_back(now) + count or not self._all.take(count, now):
@@ -90,13 +91,3 @@ class Budget:
         """What a network must leave in its account: while the reserve is used, all but its share of that."""
         in_reserve = self.left(now) < self._reserve
         return self._share - self._share_of_reserve if in_reserve else 0.0
-
-    def _account(self, network: str, now: float) -> TokenBucket:
-        account = self._accounts.get(network)
-        if account is None:
-            while len(self._accounts) >= MAX_SOURCES:
-                self._accounts.popitem(last=False)
-            account = TokenBucket(self._share / self._refill_s, self._share, now)
-            self._accounts[network] = account
-        self._accounts.move_to_end(network)
-        return account

@@ -20,12 +20,12 @@ node that is gone; sources remembered for their request rate are at most MAX_SOU
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from typing import Any
 
 import attrs
 
-from transport.budget.rates import TokenBucket
+from transport.budget.accounts import Accounts
 from transport.errors import UsageError
 from transport.identity import NodeId
 from transport.limits import source_of
@@ -169,7 +169,11 @@ class Ledger:
         self._circuits_of: Counter[NodeId] = Counter()  # ends at a node
         self._circuits_from: Counter[str] = Counter()  # source -> circuits asked for
         self._circuits_between: Counter[tuple[str, NodeId]] = Counter()  # from a source to a node
-        self._requests: OrderedDict[str, TokenBucket] = OrderedDict()  # bounded by MAX_SOURCES
+        self._requests: Accounts[str] = Accounts(
+            settings.requests_per_source_per_s,
+            settings.requests_per_source_burst,
+            most=MAX_SOURCES,
+        )
         self._all = Tab(settings.bytes_per_s, settings.burst_bytes, now)
         self._budget = Budget(settings, now, spent_bytes=spent_bytes)
         self._carried = 0
@@ -353,15 +357,7 @@ class Ledger:
     # Requests and budget
 
     def _ask(self, source: str, now: float) -> Refusal | None:
-        settings = self.settings
-        bucket = self._requests.get(source)
-        if bucket is None:
-            while len(self._requests) >= MAX_SOURCES:
-                self._requests.popitem(last=False)
-            bucket = self._requests[source] = TokenBucket(
-                settings.requests_per_source_per_s, settings.requests_per_source_burst, now
-            )
-        self._requests.move_to_end(source)
+        bucket = self._requests.of(source, now)
         if not bucket.take(1.0, now):
             return Refusal(Reason.RATE, bucket.ready_at(1.0, now) - now)
         return None
