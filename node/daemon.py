@@ -46,7 +46,7 @@ from node.joining.facts import load_facts, with_known_members
 from node.paths import ensure_private_dir
 from node.pinging import measure, whom
 from node.probe import LagProbe
-from node.reach_report import daemon_netcheck, last_punch
+from node.reach_report import daemon_netcheck, last_punch, refused_advice
 from node.relay_budget import keep_spent, load_spent
 from node.run.run import open_run_service
 from node.run.state import state_document
@@ -320,7 +320,9 @@ class _Daemon:
         return 200, {"schema": "noded.metrics-history/1", "points": points}
 
     async def _answer_netcheck(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
-        return 200, daemon_netcheck(self._up.reach, self._up.dht.bootstrap_status())
+        refusal = self._up.standing.own_refusal(self._up.endpoint.identity)
+        report = daemon_netcheck(self._up.reach, self._up.dht.bootstrap_status())
+        return 200, report | refused_advice(refusal)
 
     async def _answer_state(self, _body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
         run = self._up.run

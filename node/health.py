@@ -66,7 +66,7 @@ class Facts:
     """Of those that did not: the address and why."""
     peers_connected: int = 0
     peers_lost: Sequence[tuple[str, str]] = ()
-    """Peers that were members and are gone: (name, reason)."""
+    """Peers that were active in the run and are gone, not revoked ones: (name, reason)."""
     refused_wrong_swarm: int = 0
     """Handshakes refused because the other side has another swarm key."""
     run: str | None = None
@@ -222,7 +222,8 @@ def _network(facts: Facts) -> list[HealthWarning]:
                 "if they are yours, give them this swarm's key; otherwise ignore them",
             )
         )
-    if settled and facts.peers_connected == 0:
+    refused = bool(facts.certificate_refusal)  # then nobody is there, for that reason
+    if settled and facts.peers_connected == 0 and not refused:
         if facts.bootstrap_configured and facts.bootstrap_reached == 0:
             found.append(
                 HealthWarning(
@@ -245,11 +246,11 @@ def _network(facts: Facts) -> list[HealthWarning]:
                 )
             )
     lost = ""
-    if facts.peers_lost:
+    if facts.peers_lost and not refused:
         shown = ", ".join(f"{name} ({reason})" for name, reason in facts.peers_lost[:3])
         more = len(facts.peers_lost) - 3
         lost = f"lost {shown}" + (f" and {more} more" if more > 0 else "")
-    if facts.quorum_missing and not facts.run_finished:
+    if facts.quorum_missing and not facts.run_finished and not refused:
         found.append(
             HealthWarning(
                 "quorum-missing",

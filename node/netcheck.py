@@ -21,7 +21,7 @@ from node import keys
 from node.errors import NodedError, first_error
 from node.joining.facts import with_known_members
 from node.punch_trial import try_punch
-from node.reach_report import SCHEMA, no_trial, reach_report
+from node.reach_report import SCHEMA, no_trial, reach_report, refused_advice
 from node.schema import Config
 from node.trust.membership import SwarmStanding, load_standing
 from transport.address import Address
@@ -119,6 +119,7 @@ async def _look(
             "daemon": False,
             "bootstrap_failures": failures,
             "punch_trial": await _trial(reach, dht, run),
+            **refused_advice(None if standing is None else standing.own_refusal(identity)),
         }
 
 

@@ -105,9 +105,7 @@ async def _connect(parts: Parts, node_id: NodeId, row: dict[str, Any] | None, fi
         who = "" if row is not None else f"{node_id.short}: "
         raise PeerNotReachable(
             f"{gone}{who}nobody in the swarm says where it is now",
-            hint="start it again if it is yours; it is found by itself once it is back"
-            if row is not None
-            else "is the node running, and in this swarm? `noded id` there prints its id",
+            hint=_what_next(row),
         )
     with trio.move_on_after(REACH_S):
         try:
@@ -115,6 +113,15 @@ async def _connect(parts: Parts, node_id: NodeId, row: dict[str, Any] | None, fi
         except TransportError as error:
             raise PeerNotReachable(f"{gone}{error}", hint=error.hint) from None
     raise TimedOut(f"{gone}{node_id.short} was not reached within {REACH_S:.0f} s")
+
+
+def _what_next(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "is the node running, and in this swarm? `noded id` there prints its id"
+    reason = row["reason"] or ""
+    if "certificate is refused" in reason or "not a member any more" in reason:
+        return "noded members --history says who was revoked, when and why"
+    return "start it again if it is yours; it is found by itself once it is back"
 
 
 def _gone(row: dict[str, Any], node_id: NodeId) -> str:

@@ -15,6 +15,7 @@ from transport.nat.portmap import PortMapper
 from transport.punch.upgrader import PunchRecord
 from transport.reach.diagnosis import diagnose
 from transport.reach.reach import Reach
+from transport.trust.refusal import CertificateRefused
 
 SCHEMA: Final = "noded.netcheck/1"
 
@@ -40,6 +41,13 @@ def daemon_netcheck(reach: Reach, bootstrap: Mapping[str, str]) -> dict[str, Any
         "bootstrap_failures": {at: reason for at, reason in bootstrap.items() if reason},
         "punch_trial": trial,
     }
+
+
+def refused_advice(refusal: CertificateRefused | None) -> dict[str, str]:
+    """What takes the place of the report's advice where no address and no router is to blame; nothing without a refusal."""
+    if refusal is None:
+        return {}
+    return {"advice": f"other members refuse this node: {refusal}; {refusal.hint}".rstrip("; ")}
 
 
 def last_punch(reach: Reach, node_id: NodeId) -> dict[str, Any] | None:

@@ -369,7 +369,9 @@ def _facts(parts: Parts) -> Facts:
         peers_lost=[
             (lost.name or node.short, lost.reason)
             for node, lost in sorted(endpoint.lost.items())
-            if node not in endpoint.peers and _standing(run, node) == "active"
+            if node not in endpoint.peers
+            and _standing(run, node) == "active"
+            and not parts.standing.trust.is_revoked(node)
         ],
         refused_wrong_swarm=sum(
             count for reason, count in endpoint.counters.items() if "wrong-swarm" in reason

@@ -30,7 +30,7 @@ __all__ = ["Settings", "Verb", "Verbs", "current_settings"]
 
 
 _COMMAND: Final = re.compile(
-    r"\bnoded(?= (?:init|run|status|peers|ping|netcheck|state|stop|config|invite|members|revoke|leave)\b)"
+    r"\bnoded(?= (?:init|join|run|status|peers|ping|netcheck|state|stop|config|invite|members|revoke|leave|put|get|trust)\b)"
 )
 """A command that is about a node, in a sentence."""
 
@@ -105,8 +105,8 @@ def _global_options() -> list[click.Parameter]:
         option("--json", dest="json", is_flag=True, help="Print JSON."),
         option("--config", dest="config", type=path, help="Configuration file.", metavar="PATH"),
         option("--socket", dest="socket", type=path, help="Control socket.", metavar="PATH"),
-        option("-q", "--quiet", dest="quiet", count=True, help="Say less."),
-        option("-v", "--verbose", dest="verbose", count=True, help="Say more."),
+        option("-q", "--quiet", dest="quiet", count=True, show_default=False, help="Say less."),
+        option("-v", "--verbose", dest="verbose", count=True, show_default=False, help="Say more."),
         option("--no-color", dest="no_color", is_flag=True, help="No colours (also: NO_COLOR)."),
         option(
             "--timeout",

@@ -268,15 +268,23 @@ def invite(
 
     until = when(answer.get("expires_ms"))
     who = "one machine" if uses == 1 else f"{uses} machines"
+    there = "There:  noded join CODE      and then:  noded run\n"
+    if local:
+        there = (
+            "noded join CODE --preset local --listen 127.0.0.1:PORT --config FOLDER/noded.toml\n"
+            "and then:  noded run --config FOLDER/noded.toml      with a port and a folder of its own\n"
+        )
     click.echo(
-        f"\nlets {who} join as {role} until {until}; whoever has it can, so keep it private.\n"
-        "There:  noded join CODE      and then:  noded run\n"
+        f"\nlets {who if not local else 'one more node of this machine' if uses == 1 else f'{uses} nodes of this machine'}"
+        f" join as {role} until {until}; whoever has it can, so keep it private.\n{there}"
         f"It asks {', '.join(map(str, answer.get('addresses') or []))}, and this node has to run to say yes.",
         err=True,
     )
 
 
-@click.command("join", cls=Verb)
+@click.command(
+    "join", cls=Verb, short_help="Make this machine a member, with a CODE from `noded invite`."
+)
 @click.argument("code", nargs=-1)
 @click.option(
     "--file", "file", type=click.File("r"), metavar="PATH", help="Read the code from a file."
@@ -309,10 +317,11 @@ def join(
     from node.joining.enter import enter
 
     settings = current_settings()
+    values = _values(assignments, name, listen, advertise, run_name)
     joined = enter(
         find_config(settings.config),
         _code_text(code, file),
-        values=_values(assignments, name, listen, advertise, run_name),
+        values=values,
         preset=preset,
         patience_s=settings.timeout_s,
     )
@@ -340,7 +349,11 @@ def join(
         f"files     {joined.config.parent}\n" + settings.aim("start     noded run")
     )
     if joined.config_kept:
-        click.echo(f"kept the configuration that was there: {joined.config}", err=True)
+        unused = " (options of this command about it were not used)" if values else ""
+        click.echo(
+            f"kept the configuration that was there{unused}; change it with an editor: {joined.config}",
+            err=True,
+        )
 
 
 def _code_text(code: tuple[str, ...], file: Any) -> str:
@@ -350,12 +363,23 @@ def _code_text(code: tuple[str, ...], file: Any) -> str:
             raise click.UsageError("a code and --file exclude each other")
         return str(file.read(MAX_CODE_CHARACTERS))
     if code == ("-",):
-        return sys.stdin.read(MAX_CODE_CHARACTERS)
+        return _typed_code() if sys.stdin.isatty() else sys.stdin.read(MAX_CODE_CHARACTERS)
     if not code:
         raise click.UsageError(
             "which code? `noded join CODE`, or `noded join -` to read it from standard input"
         )
     return " ".join(code)
+
+
+def _typed_code() -> str:
+    """A code pasted into a terminal, perhaps in several lines: an empty one ends it."""
+    click.echo("paste the code, then press Enter twice", err=True)
+    lines: list[str] = []
+    while (line := sys.stdin.readline(MAX_CODE_CHARACTERS)).strip() or (line and not lines):
+        lines.append(line)
+        if sum(map(len, lines)) > MAX_CODE_CHARACTERS:
+            break
+    return "".join(lines)
 
 
 @click.command("members", cls=Verb)
@@ -409,7 +433,7 @@ def renew(root_file: Path | None) -> None:
     click.echo("a daemon that runs uses it from its next start on", err=True)
 
 
-@click.command("revoke", cls=Verb)
+@click.command("revoke", cls=Verb, short_help="End NODE's membership for good.")
 @click.argument("node")
 @click.option("--reason", default="", metavar="TEXT", help="Kept in the swarm's history.")
 @click.option("--all-below", is_flag=True, help="Also those whom that node has invited.")
@@ -431,7 +455,7 @@ def revoke(node: str, reason: str, all_below: bool) -> None:
         )
 
 
-@click.command("leave", cls=Verb)
+@click.command("leave", cls=Verb, short_help="Leave the swarm; this node's keys are removed.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def leave(yes: bool) -> None:
     """Leave the swarm: stop the daemon, give the membership up, remove its keys.
@@ -460,8 +484,8 @@ def leave(yes: bool) -> None:
     click.echo(f"kept      {', '.join(left.kept) or 'nothing'}")
     if not left.announced:
         click.echo(
-            "the other members were not told: ask one of them for `noded revoke` "
-            f"{left.node_id or 'of this node'} if its key may have been copied",
+            "the other members were not told; if this node's key may have been copied, let one of those "
+            f"above it run:  noded revoke {left.node_id or 'ID-OF-THIS-NODE'}",
             err=True,
         )
     if "swarm-root.key" in left.kept:

@@ -200,7 +200,7 @@ def stop(no_wait: bool) -> None:
 
 @cli.command("id")
 def show_id() -> None:
-    """This node's id and its swarm's; needs no daemon."""
+    """This node's id; with --json its swarm's, too. Needs no daemon."""
     from node import keys
     from node.cli.client import data_dir_of
     from node.paths import node_paths
@@ -240,7 +240,7 @@ def _overrides(assignments: Sequence[str]) -> dict[str, str]:
     return overrides
 
 
-@cli.command()
+@cli.command(short_help="Run the daemon in the foreground.")
 @_set_option
 @click.option("--parent-pid", type=int, hidden=True, help="End when this process ends.")
 def run(assignments: tuple[str, ...], parent_pid: int | None) -> None:
@@ -268,7 +268,10 @@ def run(assignments: tuple[str, ...], parent_pid: int | None) -> None:
         raise SystemExit(code)
 
 
-@cli.command(context_settings={"show_default": True})
+@cli.command(
+    context_settings={"show_default": True},
+    short_help="Several nodes on this machine train one model.",
+)
 @click.option("--peers", type=click.IntRange(1, 64), default=4, help="Nodes to start.")
 @click.option("--steps", type=click.IntRange(min=1), default=8000, help="Local steps of each node.")
 @click.option("--every", type=click.IntRange(min=1), default=32, help="Local steps in a round.")
@@ -380,7 +383,7 @@ def config_explain(key: str | None) -> None:
         click.echo("\n\n".join(map(explain, chosen)))
 
 
-@cli.command()
+@cli.command(short_help="Print a completion script for SHELL.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the script that makes SHELL complete verbs, options and peer names.

@@ -39,11 +39,24 @@ def _complete_peer(_ctx: click.Context, _param: click.Parameter, incomplete: str
     return [name for name in names if name.startswith(incomplete)]
 
 
-@click.command("ping", cls=Verb)
+@click.command("ping", cls=Verb, short_help="Round trip to PEER, and over which path.")
 @click.argument("peer", shell_complete=_complete_peer)
-@click.option("-c", "--count", type=click.IntRange(1, 10_000), default=3, show_default=True)
 @click.option(
-    "--interval", type=click.FloatRange(0, 3600), default=1.0, show_default=True, metavar="S"
+    "-c",
+    "--count",
+    type=click.IntRange(1, 10_000),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="How many pings.",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(0, 3600),
+    default=1.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds between two pings.",
 )
 @click.option(
     "--until-direct", is_flag=True, help="Go on until the path is direct; 5 if --timeout is over."
@@ -120,7 +133,9 @@ def _why_relayed(answer: dict[str, Any], settings: Settings) -> str:
     return "\n".join([*lines, "noded netcheck says what this node's network allows"])
 
 
-@click.command("netcheck", cls=Verb)
+@click.command(
+    "netcheck", cls=Verb, short_help="Can others reach this node, and what to do if not."
+)
 @click.option(
     "--every",
     type=click.FloatRange(min=0.1, max=86400),

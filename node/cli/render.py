@@ -243,7 +243,7 @@ def peers_text(
         elif peer.get("address"):
             path += f" {_text(peer.get('address'), 60)}"
         if state in {"lost", "left"}:
-            path = f"({_text(peer.get('reason'), 60)})" if peer.get("reason") else "(no reason)"
+            path = f"({_text(peer.get('reason'), 44)})" if peer.get("reason") else "(no reason)"
         rows.append(
             [
                 short_id(peer.get("id")),
@@ -306,7 +306,7 @@ def _relay_line(relay: Mapping[str, Any]) -> str:
 
 def _run_lines(run: Mapping[str, Any]) -> list[str]:
     if not run:
-        return ["run      none"]
+        return ["run      none (run.name in noded.toml names one)"]
     total = run.get("rounds_total")
     rounds = f"round {number(run.get('round'))}" + (f" of {number(total)}" if total else "")
     parts = [f"run      {_text(run.get('name'))}", rounds]
@@ -338,6 +338,11 @@ def _trainer_lines(status: Mapping[str, Any], usual_socket: str) -> list[str]:
             "idle",
         }:
             return []
+        if not status.get("run"):
+            return []
+        role = _map(_map(status.get("swarm")).get("certificate")).get("role")
+        if role in {"observer", "relay"}:
+            return [f"trainer  none: this node's certificate makes it {role}"]
         name = _text(_map(status.get("run")).get("name"))
         lines = [f'trainer  waiting for a script on this machine with node.join("{name}", ...)']
         socket = _text(trainer.get("socket"), 200)

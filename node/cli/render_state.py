@@ -38,7 +38,7 @@ def state_text(document: Mapping[str, Any], style: Style | None = None) -> str:
         style.word(printable(str(document.get("run") or UNKNOWN), NAME), "bold"),
         f"document {_hash(document.get('document'))}",
         f"digest {_hash(document.get('digest'))}",
-        f"{number(document.get('writers'))} writers",
+        f"{number(document.get('writers'))} writer{'' if document.get('writers') == 1 else 's'}",
         human_bytes(document.get("bytes")),
     ]
     lines = ["  ".join(head), ""]

@@ -20,7 +20,7 @@ def add_state_verb(group: Verbs) -> None:
     group.add_command(state)
 
 
-@click.command("state", cls=Verb)
+@click.command("state", cls=Verb, short_help="What the members of the run say.")
 @click.option("--key", type=click.Choice(KEYS), help="Only this field.")
 def state(key: str | None) -> None:
     """What the members of the run say, as this node knows it: values, authors, clocks, leases."""

@@ -77,7 +77,7 @@ class InvalidCode(NodedError):
         super().__init__(
             f"not an invite code: {why}",
             hint=hint
-            or "copy all of it, from `ni-` to the last character, as `noded invite` printed it",
+            or "copy all of it, from `ni-` to the last character, as it was printed on the other machine",
         )
 
 

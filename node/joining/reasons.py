@@ -54,12 +54,12 @@ _TEXTS: Final[dict[Reason, tuple[str, str, ExitCode]]] = {
     ),
     Reason.EXPIRED: (
         "this invite has expired",
-        "ask for a new code; `noded invite --expires 7d` makes one that lasts longer",
+        "ask for a new code; --expires 7d there makes one that lasts longer",
         ExitCode.REFUSED,
     ),
     Reason.USED_UP: (
         "this invite has been used up: another node joined with it",
-        "ask for a new code; `noded members` shows its issuer who came in with this one",
+        "ask for a new code; who came in with this one is shown to its issuer under members",
         ExitCode.REFUSED,
     ),
     Reason.WRONG_SECRET: (

@@ -72,6 +72,12 @@ class SwarmStanding:
         return self.trust.refusal_of(self.trust.chain, identity.public_key, wall_ms())
 
 
+def _say_refusal(standing: SwarmStanding, identity: Identity) -> None:
+    """To the log, where somebody looks who wonders why a node has gone quiet."""
+    if refusal := standing.own_refusal(identity):
+        _log.error("other members refuse this node: %s", refusal)
+
+
 def load_standing(paths: NodePaths, identity: Identity, section: SwarmSection) -> SwarmStanding:
     """Read what a node needs before it may listen.
 
@@ -79,6 +85,11 @@ def load_standing(paths: NodePaths, identity: Identity, section: SwarmSection) -
         NodedError: a file is missing or damaged.
         Refused: the certificate is of another swarm or another node.
     """
+    if not os.path.lexists(paths.swarm_key):
+        raise NodedError(
+            f"the node in {paths.data_dir} is in no swarm",
+            hint="join one:  noded join CODE      or make one:  noded init --force",
+        )
     swarm = keys.load_swarm(paths.swarm_key)
     if swarm.is_open != section.open:
         wanted, found = ("open", "closed") if section.open else ("closed", "open")
@@ -150,8 +161,14 @@ async def keep_membership(
             _log.warning("%s is no member any more and was disconnected", node_id.short)
             forget(node_id)
 
+        def revoked(node_id: NodeId) -> None:
+            if node_id == endpoint.node_id:
+                _say_refusal(standing, endpoint.identity)
+            forget(node_id)
+
         service.on_expelled = expelled
-        standing.document.on_revoked = forget
+        standing.document.on_revoked = revoked
+        _say_refusal(standing, endpoint.identity)
         service.on_renewed = writer.note_chain
         nursery.start_soon(writer.run)
         try:

@@ -96,6 +96,19 @@ def test_many_lost_peers_are_one_warning():
     assert warning.text.endswith("and 7 more")
 
 
+def test_a_refused_node_is_told_that_and_not_what_follows_from_it():
+    facts = Facts(
+        uptime_s=100.0,
+        certificate_refusal="the node was revoked",
+        bootstrap_configured=1,
+        bootstrap_reached=0,
+        peers_lost=[("one", "refused")],
+        run="demo",
+        quorum_missing=True,
+    )
+    assert [warning.code for warning in assess(facts)] == ["certificate-refused"]
+
+
 def test_a_bootstrap_address_says_why_it_is_silent():
     silent = Facts(
         uptime_s=100,

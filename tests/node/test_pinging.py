@@ -130,6 +130,20 @@ async def test_of_one_that_is_gone_since_when_and_why_is_said(parts):
     assert caught.value.hint == "try"
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "closed by the peer: your certificate is refused: the node was revoked",
+        "closed here: not a member any more: the node was revoked",
+    ],
+)
+async def test_nobody_is_told_to_start_a_revoked_node_again(parts, reason):
+    parts.endpoint.lost[SHED] = LostPeer(reason, trio.current_time() - 41, "shed", AT)
+    with pytest.raises(PeerNotReachable) as caught:
+        await whom(parts, "shed", nowhere)
+    assert "noded members --history" in caught.value.hint
+
+
 async def test_a_search_and_a_dial_that_do_not_end_are_ended(parts, autojump_clock):
     async def never(*_arguments, **_more):
         await trio.sleep_forever()

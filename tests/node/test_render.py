@@ -95,6 +95,21 @@ def test_a_node_that_waits_for_a_script_says_how_to_start_it():
         assert "node.join" not in status_text(other)
 
 
+def test_a_node_that_may_only_look_on_is_not_said_to_wait_for_a_script():
+    trainer = {"state": "none", "auto": False, "socket": "/a/trainer.sock"}
+    looking_on = {
+        **STATUS,
+        "state": "joining",
+        "trainer": trainer,
+        "swarm": {"certificate": {"role": "observer"}},
+    }
+    assert (
+        status_text(looking_on).splitlines()[3]
+        == "trainer  none: this node's certificate makes it observer"
+    )
+    assert "node.join" not in status_text({**looking_on, "run": None, "swarm": {}})
+
+
 def test_peers_are_aligned_columns_and_lost_ones_keep_their_reason():
     lines = peers_text(STATUS["peers"]).splitlines()
     assert lines[0].split() == [

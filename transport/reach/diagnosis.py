@@ -90,7 +90,7 @@ def diagnose(facts: Facts) -> Diagnosis:
         return Diagnosis(
             Standing.ISOLATED,
             "no peer has connected, and this node was given nobody to connect to",
-            "name this node in network.bootstrap of another one, or another one here",
+            "let another machine join: noded invite prints a code for it; or name a node of this swarm in network.bootstrap",
         )
     if facts.peers == 0:
         return Diagnosis(

@@ -303,7 +303,10 @@ def certify(
             hint="let the member that invited this node make the invite",
         )
     if ROLES.index(role) > ROLES.index(own.role):
-        raise UsageError(f"this node is {own.role} itself and cannot make anybody {role}")
+        raise UsageError(
+            f"this node is {own.role} itself and cannot make anybody {role}",
+            hint=f"make the invite with --role {own.role}, or let another member make it",
+        )
     if may_invite and len(issuer_chain.certificates) == MAX_CERTIFICATES - 1:
         raise UsageError(
             "members that this node invites are too far from the swarm's creator to invite others",

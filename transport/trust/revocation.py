@@ -167,7 +167,12 @@ def revoke(
         verify_revocation(revocation, swarm_id)
     except CertificateRefused as error:
         raise UsageError(
-            f"this key may not revoke {subject.short}: {error}",
+            f"this key may not revoke {subject.short}: "
+            + (
+                "it does not stand above it"
+                if error.refusal is Refusal.BROKEN_CHAIN
+                else str(error)
+            ),
             hint="the swarm's root key may, and who stands above the node in its chain of invites",
         ) from None
     return revocation

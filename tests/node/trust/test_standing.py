@@ -150,6 +150,12 @@ def test_a_certificate_that_can_never_be_right_is_refused_at_the_start(place, ch
         load_standing(paths, identity, SwarmSection())
 
 
+def test_a_node_that_is_in_no_swarm_is_told_how_to_enter_one(tmp_path):
+    with pytest.raises(NodedError, match="is in no swarm") as caught:
+        load_standing(node_paths(tmp_path), OTHER, SwarmSection())
+    assert "noded join CODE" in caught.value.hint
+
+
 def test_without_a_certificate_there_is_no_start(place):
     paths, identity = place
     paths.certificate.unlink()
