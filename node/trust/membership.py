@@ -192,7 +192,7 @@ class _Writer:
         standing.document.on_taken = self._note
 
     def _note(self, raw: bytes) -> None:
-        self._news.append(raw)  # bounded by the document
+        self._news.append(raw)  # until the next flush, that of a failing disk included
         self._wake.set()
 
     def note_chain(self, chain: Chain) -> None:
@@ -222,6 +222,8 @@ class _Writer:
             if str(error) != self._failed:
                 _log.error("%s", error)
             self._failed = str(error)
+            # The next attempt writes all that counts: one piece of news is enough to remember that there is something to write.
+            del self._news[: max(0, len(news) - 1)]
             return
         self._failed = ""
         del self._news[: len(news)]

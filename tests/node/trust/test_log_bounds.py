@@ -1,7 +1,10 @@
 """The log of statements stays within its bound while one process runs, and never goes on behind what it cannot read."""
 
+from types import SimpleNamespace
+
 from node.trust import log as log_module
 from node.trust.log import TrustLog
+from node.trust.membership import _Writer
 
 
 def test_it_is_written_anew_when_it_grows_beyond_its_bound_in_one_life(tmp_path, monkeypatch):
@@ -25,3 +28,23 @@ def test_bytes_of_something_else_are_replaced_and_not_added_to(tmp_path):
     assert log.read() == []
     log.append([b"one"], [b"one"])
     assert TrustLog(path).read() == [b"one"]
+
+
+async def test_a_disk_that_takes_nothing_makes_no_list_grow_and_loses_nothing(tmp_path):
+    """Who may invite can say new things for ever, each in place of an older one."""
+    path = tmp_path / "missing" / "log"
+    held: dict[int, bytes] = {}
+    document = SimpleNamespace(
+        statements=SimpleNamespace(statements=held), on_taken=lambda _raw: None
+    )
+    standing = SimpleNamespace(document=document, log=TrustLog(path), unwritten=list)
+    writer = _Writer(standing)
+    for number in range(50):
+        held[number % 4] = b"%d" % number
+        document.on_taken(held[number % 4])
+        await writer.flush()
+        assert len(writer._news) <= 2
+    path.parent.mkdir()
+    await writer.flush()
+    assert not writer._news
+    assert sorted(TrustLog(path).read()) == sorted(held.values())
