@@ -13,7 +13,7 @@ from typing import Any, Final
 import trio
 
 from node.errors import PeerNotReachable, TimedOut, UsageError
-from node.status import Parts, peer_rows
+from node.status import LEFT_THE_SWARM, Parts, peer_rows
 from transport.address import Address
 from transport.errors import TransportError
 from transport.identity import NodeId
@@ -119,8 +119,8 @@ def _what_next(row: dict[str, Any] | None) -> str:
     if row is None:
         return "is the node running, and in this swarm? `noded id` there prints its id"
     reason = row["reason"] or ""
-    if "certificate is refused" in reason or "not a member any more" in reason:
-        return "noded members --history says who was revoked, when and why"
+    if "certificate is refused" in reason or reason.startswith(("revoked", LEFT_THE_SWARM)):
+        return "noded members --history says who left or was revoked, when and why"
     return "start it again if it is yours; it is found by itself once it is back"
 
 

@@ -40,6 +40,7 @@ GOODBYES: Final = frozenset({CloseCode.LEAVING, CloseCode.IDLE})
 """Why a connection ends when nothing is wrong: the other node stops, or nobody used it."""
 
 
+LEFT_THE_SWARM: Final = "it left the swarm"
 _GONE: Final = frozenset({MemberState.LEFT, MemberState.LOST})
 
 
@@ -236,9 +237,12 @@ def peer_rows(parts: Parts) -> list[dict[str, Any]]:
         for node, peer in sorted(endpoint.peers.items())
         if node not in given_up
     ]
+    revoked = parts.standing.trust.revoked
     for node, lost in sorted(endpoint.lost.items()):
         if node in endpoint.peers:
             continue
+        out = revoked.get(node, ())
+        by_itself = any(each.by_subject for each in out)
         member = parts.membership.member(node)
         gone = member is not None and member.state in _GONE
         left = _said_goodbye(run, node, lost) or (
@@ -249,14 +253,20 @@ def peer_rows(parts: Parts) -> list[dict[str, Any]]:
                 **_progress_fields(progress.get(bytes(node))),
                 "id": str(node),
                 "name": lost.name,
-                "state": "left" if left else "lost",
+                "state": "left" if left or by_itself else "lost",
                 "path": None,
                 "address": str(lost.address),
                 "rtt_s": None,
                 "bytes_sent": None,
                 "bytes_received": None,
                 "last_seen_s": round(now - lost.at, 1),
-                "reason": member.reason if gone and member is not None else lost.reason,
+                "reason": LEFT_THE_SWARM
+                if by_itself
+                else f"revoked: {out[0].reason}".rstrip(": ")
+                if out
+                else member.reason
+                if gone and member is not None
+                else lost.reason,
             }
         )
     rows += [

@@ -165,6 +165,8 @@ def how_to_start(
     config = config_flag or (Path(named) if named else data_dir / CONFIG_NAME)
     if not os.path.lexists(config):
         return "this node is not set up yet:  noded init      and then:  noded run"
+    if data_dir.is_dir() and not os.path.lexists(data_dir / "swarm.key"):
+        return "this node is in no swarm:  noded join CODE      and then:  noded run"
     start = "start it:  noded run"
     if config_flag is None and not named:
         home = Path(environ.get("HOME") or "/")

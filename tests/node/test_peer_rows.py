@@ -29,11 +29,12 @@ def member(node, state: MemberState) -> MemberView:
     return MemberView(node, "m", state, 0.0, f"it is {state}", 1, True, 0.0)
 
 
-def parts(peers, members, lost=()) -> SimpleNamespace:
+def parts(peers, members, lost=(), revoked=()) -> SimpleNamespace:
     views = {view.node_id: view for view in members}
     return SimpleNamespace(
         endpoint=SimpleNamespace(peers=peers, lost=dict(lost)),
         run=None,
+        standing=SimpleNamespace(trust=SimpleNamespace(revoked=dict(revoked))),
         membership=SimpleNamespace(members=lambda: members, member=views.get),
     )
 
@@ -53,3 +54,20 @@ async def test_a_member_that_was_given_up_is_lost_while_its_connection_still_wai
         assert rows[str(LOFT)]["state"] == "lost"
         assert rows[str(LOFT)]["reason"] == "it is lost"
         assert rows[str(LOFT)]["path"] is None
+
+
+async def test_who_left_the_swarm_has_left_and_who_was_revoked_is_lost_for_that_reason():
+    gone = SimpleNamespace(name="m", reason="closed here", address="x", at=0.0, goodbye=None)
+    said = [
+        (BARN, (SimpleNamespace(by_subject=True, reason=""),)),
+        (LOFT, (SimpleNamespace(by_subject=False, reason="stolen"),)),
+        (SHED, (SimpleNamespace(by_subject=False, reason=""),)),
+    ]
+    lost = [(node, gone) for node in (BARN, LOFT, SHED)]
+    rows = {row["id"]: row for row in peer_rows(parts({}, [], lost, said))}
+    shown = [(rows[str(node)]["state"], rows[str(node)]["reason"]) for node, _ in lost]
+    assert shown == [
+        ("left", "it left the swarm"),
+        ("lost", "revoked: stolen"),
+        ("lost", "revoked"),
+    ]
