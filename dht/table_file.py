@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from dht.saved import MAX_SAVED_BYTES, InvalidSaved
-from transport.durable import replace_file_in_thread
+from transport.durable import replace_file
 
 _limiter = trio.CapacityLimiter(1)  # one small file, now and then
 
@@ -33,7 +33,9 @@ async def write_table(path: Path, data: bytes) -> None:
     Raises:
         OSError: the disk is full, or the like; the old file is still there.
     """
-    await replace_file_in_thread(path, data)
+    await trio.to_thread.run_sync(
+        replace_file, path, data, limiter=_limiter, abandon_on_cancel=True
+    )
 
 
 def _read(path: Path) -> bytes | None:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from node.errors import NodedError, Refused
+from transport.durable import replace_file, sync_folder
 
 if TYPE_CHECKING:
     from node.paths import NodePaths
@@ -300,7 +301,7 @@ def create_secret(path: Path, data: bytes) -> None:
             os.link(temporary, path)  # unlike rename(2), it never replaces
         finally:
             temporary.unlink()
-        _sync_directory(path.parent)
+        sync_folder(path.parent)
     except FileExistsError:
         raise KeyExists(
             f"there is a key at {path} already, and keys are never overwritten",
@@ -314,8 +315,6 @@ def create_secret(path: Path, data: bytes) -> None:
 
 
 def _replace(path: Path, data: bytes, what: str) -> None:
-    from transport.durable import replace_file
-
     try:
         replace_file(path, data)
     except OSError as error:
@@ -323,14 +322,6 @@ def _replace(path: Path, data: bytes, what: str) -> None:
             f"cannot write the {what} {path}: {error.strerror or error}",
             hint="check the permissions and the free space of its directory",
         ) from error
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _seed_line(prefix: str, seed: bytes) -> bytes:

@@ -48,7 +48,6 @@ DRIVERS = {
     "transport/simulated/deterministic.py",
     "transport/reach/dial_back.py",
     "transport/connect/dialer.py",
-    "transport/durable.py",
     "transport/endpoint.py",
     "transport/connect/inbound.py",
     "transport/reach/interfaces.py",
@@ -102,6 +101,9 @@ DRIVERS = {
     "gossip/collective/ring_links.py",
     "gossip/rounds.py",
 }
+
+# Files that meet the disk and no event loop; no cores either.
+DISK = {"transport/durable.py"}
 
 # node/ is mostly glue; these of its files are cores all the same.
 NODE_CORES = {
@@ -263,7 +265,7 @@ class Source:
 
     @property
     def is_core(self) -> bool:
-        return self.path in NODE_CORES if self.room == "node" else self.path not in DRIVERS
+        return self.path in NODE_CORES if self.room == "node" else self.path not in DRIVERS | DISK
 
     def imported_files(self, files: set[str]) -> set[str]:
         """Which of `files` this one imports: `from a import b` is a/b.py where that exists, else a's own file."""
@@ -412,7 +414,12 @@ def test_every_room_says_what_it_is_for():
 
 @pytest.mark.parametrize(
     ("listed", "packages"),
-    [(DRIVERS | NODE_TRIO, {"trio"}), (SOCKET, {"socket", "ssl"}), (TORCH, TORCH_PACKAGES)],
+    [
+        (DRIVERS | NODE_TRIO, {"trio"}),
+        (DISK, {"os"}),
+        (SOCKET, {"socket", "ssl"}),
+        (TORCH, TORCH_PACKAGES),
+    ],
 )
 def test_a_list_names_only_who_needs_it(listed, packages):
     users = [path for path, source in HOUSE.items() if source.packages & packages]

@@ -1,7 +1,9 @@
-"""A small file that a crash leaves whole: the old one or the new one, on the disk, and for the owner's eyes only.
+"""Files that a crash leaves whole, on the disk, and for the owner's eyes only.
 
-It is written beside its place, flushed to the disk and renamed, and the rename is flushed as well (rename(2) alone promises an
-order in memory, not on the disk: https://lwn.net/Articles/457667/). It lives here because every room above may keep such a file.
+A file is written beside its place, flushed to the disk and renamed, and the rename is flushed as well (rename(2) alone promises an
+order in memory, not on the disk: https://lwn.net/Articles/457667/). `replace_file` is all of that for a small file; who renames a whole folder, or
+many files at once, does it in the same order with `write_new` and `sync_folder`. Everything here blocks. It lives here because every room
+above may keep such files.
 """
 
 from __future__ import annotations
@@ -9,15 +11,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import trio
+from transport.buffer import Buffer
 
-__all__ = ["replace_file", "replace_file_in_thread"]
-
-_limiter = trio.CapacityLimiter(2)  # small files, now and then
+__all__ = ["replace_file", "sync_folder", "write_new"]
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` in the file's place, mode 0600; blocks for as long as the disk takes.
+    """Put `data` in the file's place, mode 0600.
 
     One writer for each path: a second one at the same time would take the first one's unfinished file for a leftover.
 
@@ -25,26 +25,38 @@ def replace_file(path: Path, data: bytes) -> None:
         OSError: the disk is full, or the like; the old file is still there, and nothing beside it.
     """
     temporary = path.with_name(path.name + ".new")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     temporary.unlink(missing_ok=True)  # left by a crash
     try:
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(temporary, data)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sync_folder(path.parent)
+
+
+def write_new(path: Path, data: Buffer) -> None:
+    """Write a file that is not there yet, mode 0600, and flush it.
+
+    Raises:
+        FileExistsError: something has that name, be it a broken link.
+        OSError: the disk is full, or the like; an unfinished file may be left.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o600)
     try:
-        os.fsync(folder)
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
     finally:
-        os.close(folder)
+        os.close(fd)
 
 
-async def replace_file_in_thread(path: Path, data: bytes) -> None:
-    """As `replace_file`, with the event loop going on. Cancelling leaves the thread to end by itself: the old file or the new one."""
-    await trio.to_thread.run_sync(
-        replace_file, path, data, limiter=_limiter, abandon_on_cancel=True
-    )
+def sync_folder(path: Path) -> None:
+    """Flush which names a folder holds; raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

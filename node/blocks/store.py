@@ -44,6 +44,7 @@ from gossip.blocks.library import Sink
 from gossip.blocks.manifest import MAX_BLOCKS, MAX_MANIFEST_BYTES, Manifest
 from gossip.blocks.merkle import BLOCK_BYTES, HASH_BYTES, PAGE, leaf_hash
 from transport.buffer import Buffer
+from transport.durable import sync_folder, write_new
 
 __all__ = ["BlockStore", "Putting", "StoredSink", "Usage", "read_regular"]
 
@@ -335,12 +336,12 @@ class BlockStore:
         try:
             with _mapped(self._root):
                 staging.mkdir(0o700)
-                _write_new(staging / "manifest", manifest.raw)
-                _write_new(staging / "leaves", b"".join(leaves))
-                _fsync(staging)
+                write_new(staging / "manifest", manifest.raw)
+                write_new(staging / "leaves", b"".join(leaves))
+                sync_folder(staging)
                 _remove(final)  # of nobody: what is known is not written again
                 staging.rename(final)
-                _fsync(self._names)
+                sync_folder(self._names)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
@@ -381,7 +382,7 @@ class BlockStore:
     def _replace(self, path: Path, data: Buffer) -> None:
         part = self._root / f"{PART}{secrets.token_hex(8)}"
         try:
-            _write_new(part, data)
+            write_new(part, data)
             part.rename(path)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -457,26 +458,6 @@ def read_regular(path: Path, most: int) -> bytes:
         while len(data) < status.st_size and (more := os.read(fd, status.st_size - len(data))):
             data = data + more if data else more
         return data
-    finally:
-        os.close(fd)
-
-
-def _write_new(path: Path, data: Buffer) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o600)
-    try:
-        view = memoryview(data).cast("B")
-        while view:
-            view = view[os.write(fd, view) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _fsync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
     finally:
         os.close(fd)
 

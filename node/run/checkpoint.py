@@ -42,6 +42,7 @@ import numpy as np
 from node.errors import NodedError
 from node.run import tensor_file
 from node.run.tensor_file import BadTensorFile, TensorInfo, Tensors
+from transport.durable import sync_folder, write_new
 
 __all__ = [
     "MANIFEST_NAME",
@@ -227,10 +228,10 @@ def publish(
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         staging.mkdir(0o700)
         file.rename(staging / TENSORS_NAME)
-        _write_file(staging / MANIFEST_NAME, _seal(manifest, sign, public_key))
-        _fsync_folder(staging)
+        write_new(staging / MANIFEST_NAME, _seal(manifest, sign, public_key))
+        sync_folder(staging)
         _put_in_place(staging, root / f"step-{step:08d}")
-        _fsync_folder(root)
+        sync_folder(root)
     except (OSError, BadTensorFile) as error:
         file.unlink(missing_ok=True)
         shutil.rmtree(staging, ignore_errors=True)
@@ -455,23 +456,3 @@ def _put_in_place(staging: Path, final: Path) -> None:
         final.rename(aside)
     staging.rename(final)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o600)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _fsync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -5,14 +5,14 @@ import stat
 import pytest
 
 from transport import durable
-from transport.durable import replace_file, replace_file_in_thread
+from transport.durable import replace_file, write_new
 
 
-async def test_the_file_is_whole_and_the_owners_alone(tmp_path):
+def test_the_file_is_whole_and_the_owners_alone(tmp_path):
     path = tmp_path / "table"
     replace_file(path, b"first")
     (tmp_path / "table.new").write_bytes(b"left by a crash")
-    await replace_file_in_thread(path, b"second")
+    replace_file(path, b"second")
     assert path.read_bytes() == b"second"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [each.name for each in tmp_path.iterdir()] == ["table"]
@@ -39,3 +39,22 @@ def test_a_link_planted_in_the_place_of_the_unfinished_file_is_not_followed(tmp_
     replace_file(tmp_path / "table", b"data")
     assert other.read_bytes() == b"mine"
     assert not (tmp_path / "table").is_symlink()
+
+
+@pytest.mark.parametrize("taken", ["file", "broken link"])
+def test_a_new_file_takes_nobodys_name(tmp_path, taken):
+    path = tmp_path / "block"
+    if taken == "file":
+        path.write_bytes(b"mine")
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError):
+        write_new(path, b"data")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_disk_that_takes_little_at_a_time_gets_all_of_it(tmp_path, monkeypatch):
+    write = durable.os.write
+    monkeypatch.setattr(durable.os, "write", lambda fd, data: write(fd, data[:3]))
+    write_new(tmp_path / "block", bytearray(b"0123456789"))
+    assert (tmp_path / "block").read_bytes() == b"0123456789"
