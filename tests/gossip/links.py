@@ -12,12 +12,10 @@ import trio
 import trio.testing
 
 from gossip.collective.ring import RingPlace
+from tests.transport.pool_links import ignore, result
 from transport.address import Address
 from transport.bulk.link import BulkLink
-from transport.identity import Identity
 from transport.network import RawStream
-from transport.secure.handshake import HandshakeResult, Intro
-from transport.secure.record import Opener, Sealer
 from transport.simulated.memory import MemoryNetwork
 from transport.tcp import TcpStream
 
@@ -32,25 +30,6 @@ def virtual(async_fn: Callable[..., Awaitable[Any]], *args: object) -> Any:
             return await async_fn(*args)
 
     return trio.run(limited, clock=trio.testing.MockClock(autojump_threshold=0))
-
-
-def _result(index: int, role: str) -> HandshakeResult:
-    keys = [bytes([2 * index + side]) * 32 for side in (0, 1)]
-    ours, theirs = keys if role == "initiator" else keys[::-1]
-    identity = Identity.from_seed(bytes([index]) * 32)
-    return HandshakeResult(
-        node_id=identity.node_id,
-        public_key=identity.public_key,
-        member=None,
-        intro=Intro(kind="bulk", name="", listen=(), label=b""),
-        sealer=Sealer(ours),
-        opener=Opener(theirs),
-        session_id=bytes(32),
-        leftover=b"",
-        role=role,  # type: ignore[arg-type]
-        tie_break=0,
-        remote_tie_break=1,
-    )
 
 
 async def link_pair(
@@ -68,12 +47,9 @@ async def link_pair(
         dialled = await network.host(one).connect(listener.address)
     await listener.aclose()
 
-    def ignore(_sent: int, _received: int) -> None:
-        pass
-
     return (
-        BulkLink(dialled, _result(index, "initiator"), ignore),
-        BulkLink(accepted[0], _result(index, "responder"), ignore),
+        BulkLink(dialled, result(str(index), "initiator"), ignore),
+        BulkLink(accepted[0], result(str(index), "responder"), ignore),
     )
 
 
@@ -102,7 +78,7 @@ async def local_ring(world: int, *, shared: bool) -> AsyncIterator[list[RingPlac
         for sock, role in zip(socket.socketpair(), ("initiator", "responder"), strict=True):
             sock.setblocking(False)
             raw = TcpStream(sock, here, here)
-            links.append(BulkLink(raw, _result(index, role), lambda _sent, _received: None))
+            links.append(BulkLink(raw, result(str(index), role), ignore))
         ends.append((links[0], links[1]))
         if shared:
             async with trio.open_nursery() as nursery:

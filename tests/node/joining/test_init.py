@@ -1,7 +1,6 @@
 """`noded init`: a new swarm, a place in one whose root key is at hand, and nothing lost by doing it twice."""
 
 import json
-import os
 
 import pytest
 
@@ -14,16 +13,7 @@ from transport.trust.chain import root_swarm_id, verify_chain
 
 KEYS = {"node.key", "swarm-root.key", "swarm.key", "certificate"}
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """A home of its own, and none of the caller's settings."""
-    for name in list(os.environ):
-        if name.startswith(("NODED_", "XDG_", "STATE_DIR", "RUNTIME_DIR")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NO_COLOR", "1")
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

@@ -13,15 +13,7 @@ from tests.node.fake_control import run
 from transport.identity import Identity
 from transport.trust.chain import YEAR_MS, certify, root_swarm_id, verify_chain
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """A home of its own, and none of the caller's settings."""
-    for name in list(os.environ):
-        if name.startswith(("NODED_", "XDG_", "STATE_DIR", "RUNTIME_DIR")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
