@@ -193,8 +193,8 @@ def prepare(
     if os.path.lexists(config_path) and not force:
         raise NodedError(
             f"this node is set up already: {config_path}",
-            hint="start it with:  noded run      change it with an editor, "
-            "or write a fresh configuration with --force (keys are kept)",
+            hint="start it with:  noded run      or, if it is in no swarm:  noded join CODE\n"
+            "change it with an editor, or write a fresh configuration with --force (keys are kept)",
         )
     text = render_config({**PRESETS[preset], **values})
     return parse_config(text.encode(), path=config_path).config, text

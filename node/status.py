@@ -33,6 +33,7 @@ from transport.identity import NodeId
 from transport.peer import Peer
 from transport.reach.reach import Reach
 from transport.streams.frames import CloseCode
+from transport.trust.refusal import YOUR_CERTIFICATE
 from transport.watch import LostPeer
 
 SCHEMA: Final = "noded.status/1"
@@ -412,10 +413,22 @@ def _facts(parts: Parts) -> Facts:
         fds=open_descriptors(),
         fd_limit=descriptor_limit(),
         loop_lag_max_ms=parts.lag.max_ms,
-        certificate_refusal="" if refusal is None else str(refusal),
+        certificate_refusal=refused_by_all(endpoint) if refusal is None else str(refusal),
         certificate_hint="" if refusal is None else refusal.hint,
         certificate_days_left=_days_left(parts),
     )
+
+
+def refused_by_all(endpoint: Endpoint) -> str:
+    """What those said that closed on this node, where nobody else is left; "" if nobody did.
+
+    A node that is cut off at once has not read the statement that put it out.
+    """
+    if endpoint.peers:
+        return ""
+    words = f"closed by the peer: {YOUR_CERTIFICATE}: "
+    said = [lost.reason for lost in endpoint.lost.values() if lost.reason.startswith(words)]
+    return said[0].removeprefix(words) if said else ""
 
 
 def _days_left(parts: Parts) -> float | None:

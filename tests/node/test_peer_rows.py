@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from gossip.membership.table import MemberState, MemberView
-from node.status import peer_rows
+from node.status import peer_rows, refused_by_all
 from transport.address import Address
 from transport.identity import Identity
 
@@ -71,3 +71,12 @@ async def test_who_left_the_swarm_has_left_and_who_was_revoked_is_lost_for_that_
         ("lost", "revoked: stolen"),
         ("lost", "revoked"),
     ]
+
+
+def test_a_node_that_everybody_refuses_knows_it_from_their_words_and_one_with_a_peer_does_not():
+    reason = "closed by the peer: your certificate is refused: the node was revoked"
+    lost = {BARN: SimpleNamespace(reason="reset"), LOFT: SimpleNamespace(reason=reason)}
+    assert refused_by_all(SimpleNamespace(peers={}, lost=lost)) == "the node was revoked"
+    assert refused_by_all(SimpleNamespace(peers={SHED: peer(SHED, "m")}, lost=lost)) == ""
+    del lost[LOFT]
+    assert refused_by_all(SimpleNamespace(peers={}, lost=lost)) == ""

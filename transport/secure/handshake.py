@@ -68,7 +68,7 @@ from transport.secure.noise import DH_BYTES, KeyPair, NoiseXX, Role
 from transport.secure.record import OVERHEAD_BYTES, Opener, RecordKind, Sealer
 from transport.streams.frames import CloseCode, GoAway, encode
 from transport.swarm import Gate
-from transport.trust.refusal import CertificateRefused, Refusal
+from transport.trust.refusal import YOUR_CERTIFICATE, CertificateRefused, Refusal
 from transport.trust.trust import Member
 
 __all__ = [
@@ -505,7 +505,7 @@ def _farewell(noise: NoiseXX, error: CertificateRefused) -> bytes:
     _, to_initiator = noise.split()
     sealer = Sealer(to_initiator)
     out = bytearray()
-    goodbye = encode(GoAway(CloseCode.REFUSED, f"your certificate is refused: {error}"))
+    goodbye = encode(GoAway(CloseCode.REFUSED, f"{YOUR_CERTIFICATE}: {error}"))
     for kind, plaintext in ((RecordKind.DATA, goodbye), (RecordKind.CLOSE, b"")):
         record = memoryview(bytearray(len(plaintext) + OVERHEAD_BYTES))
         sealer.seal_into(kind, plaintext, record)

@@ -82,6 +82,10 @@ _WORDS: Final[dict[Refusal, tuple[str, str]]] = {
 }
 
 
+YOUR_CERTIFICATE: Final = "your certificate is refused"
+"""How the words begin with which a node is told so, sealed for it alone."""
+
+
 class CertificateRefused(HandshakeFailed):
     """A certificate, or a chain of them, that is not accepted.
 
