@@ -199,13 +199,26 @@ def load_task(name: str, *, allowed: str = "", user_path: str = "") -> type[Task
     raise UnknownTask(f"no task named {name!r}", hint=f"installed: {known}")
 
 
-def load_approved(entry: str, folder: str) -> type[Task]:
+def load_approved(entry: str, folder: str, approved: str) -> type[Task]:
     """The task `module:Class` from exactly that folder, whose files the operator has approved.
 
+    Args:
+        entry: the class.
+        folder: where the files were unpacked, and nothing else.
+        approved: hash of the approved code in hexadecimal; the files are hashed here, right before they are imported.
+
     Raises:
-        UnknownTask: it cannot be imported, or Python would take a module of that name from elsewhere.
+        UnknownTask: it is other code, cannot be imported, or Python would take a module of that name from elsewhere.
     """
+    from node.blocks.files import sources_of
+    from node.blocks.tasks import task_of_files
+
     module, _, attribute = entry.partition(":")
+    if task_of_files(sources_of(Path(folder)), entry).id.hex() != approved:
+        raise UnknownTask(
+            f"the code in {folder} is not what was approved",
+            hint="start the node again: it unpacks the approved files anew",
+        )
     sys.dont_write_bytecode = True  # the folder holds what was approved, and nothing else
     sys.path.append(folder)  # never before ours: approved code must not hide other modules
     try:

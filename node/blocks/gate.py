@@ -3,8 +3,8 @@
 A run's manifest names its task twice: by a name, for people, and by the hash of its code. The code comes from the operator, never from the network:
 
 1. what is installed here, or lies in the operator's own folder, has that very hash: it runs as ever;
-2. the operator has approved that hash with `noded trust`: the approved files are unpacked from the store into a folder of their own, which is hashed
-   again before each start, and they alone are imported;
+2. the operator has approved that hash with `noded trust`: the approved files are unpacked from the store into a folder of their own, which the
+   trainer hashes again before each start, and they alone are imported;
 3. otherwise the run waits, and says what to type. Approving goes on from there; nothing has to be restarted.
 
 A run without a hash (made for scripts that attach by themselves, where the daemon starts no code) is bound to what is installed under its name.
@@ -53,8 +53,8 @@ class Permission:
     """`module:Class` that may be imported beside what is installed; "" for installed tasks only."""
     user_path: str = ""
     """Folder to look for it."""
-    exact: bool = False
-    """It must come from that folder, and from nowhere else."""
+    approved: str = ""
+    """Hash of its code in hexadecimal if the operator approved that: it must come from that folder, and from nowhere else."""
 
 
 class TaskGate:
@@ -142,7 +142,7 @@ class TaskGate:
         folder = await trio.to_thread.run_sync(
             unpack_task, blocks.store.read, manifest, self._folder
         )
-        return Permission(manifest.entry, str(folder), exact=True)
+        return Permission(manifest.entry, str(folder), approved=wanted.hex())
 
 
 def unpack_task(read: Callable[[bytes, int], bytes | None], manifest: Manifest, root: Path) -> Path:

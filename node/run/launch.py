@@ -50,8 +50,8 @@ class WorkerOptions:
     """Task the operator allows, if it is `module:Class`; "" allows installed tasks only."""
     user_path: str = ""
     """Folder appended to `sys.path` for tasks of the operator's own."""
-    exact: bool = False
-    """The run's task is `task` from `user_path`, whatever its manifest calls it, and from nowhere else: approved code."""
+    approved: str = ""
+    """Hash of approved code: the run's task is `task` from `user_path`, whatever its manifest calls it, and from nowhere else."""
     checkpoint_every: int = 10
     """Rounds between checkpoints; 0 saves only at the end and on request."""
     evaluate_every: int = 5
@@ -69,11 +69,10 @@ def worker_command(options: WorkerOptions, python: str = sys.executable) -> list
         ("--data", options.data),
         ("--task", options.task),
         ("--user-path", options.user_path),
+        ("--approved", options.approved),
     ):
         if value:
             command += [flag, value]
-    if options.exact:
-        command.append("--exact")
     # Supervisor and worker must mean the same process even if the parent dies during start-up.
     return [*command, "--parent", str(os.getpid())]
 

@@ -298,7 +298,7 @@ def _worker(
         data=section.data,
         task=permission.task,
         user_path=permission.user_path,
-        exact=permission.exact,
+        approved=permission.approved,
         checkpoint_every=trainer.checkpoint_every,
         evaluate_every=trainer.evaluate_every,
     )

@@ -27,12 +27,12 @@ class TaskLoop:
         device: str = "cpu",
         allowed_task: str = "",
         user_path: str = "",
-        exact: bool = False,
+        approved: str = "",
     ) -> None:
         """Build everything; raises `TaskError`, `CorpusError`, or what the task raises."""
         class_ = (
-            load_approved(allowed_task, user_path)
-            if exact
+            load_approved(allowed_task, user_path, approved)
+            if approved
             else load_task(manifest.task, allowed=allowed_task, user_path=user_path)
         )
         self.task: Task = class_(

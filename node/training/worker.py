@@ -88,7 +88,7 @@ def _train(options: argparse.Namespace, signals: _Signals) -> None:
         device=options.device,
         allowed_task=options.task,
         user_path=options.user_path,
-        exact=options.exact,
+        approved=options.approved,
     )
     _say(loop.task.describe())
     session = Session(
@@ -193,7 +193,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", default="")
     parser.add_argument("--task", default="")
     parser.add_argument("--user-path", default="")
-    parser.add_argument("--exact", action="store_true")
+    parser.add_argument("--approved", default="")
     parser.add_argument("--checkpoint-every", type=int, default=10)
     parser.add_argument("--evaluate-every", type=int, default=5)
     parser.add_argument("--parent", type=int, default=0)

@@ -17,10 +17,10 @@ from gossip.blocks.errors import ArtefactUnavailable
 from gossip.blocks.manifest import Manifest
 from node.blocks import gate as module
 from node.blocks.approvals import FILE_NAME, Approvals
-from node.blocks.files import put_files
+from node.blocks.files import put_files, sources_of
 from node.blocks.gate import Permission, TaskGate, TaskNotAllowed, unpack_task
 from node.blocks.store import BlockStore
-from node.blocks.tasks import MAX_TASK_BYTES, TaskCode, find_task
+from node.blocks.tasks import MAX_TASK_BYTES, TaskCode, find_task, task_of_files
 from node.errors import NodedError
 from node.run.manifest import RunManifest
 from node.schema import Config, NodeSection, RunSection, TrainerSection
@@ -168,7 +168,7 @@ async def test_the_operators_own_code_runs_and_is_offered(tmp_path: Path) -> Non
     world = World(tmp_path)
     own = world.gate.own_hash()
     permission = await world.gate._decide(world.run_of(own))
-    assert permission == Permission("own_task:Own", world.folder, exact=False)
+    assert permission == Permission("own_task:Own", world.folder, approved="")
     assert [task.hex() for task in world.blocks.offered] == [own]
 
 
@@ -194,7 +194,7 @@ async def test_a_run_without_a_hash_is_bound_to_what_is_installed(tmp_path: Path
     assert (await world.gate._decide(world.run_of(""))) == Permission("own_task:Own", world.folder)
     scripts = World(tmp_path / "scripts", auto=False)
     assert scripts.gate.own_hash() == ""
-    assert (await scripts.gate._decide(scripts.run_of("ab" * 32))).exact is False
+    assert (await scripts.gate._decide(scripts.run_of("ab" * 32))).approved == ""
 
 
 async def test_it_waits_until_somebody_approves(
@@ -224,7 +224,7 @@ async def test_it_waits_until_somebody_approves(
             Approvals(tmp_path / "home").approve(task.id, task.entry, ("own_task.py",))
     (permission,) = permissions
     assert len(refusals) == 1
-    assert permission.exact
+    assert permission.approved == task.id.hex()
     assert permission.task == "own_task:Own"
     folder = Path(permission.user_path)
     assert folder == tmp_path / "home" / "tasks" / task.id.hex()
@@ -263,7 +263,7 @@ import sys
 from node.task import load_approved
 from node.errors import NodedError
 try:
-    print(load_approved(sys.argv[1], sys.argv[2]).__name__)
+    print(load_approved(*sys.argv[1:]).__name__)
 except NodedError as error:
     print("refused:", error)
 """
@@ -289,7 +289,25 @@ def test_approved_code_is_imported_from_its_folder_or_not_at_all(
     tmp_path: Path, module_name: str, text: str, said: str
 ) -> None:
     (tmp_path / f"{module_name}.py").write_text(text)
-    command = [sys.executable, "-P", "-c", IMPORT, f"{module_name}:Own", str(tmp_path)]
+    entry = f"{module_name}:Own"
+    approved = task_of_files(sources_of(tmp_path), entry).id.hex()
+    command = [sys.executable, "-P", "-c", IMPORT, entry, str(tmp_path), approved]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert said in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == [f"{module_name}.py"]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("change", ["a line", "a file more"])
+def test_approved_code_that_was_changed_since_is_not_imported(tmp_path: Path, change: str) -> None:
+    file = tmp_path / "own_task.py"
+    file.write_text(TASK)
+    approved = task_of_files(sources_of(tmp_path), "own_task:Own").id.hex()
+    if change == "a line":
+        file.write_text(f"{TASK}\nprint('it ran')\n")
+    else:
+        (tmp_path / "other.py").write_text("print('it ran')")
+    command = [sys.executable, "-P", "-c", IMPORT, "own_task:Own", str(tmp_path), approved]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "is not what was approved" in done.stdout
+    assert "it ran" not in done.stdout
