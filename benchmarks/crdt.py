@@ -115,7 +115,7 @@ class Noded:
                 continue
             context = state.context(start, end)
             asked += 48 + len(pack(context))
-            names = other.lacking(context)
+            names = other.they_lack(context)
             while names:
                 delta, done = other.delta(names[:512], max_bytes=48 << 10)
                 told.append(pack(delta))

@@ -21,6 +21,7 @@ The document of a swarm, `statements`: a set that only grows, of statements that
 
 Beneath both:
 
+* `exchange`: what replicas tell and ask each other.
 * `wire`: checks on what strangers send, and the one canonical encoding that digests use.
 * `errors`: `CrdtError` and its kinds; nothing else escapes from this room.
 

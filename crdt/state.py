@@ -17,14 +17,6 @@ later exchange: one bad clock neither blocks other members nor reserves numbers 
 not exceed.
 
 Not decided here: who takes part in a collective operation. This is a picture, not a vote.
-
-Wires, version 2 (maps, unknown fields ignored):
-
-    delta    {"v", "entries": [bytes, ...], "evidence": [[bytes, bytes], ...]}
-    context  {"v", "from": bytes, "to": bytes (empty: no end), "seen": [row, ...] ascending}
-                  all that is known in [from, to)
-    want     {"v", "seen": [row, ...] ascending}     what is known of writers of whom more is wanted
-    row      [writer, mark, key, sequence, key, sequence, ...]      keys ascending; none: convicted
 """
 
 from collections import Counter
@@ -38,6 +30,7 @@ from crdt.clock import HybridClock
 from crdt.entry import START, Author, Entry, Verify, write
 from crdt.errors import MalformedState
 from crdt.evidence import Evidence
+from crdt.exchange import FRAMING_BYTES, VERSION, Name, Seen
 from crdt.ledger import MAX_BYTES, MAX_WRITERS, Ledger, Merged
 from crdt.part import MARK_BYTES, MAX_FIELDS, Part, convicted_mark
 from crdt.record import (
@@ -55,21 +48,14 @@ from crdt.record import (
 from crdt.register import MaxRegister
 from crdt.rules import RunRules
 from crdt.verifier import Verifier
-from crdt.wire import Wire, as_bytes, as_fields, as_int, as_list, check_ascending
+from crdt.wire import Wire, as_fields, as_list
 
-VERSION: Final = 2
 RESERVED: Final = 1000
 """Sequences that are reserved at once: about an hour of a busy trainer's entries."""
 
 MEETING_GAP: Final = 30_000
 """Left free above an entry of a former process: more than it can have written meanwhile, and less
 than the minute that others let a sequence be ahead."""
-
-FRAMING_BYTES: Final = 8
-"""What the codec adds to an entry, at most."""
-
-Name = tuple[bytes, str]
-"""A field of a writer; an empty key stands for the evidence against it."""
 
 
 class RunState:
@@ -305,7 +291,7 @@ class RunState:
             return None, done
         return {"v": VERSION, "entries": entries, "evidence": evidence}, done
 
-    def lacking(self, untrusted_context: Wire) -> list[Name]:
+    def they_lack(self, untrusted_context: Wire) -> list[Name]:
         """What the sender of a context or a want lacks. Raises: CrdtError."""
         theirs = Seen.of(untrusted_context)
         if theirs.whole:
@@ -329,7 +315,7 @@ class RunState:
             names += [(part.writer, k) for k in lacks if not part.fields[k].expired(wall_ms)]
         return names
 
-    def lacked(self, untrusted_context: Wire) -> list[bytes]:
+    def we_lack(self, untrusted_context: Wire) -> list[bytes]:
         """Writers of whom the sender of a context knows more. Raises: CrdtError."""
         theirs = Seen.of(untrusted_context)
         writers = []
@@ -437,41 +423,3 @@ def _row(part: Part) -> Wire:
     for key in sorted(part.fields):
         row += [key, part.fields[key].sequence]
     return row
-
-
-@attrs.frozen
-class Seen:
-    """A context or a want of somebody else, read."""
-
-    rows: dict[bytes, tuple[bytes, dict[str, int]]]
-    whole: bool
-    """Whether writers without a row are unknown to the sender, or just not asked about."""
-    start: bytes = b""
-    end: bytes = b""
-
-    @classmethod
-    def of(cls, untrusted: Wire) -> "Seen":
-        """Read it, unless that has been done. Raises: CrdtError."""
-        if isinstance(untrusted, cls):
-            return untrusted
-        (seen,) = as_fields(untrusted, "context", ("seen",), version=VERSION)
-        whole = "from" in untrusted
-        start = as_bytes(untrusted.get("from", b""), "context start", most=32)
-        end = as_bytes(untrusted.get("to", b""), "context end", most=32)
-        rows: dict[bytes, tuple[bytes, dict[str, int]]] = {}
-        for untrusted_row in as_list(seen, "context", most=MAX_WRITERS):
-            row = as_list(untrusted_row, "context entry", most=2 + 2 * MAX_FIELDS)
-            if len(row) < 2 or len(row) % 2:
-                raise MalformedState("context entry: names and numbers come in pairs")
-            writer = as_bytes(row[0], "writer", least=32, most=32)
-            mark = as_bytes(row[1], "mark", least=MARK_BYTES, most=MARK_BYTES)
-            keys = row[2::2]
-            if not all(isinstance(key, str) for key in keys):
-                raise MalformedState("context entry: a key is not text")
-            check_ascending(keys, "context entry")
-            sequences = [as_int(number, "sequence", low=1) for number in row[3::2]]
-            if writer < start or (end and writer >= end):
-                raise MalformedState("context: a writer lies outside the range")
-            rows[writer] = (mark, dict(zip(keys, sequences, strict=True)))
-        check_ascending((row[0] for row in seen), "context")
-        return cls(rows, whole, start, end)

@@ -10,9 +10,8 @@ statement may come from anybody and means the same.
              replicas agree on what they dropped.
     rank     what `judge` says (revocations before certificates, then the later one), then the id
 
-It is told to others as the run's document is (`crdt.state`), so that the same conversation (`gossip.antientropy`) keeps both equal: the id of a
-statement stands where a writer's does, and an entry is the statement. What was learnt a moment ago counts as an edit of this
-node, so that it is passed on at once to everybody, not at the next comparison.
+It is told to others as the run's document is (`crdt.exchange`), so that the same conversation (`gossip.antientropy`) keeps both equal. What was
+learnt a moment ago counts as an edit of this node, so that it is passed on at once to everybody, not at the next comparison.
 
     delta    {"v", "entries": [statement, ...], "evidence": []}
     context  {"v", "from", "to", "seen": [[id, 8 zero bytes], ...] ascending}
@@ -30,8 +29,8 @@ from typing import Final, TypeAlias
 import attrs
 
 from crdt.errors import MalformedState, StateTooLarge
+from crdt.exchange import FRAMING_BYTES, VERSION, Name, Seen
 from crdt.part import MARK_BYTES
-from crdt.state import FRAMING_BYTES, VERSION, Name, Seen
 from crdt.wire import Wire, as_fields, as_list
 
 MAX_STATEMENT_BYTES: Final = 4096
@@ -89,9 +88,8 @@ class Statements:
         self._by_author: dict[bytes, list[tuple[Rank, bytes]]] = {}  # ascending
         self._ranks: list[tuple[Rank, bytes]] = []  # of all, ascending
         self._bytes = 0
-        self._version = (
-            1  # whoever has been told all there was at the start is owed what is above that
-        )
+        # From 1 on: whoever has been told all there was at the start is owed what is above that.
+        self._version = 1
         self._digest: bytes | None = None
         self._news: deque[tuple[int, bytes]] = deque(maxlen=NEWS)
 
@@ -248,7 +246,7 @@ class Statements:
             done += 1
         return ({"v": VERSION, "entries": entries, "evidence": []} if entries else None), done
 
-    def lacking(self, untrusted_context: Wire) -> list[Name]:
+    def they_lack(self, untrusted_context: Wire) -> list[Name]:
         """What the sender of a context lacks, or of a want asks for. Raises: CrdtError."""
         theirs = Seen.of(untrusted_context)
         if not theirs.whole:
@@ -256,7 +254,7 @@ class Statements:
         here = self._between(theirs.start, theirs.end)
         return [(name, "") for name in here if name not in theirs.rows]
 
-    def lacked(self, untrusted_context: Wire) -> list[bytes]:
+    def we_lack(self, untrusted_context: Wire) -> list[bytes]:
         """Statements that the sender of a context knows and we do not. Raises: CrdtError."""
         return [name for name in Seen.of(untrusted_context).rows if name not in self._held]
 

@@ -44,9 +44,9 @@ from typing import Any, Final, TypeVar
 
 from crdt.entry import MAX_ENTRY_BYTES
 from crdt.errors import ClockSkew, CrdtError
+from crdt.exchange import VERSION, Name, Seen
 from crdt.ledger import MAX_WRITERS
 from crdt.part import MAX_FIELDS
-from crdt.state import VERSION, Name, Seen
 from crdt.wire import as_bytes, as_fields, as_list, as_row, check_ascending
 from gossip.document import Document
 from gossip.errors import GossipError
@@ -240,12 +240,12 @@ class AntiEntropy:
 
     def _receive_context(self, untrusted: object) -> None:
         theirs = Seen.of(untrusted)
-        self._owe(self._state.lacking(theirs))
+        self._owe(self._state.they_lack(theirs))
         if len(self._wanted) < MAX_WRITERS:
-            self._wanted |= dict.fromkeys(self._state.lacked(theirs))
+            self._wanted |= dict.fromkeys(self._state.we_lack(theirs))
 
     def _receive_want(self, untrusted: object) -> None:
-        self._owe(self._state.lacking(untrusted))
+        self._owe(self._state.they_lack(untrusted))
 
     def _owe(self, names: Iterable[Name]) -> None:
         if len(self._owed) < MAX_OWED:

@@ -1,14 +1,13 @@
 """What a document has to offer to be kept equal with others' replicas: a run's state, the swarm's statements.
 
-The conversation (`gossip.antientropy`) and its driver (`gossip.replication`) use nothing else. A *name* is what is told as one piece: a field of a
-writer, or a statement. What the methods mean is said where they are implemented: `crdt.state.RunState` and
+The conversation (`gossip.antientropy`) and its driver (`gossip.replication`) use nothing else. What the methods mean is said where they are implemented: `crdt.state.RunState` and
 `crdt.statements.Statements`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from crdt.state import Name
+from crdt.exchange import Name
 from crdt.wire import Wire
 
 
@@ -57,10 +56,10 @@ class Document(Protocol):
     def delta(self, names: Sequence[Name], *, max_bytes: int) -> tuple[Wire | None, int]:
         """An answer, and how many of the names are dealt with."""
 
-    def lacking(self, untrusted_context: Wire) -> list[Name]:
+    def they_lack(self, untrusted_context: Wire) -> list[Name]:
         """What the sender lacks."""
 
-    def lacked(self, untrusted_context: Wire) -> list[bytes]:
+    def we_lack(self, untrusted_context: Wire) -> list[bytes]:
         """What the sender has and we lack."""
 
     def hear(self, untrusted: Wire) -> list[Name]:

@@ -29,7 +29,7 @@ from typing import Any, Final, Protocol
 import attrs
 import trio
 
-from crdt.state import Name
+from crdt.exchange import Name
 from gossip.antientropy import FANOUT, AntiEntropy, RefusedUpdate
 from gossip.document import Document
 from gossip.errors import GossipError

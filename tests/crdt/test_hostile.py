@@ -200,10 +200,10 @@ def test_the_proof_is_asked_for_and_told_by_comparison():
     one, two = said(5), said(5, MEMBER, key="member")
     knows.merge(delta(one, two))
     trusts.merge(delta(one))
-    assert knows.lacking(trusts.context()) == [(one.writer, "")]
-    assert trusts.lacked(knows.context()) == [one.writer]
-    assert trusts.lacking(knows.context()) == []
-    told, _ = knows.delta(knows.lacking(trusts.want([one.writer])))
+    assert knows.they_lack(trusts.context()) == [(one.writer, "")]
+    assert trusts.we_lack(knows.context()) == [one.writer]
+    assert trusts.they_lack(knows.context()) == []
+    told, _ = knows.delta(knows.they_lack(trusts.want([one.writer])))
     assert trusts.merge(told)
     assert trusts.digest() == knows.digest()
 

@@ -118,13 +118,13 @@ def test_a_run_delta_since_a_context_equals_the_full_merge(cap, data):
         patch.setattr("crdt.ledger.MAX_WRITERS", cap)
         (mine, theirs, *_), _ = data.draw(run_worlds())
         full = observer(theirs.to_wire(), mine.to_wire())
-        names = mine.lacking(theirs.context())
+        names = mine.they_lack(theirs.context())
         delta, told = mine.delta(names)
         assert told == len(names)
         assert observer(theirs.to_wire(), delta).digest() == full.digest()
         # Asking for it gives the same as being told.
-        want = theirs.want(theirs.lacked(mine.context()))
-        asked, _ = mine.delta(mine.lacking(want))
+        want = theirs.want(theirs.we_lack(mine.context()))
+        asked, _ = mine.delta(mine.they_lack(want))
         assert observer(theirs.to_wire(), asked).digest() == full.digest()
         # Digests are equal exactly if the contents are.
         assert (mine.digest() == theirs.digest()) == (mine.to_wire() == theirs.to_wire())
@@ -137,7 +137,7 @@ def test_a_run_delta_since_a_context_equals_the_full_merge(cap, data):
 def test_only_what_differs_is_told(data):
     (mine, theirs, *_), _ = data.draw(run_worlds())
     held = {entry.id for part in theirs.ledger.parts() for entry in part.fields.values()}
-    for writer, key in mine.lacking(theirs.context()):
+    for writer, key in mine.they_lack(theirs.context()):
         assert mine.ledger.part(writer).fields[key].id not in held
 
 
@@ -165,7 +165,7 @@ def test_junk_changes_no_run_document(data):
     before, version, edits = state.to_wire(), state.version, state.edits
     valid = data.draw(st.sampled_from([other.to_wire(), other.context(), other.want([other.node])]))
     junk = data.draw(JUNK) if data.draw(st.booleans()) else mutate(data.draw, valid)
-    for parse in (state.lacking, state.lacked):
+    for parse in (state.they_lack, state.we_lack):
         try:
             parse(junk)
         except CrdtError:

@@ -47,7 +47,7 @@ class Node:
 def exchange(a, b):
     """One round of full comparison in both directions."""
     for mine, theirs in ((a.state, b.state), (b.state, a.state)):
-        delta, _ = mine.delta(mine.lacking(theirs.context()))
+        delta, _ = mine.delta(mine.they_lack(theirs.context()))
         if delta is not None:
             theirs.merge(delta)
 
@@ -302,7 +302,7 @@ GOOD_ROW = [b"w" * 32, b"m" * 8, "member", 5]
 )
 def test_malformed_contexts_and_wants_are_refused(wire):
     state = Node(1).state
-    for read in (state.lacking, state.lacked):
+    for read in (state.they_lack, state.we_lack):
         with pytest.raises((MalformedState, StateTooLarge)):
             read(wire)
 
@@ -310,8 +310,8 @@ def test_malformed_contexts_and_wants_are_refused(wire):
 def test_nothing_is_asked_for_that_would_be_left_out():
     a = Node(1)
     seen = [[b"w" * 32, b"m" * 8, "member", NOW_MS + MAX_SKEW_MS + 1]]
-    assert a.state.lacked({"v": 2, "seen": seen}) == []
-    assert a.state.lacked({"v": 2, "seen": [GOOD_ROW]}) == [b"w" * 32]
+    assert a.state.we_lack({"v": 2, "seen": seen}) == []
+    assert a.state.we_lack({"v": 2, "seen": [GOOD_ROW]}) == [b"w" * 32]
 
 
 def crowd(count):
@@ -346,12 +346,12 @@ def test_ranges_tell_where_two_documents_differ():
         if one.ledger.range_digest(*each) != two.ledger.range_digest(*each)
     ]
     assert len(differing) == 1
-    assert two.lacking(one.context(*differing[0])) == [(changed.name, "member")]
+    assert two.they_lack(one.context(*differing[0])) == [(changed.name, "member")]
 
 
 def test_a_large_delta_is_told_in_pieces():
     hub, other = crowd(30).state, Node(99).state
-    names = hub.lacking(other.context())
+    names = hub.they_lack(other.context())
     pieces = 0
     while names:
         delta, told = hub.delta(names, max_bytes=1500)

@@ -53,11 +53,11 @@ def test_laws(one, two, three):
 @given(sets, sets)
 def test_what_others_lack_is_found_and_told(one, two):
     a, b = of(*one), of(*two)
-    names = a.lacking(b.context())
+    names = a.they_lack(b.context())
     assert {each for each, _ in names} == {name(raw) for raw in set(one) - set(two)}
-    wanted = a.lacked(b.context())
+    wanted = a.we_lack(b.context())
     assert set(wanted) == {name(raw) for raw in set(two) - set(one)}
-    delta, done = b.delta(b.lacking(a.want(wanted)))
+    delta, done = b.delta(b.they_lack(a.want(wanted)))
     assert done == len(wanted)
     if delta is not None:
         a.merge(delta)

@@ -560,7 +560,7 @@ def crdt(data: bytes) -> None:
         return
 
     state = run_state(b"me")
-    for use in (state.merge, state.lacking, state.lacked):
+    for use in (state.merge, state.they_lack, state.we_lack):
         before = state.digest()
         try:
             use(value)

@@ -9,8 +9,8 @@ import trio
 
 from crdt.clock import HybridClock
 from crdt.entry import START, Author, write
+from crdt.exchange import VERSION
 from crdt.rules import LEASE_S
-from crdt.state import VERSION
 from gossip.replication import protocol_of
 from node import keys
 from node.cli.client import Client
