@@ -133,7 +133,7 @@ def test_a_member_whose_swarm_key_is_lost_is_told_to_join_again(capsys, data, ho
     member.swarm_key.unlink()
     code, _, err = run(capsys, "init", "--config", str(member.config_file))
     assert code == 1
-    assert "noded join CODE" in err
+    assert f"noded --config {member.config_file} join CODE" in err
     keys.create_swarm(member.swarm_key, FOREIGN)
     assert run(capsys, "init", "--config", str(member.config_file))[0] == 0
 
