@@ -17,7 +17,7 @@ Beside them:
     schema, config, config_text                          the configuration: its keys, how it is loaded, and as text
     paths, keys, initialise, private_socket              what is in the data directory, and for nobody else's eyes
     daemon, control, systemd, log, status, health        the daemon, and how it can be asked how it is
-    probe, traffic, pinging, netcheck, reach_report, punch_trial, relay_budget    what it knows of itself and of the network
+    wall_clock, probe, traffic, pinging, netcheck, reach_report, punch_trial, relay_budget    what it knows of itself and of the network
     trainer_messages, shared_buffer, task                what daemon and trainer share
 
 Errors: `node.errors.NodedError` and the frozen exit codes.

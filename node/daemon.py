@@ -54,7 +54,8 @@ from node.schema import Config
 from node.status import Parts, peer_rows, status_document
 from node.systemd import Notifier, run_watchdog
 from node.traffic import TrafficMeter
-from node.trust.membership import DAY_MS, SwarmStanding, keep_membership, load_standing
+from node.trust.membership import SwarmStanding, keep_membership, load_standing
+from node.wall_clock import DAY_MS
 from transport.address import Address
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import AddressInUse, InvalidAddress, ListenFailed

@@ -24,12 +24,12 @@ import contextlib
 import hashlib
 import os
 import stat
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from node.errors import NodedError, Refused
+from node.wall_clock import wall_ms
 from transport.durable import replace_file, sync_folder
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def certify_directly(
         may_invite=may_invite,
         is_open=is_open,
         serial=random_bytes(16),
-        now_ms=time.time_ns() // 1_000_000 if now_ms is None else now_ms,
+        now_ms=wall_ms() if now_ms is None else now_ms,
     )
     store_chain(paths.certificate, chain)
     return chain

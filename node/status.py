@@ -26,8 +26,9 @@ from node.run.run import RunService
 from node.run.trainer import TrainerStatus
 from node.schema import Config
 from node.traffic import TrafficMeter
-from node.trust.membership import DAY_MS, SwarmStanding, wall_ms
+from node.trust.membership import SwarmStanding
 from node.trust.report import trust_report
+from node.wall_clock import DAY_MS, wall_ms
 from transport.endpoint import Endpoint
 from transport.identity import NodeId
 from transport.peer import Peer

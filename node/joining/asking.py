@@ -7,7 +7,6 @@ That is sound because the issuer answers the same subject the same way however o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 
@@ -16,6 +15,7 @@ import trio
 from node.errors import NodedError
 from node.joining.reasons import JoinRefused
 from node.joining.redeemer import Joined, Redeemer
+from node.wall_clock import wall_ms
 from transport.address import Address
 from transport.errors import TransportError
 
@@ -35,7 +35,7 @@ async def redeem(
     addresses: Sequence[Address],
     ask: Ask,
     *,
-    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    wall_ms: Callable[[], int] = wall_ms,
 ) -> Joined:
     """Ask until somebody brings a grant or the issuer's own refusal; takes at most about 25 s.
 

@@ -9,7 +9,6 @@ Invariants: nothing that a handler returns holds a secret, but for the code of t
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Protocol
@@ -25,6 +24,7 @@ from node.joining.code import ISSUER_BYTES
 from node.joining.facts import SwarmFacts
 from node.joining.service import Joining, Surroundings, open_joining
 from node.paths import NodePaths
+from node.wall_clock import wall_ms
 from transport.address import Address
 from transport.endpoint import Endpoint
 from transport.errors import InvalidAddress, TransportError
@@ -152,7 +152,7 @@ class Belonging:
             raise UsageError("that is this node itself", hint="noded leave gives its membership up")
         chain = self._below_us(chain, statements)
         keep = asked.get("all_below") is not True
-        kept = self.statements.issued_by(chain.node_id, time.time_ns() // 1_000_000) if keep else []
+        kept = self.statements.issued_by(chain.node_id, wall_ms()) if keep else []
         self._say_revoked(chain, reason=reason, kept=kept)
         return 200, {
             "schema": "noded.revoke/1",
@@ -184,7 +184,7 @@ class Belonging:
                 self.endpoint.identity,
                 swarm_id=self.trust.swarm_id,
                 subject=chain.node_id,
-                at_ms=time.time_ns() // 1_000_000,
+                at_ms=wall_ms(),
                 reason=reason,
                 kept=kept,
                 keeps_all=keeps_all,
@@ -218,7 +218,7 @@ class Belonging:
     def _check_again(self, chain: Chain) -> None:
         leaf = chain.leaf
         member = Member(chain.node_id, leaf.role, leaf.may_invite, chain)
-        self.trust.check_again(member, time.time_ns() // 1_000_000)
+        self.trust.check_again(member, wall_ms())
 
     def _names(self) -> Mapping[NodeId, str]:
         names = {node_id: peer.name for node_id, peer in self.endpoint.peers.items()}

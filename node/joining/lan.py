@@ -16,7 +16,6 @@ import logging
 import random
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Final, Protocol
@@ -24,6 +23,7 @@ from typing import Final, Protocol
 import trio
 
 from node.joining.beacon import BEACON_BYTES, Beacon, Hint
+from node.wall_clock import wall_ms
 from transport.address import Address
 from transport.address_kinds import AddressKind
 from transport.errors import TransportError
@@ -72,7 +72,7 @@ async def discover(
     endpoint: LanEndpoint,
     *,
     rng: random.Random,
-    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    wall_ms: Callable[[], int] = wall_ms,
     port: int = PORT,
 ) -> None:
     """Send beacons and follow those of others, until cancelled.

@@ -7,13 +7,13 @@ hold the old certificate, until that one ends; they renew theirs by asking this 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from node import keys
 from node.errors import Refused
 from node.paths import NodePaths
+from node.wall_clock import wall_ms
 from transport.trust.chain import YEAR_MS, Chain, certify_by_root, is_root
 
 __all__ = ["renew_by_root"]
@@ -60,7 +60,7 @@ def renew_by_root(
         subject=own.subject,
         role=own.role,
         serial=random_bytes(16),
-        now_ms=time.time_ns() // 1_000_000 if now_ms is None else now_ms,
+        now_ms=wall_ms() if now_ms is None else now_ms,
         lifetime_ms=lifetime_ms,
         may_invite=own.may_invite,
         invite=own.invite,

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -36,6 +35,7 @@ from node.joining.ledger_file import CannotRecord, LedgerFile
 from node.joining.places import places
 from node.joining.reasons import Reason
 from node.joining.request import JoinRequest, MalformedRequest, parse_request
+from node.wall_clock import wall_ms
 from transport.address import Address
 from transport.errors import TransportError, UsageError
 from transport.identity import NodeId
@@ -88,7 +88,7 @@ class Surroundings:
     """Where the issuer of a request is, if it is not connected."""
     on_member: Callable[[Chain], object]
     """Told of every certificate that was given, again after a restart; idempotent."""
-    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    wall_ms: Callable[[], int] = wall_ms
     random_bytes: Callable[[int], bytes] = os.urandom
     in_thread: Callable[[Callable[[Invite], None], Invite], Awaitable[None]] = (
         trio.to_thread.run_sync

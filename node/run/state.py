@@ -6,7 +6,6 @@ by the manifest's hash, with who wrote it.
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from crdt.state import RunState
 from crdt.wire import canonical
 from node.run import sequence
 from node.run.manifest import RunManifest
+from node.wall_clock import wall_ms
 from transport.errors import TransportError
 from transport.identity import Identity, NodeId, verify
 
@@ -46,7 +46,7 @@ def open_state(identity: Identity, manifest: RunManifest, directory: Path) -> Ru
     used = directory / "sequence"
     state = RunState(
         Author(identity.public_key, identity.sign),
-        HybridClock(identity.node_id, _wall_ms),
+        HybridClock(identity.node_id, wall_ms),
         manifest.hash,
         verify,
         creator=creator,
@@ -85,7 +85,7 @@ def run_info(manifest: RunManifest) -> RunInfo:
 
 def state_document(state: RunState, run: RunManifest) -> dict[str, Any]:
     """The replica as JSON: every field with its value, author, clock and lease."""
-    now_ms = _wall_ms()
+    now_ms = wall_ms()
     members = state.members()
     convicted = state.convicted()
     entries = [
@@ -180,7 +180,3 @@ def _json(value: Any) -> Any:
 
 def _id(writer: bytes) -> str:
     return str(NodeId(writer))
-
-
-def _wall_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from node.errors import NodedError, Refused
 from node.paths import NodePaths
 from node.schema import SwarmSection
 from node.trust.log import TrustLog
+from node.wall_clock import DAY_MS, wall_ms
 from transport.address import Address
 from transport.endpoint import Endpoint
 from transport.identity import Identity, NodeId
@@ -36,18 +36,12 @@ from transport.trust.chain import Chain
 from transport.trust.refusal import CertificateRefused, Refusal
 from transport.trust.trust import Trust, self_issued
 
-__all__ = ["DAY_MS", "SwarmStanding", "keep_membership", "load_standing", "wall_ms"]
+__all__ = ["SwarmStanding", "keep_membership", "load_standing"]
 
-DAY_MS: Final = 24 * 3600 * 1000
 FLUSH_S: Final = 2.0
 """For the last statements at the end of a life."""
 
 _log = logging.getLogger(__name__)
-
-
-def wall_ms() -> int:
-    """Wall clock, ms since 1970."""
-    return time.time_ns() // 1_000_000
 
 
 @attrs.frozen

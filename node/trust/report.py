@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from gossip.swarm.renewal import is_due
 from gossip.swarm.service import SwarmService
-from node.trust.membership import SwarmStanding, wall_ms
+from node.trust.membership import SwarmStanding
+from node.wall_clock import wall_ms
 from transport.endpoint import Endpoint
 
 __all__ = ["trust_report"]

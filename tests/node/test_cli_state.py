@@ -155,7 +155,7 @@ def test_numbers_go_up_over_restarts_whatever_the_clock_does(tmp_path, monkeypat
     first = open_state(ALICE, MANIFEST, tmp_path)
     used = first.sequence
     assert sequence.next_start(tmp_path / "sequence") > used
-    monkeypatch.setattr("node.run.state._wall_ms", lambda: 1000)
+    monkeypatch.setattr("node.run.state.wall_ms", lambda: 1000)
     assert open_state(ALICE, MANIFEST, tmp_path).sequence > used
     (tmp_path / "sequence").write_text("nonsense")
     assert sequence.next_start(tmp_path / "sequence") == 0

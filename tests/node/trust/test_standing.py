@@ -9,7 +9,8 @@ from node.errors import NodedError, Refused
 from node.paths import ensure_private_dir, node_paths
 from node.schema import SwarmSection
 from node.trust.log import TrustLog
-from node.trust.membership import load_standing, wall_ms
+from node.trust.membership import load_standing
+from node.wall_clock import wall_ms
 from tests.trusted import ROOT, invited_chain, member_chain
 from transport.identity import Identity
 from transport.swarm import Swarm
