@@ -94,6 +94,7 @@ DRIVERS = {
     "gossip/blocks/serve.py",
     "gossip/collective/group.py",
     "gossip/collective/handover.py",
+    "gossip/collective/outgoing.py",
     "gossip/membership/service.py",
     "gossip/replication.py",
     "gossip/swarm/service.py",

@@ -2,8 +2,7 @@
 
 Owns the only `EpochMachine` of the run, feeds it what peers send, and carries out what it says:
 
-* one outgoing URGENT stream per peer, each with its own writer task and bounded queue; incoming
-  streams are read by the endpoint's handlers;
+* one outgoing URGENT stream per peer (`Outgoing`); incoming streams are read by the endpoint's handlers;
 * two bulk links per epoch (next and previous member), opened when the epoch is entered and thrown
   away with it, so that bytes of an aborted operation can never be taken for another's;
 * the data plane (`gossip.collective.ring`), run in the caller's task and cancelled when the operation is
@@ -42,6 +41,7 @@ from gossip.collective.lineage import Memory
 from gossip.collective.messages import AnyMessage, Message, decode_message_untrusted, encode
 from gossip.collective.operands import bind_descriptor, check_operands, first_error
 from gossip.collective.operation import Operation, OperationState
+from gossip.collective.outgoing import Outgoing
 from gossip.collective.ring import Reduction, RingPlace, RingResult, ring_all_reduce
 from gossip.collective.ring_links import RingLinks
 from gossip.collective.standing import NO_MODEL
@@ -62,8 +62,6 @@ from transport.watch import Lagged
 
 _log = logging.getLogger(__name__)
 
-QUEUE_MESSAGES: Final = 256
-"""Per peer; a peer that lets this many small messages pile up is treated as lost to the run."""
 MAX_NOTES: Final = 64
 MAX_EARLY: Final = 16
 """Messages of a peer kept until both directions are there; its status, and little more."""
@@ -134,13 +132,13 @@ class Group:
         self._remembered: tuple[object, bool] | None = None
         self._early: dict[NodeId, deque[AnyMessage]] = {}
         self._protocol = f"run/{run.hex()[:32]}"
-        self._senders: dict[NodeId, trio.MemorySendChannel[bytes]] = {}
+        self._senders: dict[NodeId, Outgoing] = {}
         self._inbound: Counter[NodeId] = Counter()
         self._talking: set[NodeId] = set()
         self._listening: set[trio.CancelScope] = set()
         self._closed = False
         self._linked: set[NodeId] = set()
-        self._kick = trio.Event()
+        self._alarm = trio.CancelScope()  # around the timer's sleep
         self._changed = trio.Event()
         self._running: _Running | None = None
         self._behind: tuple[Epoch, tuple[NodeId, ...]] | None = None
@@ -335,8 +333,17 @@ class Group:
         self._remember_epoch()
         for node, message in self.machine.outgoing():
             self._enqueue(node, message)
-        self._kick.set()
+        self._set_alarm()
         self._notify()
+
+    def _set_alarm(self) -> None:
+        """Let the timer's sleep end no later than the machine wants.
+
+        A later deadline is left for the timer to find: waking it costs more than an operation should pay.
+        """
+        deadline = self.machine.next_deadline()
+        if deadline is not None and deadline < self._alarm.deadline:
+            self._alarm.deadline = deadline
 
     def _remember_epoch(self) -> None:
         """Before the first vote in an epoch leaves this node, it is where a restart finds it."""
@@ -361,7 +368,7 @@ class Group:
         if sender is None:
             return
         try:
-            sender.send_nowait(encode(message))
+            sender.send(encode(message))
         except trio.WouldBlock:
             self.notes.append(f"{node.short} does not read its messages")
             self._nursery.start_soon(self._drop_deaf, node)
@@ -410,10 +417,10 @@ class Group:
     async def _run_timer(self) -> None:
         """Tick the machine when it asks for it."""
         while True:
-            deadline = self.machine.next_deadline()
-            self._kick = trio.Event()
-            with trio.move_on_at(float("inf") if deadline is None else deadline):
-                await self._kick.wait()
+            self._alarm = trio.CancelScope()
+            self._set_alarm()
+            with self._alarm:
+                await trio.sleep_forever()
             deadline = self.machine.next_deadline()
             if deadline is not None and trio.current_time() >= deadline:
                 self.machine.tick(trio.current_time())
@@ -489,21 +496,20 @@ class Group:
     async def _speak(self, peer: Peer) -> None:
         """One outgoing stream, from opening it to its end."""
         node = peer.node_id
-        sender, queue = trio.open_memory_channel[bytes](QUEUE_MESSAGES)
+        sender: Outgoing | None = None
         reason = "left the run"
         try:
             stream = await peer.open_stream(self._protocol, priority=Priority.URGENT)
-            self._senders[node] = sender
+            sender = self._senders[node] = Outgoing(stream)
             self._update(node)
             async with stream, trio.open_nursery() as nursery:
                 nursery.start_soon(_wait_for_end, stream, nursery.cancel_scope)
-                async for message in queue:
-                    await stream.send_message(message)
+                await sender.run()
                 nursery.cancel_scope.cancel()
         except* TransportError as group:
             reason = str(first_error(group))
         finally:
-            if self._senders.get(node) is sender:
+            if sender is not None and self._senders.get(node) is sender:
                 self._forget(node, reason)
 
     async def _listen(self, stream: Stream) -> None:

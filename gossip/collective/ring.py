@@ -150,13 +150,9 @@ async def ring_all_reduce(
     """
     if place.world == 1:
         return _alone(reduction, source, out)
-    run = _Run(place, reduction, source, out)
     async with trio.open_nursery() as nursery:
-        watching = trio.CancelScope()
-        nursery.start_soon(run.send)
-        nursery.start_soon(run.watch, watching)
+        run = _Run(place, reduction, source, out, nursery)
         await run.receive()
-        watching.cancel()
     return RingResult(_root(run.digests, run.total_weight), run.total_weight)
 
 
@@ -178,7 +174,14 @@ def _alone(reduction: Reduction, source: Array, out: Array) -> RingResult:
 class _Run:
     """One all-reduce at one member."""
 
-    def __init__(self, place: RingPlace, reduction: Reduction, source: Array, out: Array) -> None:
+    def __init__(
+        self,
+        place: RingPlace,
+        reduction: Reduction,
+        source: Array,
+        out: Array,
+        nursery: trio.Nursery,
+    ) -> None:
         assert place.to_next is not None, "a ring of one uses no links"
         assert place.from_previous is not None, "a ring of one uses no links"
         rank, world = place.rank, place.world
@@ -207,10 +210,10 @@ class _Run:
         self._own = self._own_segments()
         self._next_own = next(self._own, None)
         self._own_may_leave = OWN_SEGMENTS if place.to_next.local else math.inf
-        self._wake = trio.Event()
+        self._nursery = nursery
+        self._wake: trio.Event | None = None  # of `send`, once it has been needed
         self._all_received = False
         self._hasher = blake3()
-        self._segments_in = 0
         self.digests: list[bytes] = [b""] * world
         self.total_weight = 0.0
 
@@ -246,7 +249,14 @@ class _Run:
                 break
             self._left(segment)
         if link.waiting or self._ready() is not None:
-            self._wake.set()
+            self._wake_sender()
+
+    def _wake_sender(self) -> None:
+        """Something has to wait before it can leave; a small operation comes through without the task for that."""
+        if self._wake is None:
+            self._wake = trio.Event()
+            self._nursery.start_soon(self.send)
+        self._wake.set()
 
     async def send(self) -> None:
         """Send what could not leave at once, until everything has."""
@@ -294,34 +304,31 @@ class _Run:
     def _own_scaled(self) -> Array:
         return np.empty_like(self._scratch)
 
-    async def watch(self, watching: trio.CancelScope) -> None:
-        """Once data flows, silence is a fault; the first segment waits for whoever is late."""
-        with watching:
-            seen = 0
-            while True:
-                await trio.sleep(STALL_S)
-                if self._segments_in and self._segments_in == seen:
-                    raise CollectiveAborted(f"no data from the neighbour for {STALL_S:.0f} s")
-                seen = self._segments_in
-
     # ---- receiving -------------------------------------------------------------------------
 
     async def receive(self) -> None:
-        """Take every segment of both phases."""
+        """Take every segment of both phases.
+
+        Once data flows, silence is a fault; the first segment waits for whoever is late.
+        """
         self.pump()
         open_streams = len(self._streams)
-        while open_streams:
-            header, size = await self._from_previous.receive_head(SEGMENT_BYTES)
-            segment = self._expected(header, size)
-            if segment.phase == _REDUCE:
-                await self._reduce(segment)
-            else:
-                await self._gather(segment)
-            self._segments_in += 1
-            if segment.stop == self._bounds[segment.chunk + 1]:
-                open_streams -= 1
+        with trio.CancelScope() as patience:
+            while open_streams:
+                header, size = await self._from_previous.receive_head(SEGMENT_BYTES)
+                segment = self._expected(header, size)
+                if segment.phase == _REDUCE:
+                    await self._reduce(segment)
+                else:
+                    await self._gather(segment)
+                patience.deadline = trio.current_time() + STALL_S
+                if segment.stop == self._bounds[segment.chunk + 1]:
+                    open_streams -= 1
+        if open_streams:
+            raise CollectiveAborted(f"no data from the neighbour for {STALL_S:.0f} s")
         self._all_received = True
-        self._wake.set()
+        if self._wake is not None:
+            self._wake.set()
 
     def _expected(self, header: bytes, size: int) -> _Segment:
         """The segment that a header announces, which must be the next one of its stream."""
@@ -403,7 +410,7 @@ class _Run:
                 self._header(segment), as_bytes(values)
             ):
                 if self._to_next.waiting:
-                    self._wake.set()
+                    self._wake_sender()
                 return
             np.copyto(self._out[segment.start : segment.stop], values)
         self._to_pass_on.append(segment)

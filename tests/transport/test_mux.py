@@ -335,3 +335,17 @@ def test_what_came_before_a_goaway_is_delivered():
         Finished(s),
         Closed(CloseCode.NORMAL, "", by_remote=True),
     ]
+
+
+def test_room_is_what_send_takes():
+    ours, _ = pair(send_buffer_bytes=300_000)
+    one, two = ours.open("x"), ours.open("y")
+    assert ours.room(one) == 262_144
+    assert ours.send(one, bytes(ours.room(one) - 10)) == 262_134
+    assert (ours.room(one), ours.room(two)) == (10, 300_000 - 262_134)
+    assert ours.send(two, bytes(262_144)) == 300_000 - 262_134
+    assert ours.room(one) == ours.room(two) == 0
+    ours.reset(two)
+    assert ours.room(one) == 10
+    ours.finish(one)
+    assert ours.room(one) == ours.room(two) == ours.room(12345) == 0

@@ -274,3 +274,47 @@ async def test_bytes_that_arrived_before_the_loss_can_be_read(autojump_clock: ob
         assert await ours.receive_some() == b"precious"
         with pytest.raises(PeerLost):
             await ours.receive_some()
+
+
+async def test_a_message_is_tried_only_where_nothing_is_in_the_way(autojump_clock: object) -> None:
+    async with pairs() as made:
+        ours, theirs = await made.pair()
+        with pytest.raises(MessageTooLarge):
+            ours.try_send_message(bytes(65537))
+        assert ours.try_send_message(b"first")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ours.send_message, b"second")
+            await wait_all_tasks_blocked()
+            assert ours.try_send_message(b"third")
+        assert [await theirs.receive_message() for _ in range(3)] == [b"first", b"second", b"third"]
+
+        # Without a reader it ends with a refusal, never with half a message.
+        count = 0
+        while ours.try_send_message(b"%d" % count + bytes(60_000)):
+            count += 1
+            await wait_all_tasks_blocked()
+        assert count >= 4
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ours.send_message, bytes(65536))
+            await wait_all_tasks_blocked()
+            assert not ours.try_send_message(b"past the one that waits")
+            for number in range(count):
+                assert (await theirs.receive_message()).startswith(b"%d" % number)
+            assert await theirs.receive_message() == bytes(65536)
+        assert ours.try_send_message(b"again")
+        await ours.send_eof()
+        assert not ours.try_send_message(b"after the end")
+        theirs.reset(ResetCode.CANCELLED)
+
+
+async def test_bytes_leave_before_the_sender_lets_others_run(autojump_clock: object) -> None:
+    async with pairs() as made:
+        ours, theirs = await made.pair()
+        await ours.send_message(b"opens")
+        assert await theirs.receive_message() == b"opens"
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await ours.send_message(b"never")
+        assert scope.cancelled_caught
+        await ours.send_message(b"then")
+        assert await theirs.receive_message() == b"then"

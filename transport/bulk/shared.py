@@ -38,6 +38,9 @@ SLOT_BYTES: Final = (1 << 20) + 4096
 SLOTS: Final = 8
 """Three would do for the flow; with eight, a slot that comes round has left the other processor's cache,
 and taking it back from there costs twice as much where two processors share none."""
+TOLD_TOGETHER: Final = SLOTS // 2
+"""Emptied slots that the sender is told of at once: a system call for each cost as much as a small transfer, and the sender
+need not know while it has others."""
 WORD_BYTES: Final = 32
 _NOTICE: Final = struct.Struct(">I")
 _WORD_AT: Final = SLOTS * SLOT_BYTES
@@ -136,7 +139,7 @@ class Incoming:
             trio.BrokenResourceError: the connection ended, or broke.
             trio.ClosedResourceError: it was closed here.
         """
-        if self._untold:
+        if self._untold >= TOLD_TOGETHER:
             await self._raw.send_all(bytes(self._untold))
             self._untold = 0
         while len(self._notices) < _NOTICE.size:
@@ -153,8 +156,10 @@ class Incoming:
         return slot, size
 
     def emptied(self) -> None:
-        """The slot handed out last may be filled again."""
+        """The slot handed out last may be filled again; the sender learns it with the next ones."""
         self._untold += 1
+        if self._untold < TOLD_TOGETHER:
+            return
         self._untold -= self._raw.send_now(memoryview(bytes(self._untold)))
 
 

@@ -110,8 +110,7 @@ class Mux:
         self._live = [0, 0]  # streams not ended in both directions: ours, the other side's
         self._held = [0, 0]  # in _streams, likewise
         self._unseen = 0
-        self._last_local = [0, 0]  # stream numbers by class
-        self._last_remote = [0, 0]
+        self._last_local, self._last_remote = [0, 0], [0, 0]  # stream numbers by class
         self._control: deque[bytes] = deque()
         self._pings: deque[bytes] = deque(maxlen=MAX_PINGS)
         self._pongs: deque[bytes] = deque(maxlen=MAX_PINGS)
@@ -167,8 +166,7 @@ class Mux:
         view = memoryview(data)
         if view.format != "B" or view.ndim != 1:
             view = view.cast("B")
-        own, shared = stream.queue_bound, self._limits.send_buffer_bytes
-        accepted = min(len(view), max(0, min(own - stream.queued, shared - class_.queued)))
+        accepted = min(len(view), class_.room(stream, self._limits.send_buffer_bytes))
         if accepted:
             part = view[:accepted]
             stream.queue.append(part if type(view.obj) is bytes else memoryview(bytes(part)))
@@ -179,14 +177,20 @@ class Mux:
             class_.blocked[stream_id] = stream
         return accepted
 
+    def room(self, stream_id: int) -> int:
+        """How many bytes `send` would take now; 0 where it would raise."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.finishing or stream.cut:
+            return 0
+        return self._classes[stream.priority].room(stream, self._limits.send_buffer_bytes)
+
     def finish(self, stream_id: int) -> None:
         """End our direction after what is queued; nothing happens if that was done already.
 
         Raises:
             StreamClosed: reset or unknown.
         """
-        stream = self._streams.get(stream_id)
-        if stream is None:
+        if (stream := self._streams.get(stream_id)) is None:
             raise StreamClosed("the stream is closed")
         if not stream.finishing:
             stream.finishing = True
@@ -210,8 +214,7 @@ class Mux:
 
         Call it again when more comes in. A stream that was not finished is reset at once. Nothing happens if it is gone.
         """
-        stream = self._streams.get(stream_id)
-        if stream is None:
+        if (stream := self._streams.get(stream_id)) is None:
             return
         if stream.finishing and not (stream.fin_sent or stream.cut):
             stream.abandoned = True
@@ -586,9 +589,8 @@ class Mux:
         self._closed = True
         self._streams.clear()
         self._live, self._held = [0, 0], [0, 0]
-        self._control.clear()
-        self._pings.clear()
-        self._pongs.clear()
+        for queue in (self._control, self._pings, self._pongs):
+            queue.clear()
         self._awaited.clear()
         for class_ in self._classes:
             class_.ring.clear()

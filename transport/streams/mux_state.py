@@ -134,6 +134,10 @@ class ClassState:
             return False
         return self.credit > 0 or any(not s.open_sent or not s.queued for s in self.ring)
 
+    def room(self, stream: StreamState, shared: int) -> int:
+        """How much more a stream may queue, where all of the class share `shared` (bytes)."""
+        return max(0, min(stream.queue_bound - stream.queued, shared - self.queued))
+
     def enter_ring(self, stream: StreamState) -> None:
         """Give a stream of the class its turn, if it has something to send."""
         if not stream.in_ring and stream.sendable():

@@ -121,11 +121,11 @@ class Stream(trio.abc.HalfCloseableStream):
         """
         self._enter_send()
         try:
-            await trio.lowlevel.checkpoint()
-            self._check_send()
+            await trio.lowlevel.checkpoint_if_cancelled()
             await self._flush_tail()
             await self._send(data)
             self._connection.push()
+            await trio.lowlevel.cancel_shielded_checkpoint()  # what was sent does not wait for that
         finally:
             self._sending = False
 
@@ -143,15 +143,41 @@ class Stream(trio.abc.HalfCloseableStream):
         framed = len(message).to_bytes(LENGTH_BYTES, "big") + message
         self._enter_send()
         try:
-            await trio.lowlevel.checkpoint()
-            self._check_send()
+            await trio.lowlevel.checkpoint_if_cancelled()
             await self._flush_tail()
             await self._wait_room()
             self._tail = framed[self._offer(framed) :]
             await self._flush_tail()
             self._connection.push()
+            await trio.lowlevel.cancel_shielded_checkpoint()  # as in `send_all`
         finally:
             self._sending = False
+
+    def try_send_message(self, message: bytes) -> bool:
+        """Do what `send_message` does if nothing is in the way; never blocks.
+
+        Returns:
+            False when nothing was sent: another task is sending, there is no room, or the stream has
+            ended (`send_message` says why).
+
+        Raises:
+            MessageTooLarge: nothing was sent.
+        """
+        if len(message) > MAX_MESSAGE_BYTES:
+            raise MessageTooLarge(f"message of {len(message)} bytes, limit {MAX_MESSAGE_BYTES}")
+        if (
+            self._sending
+            or self._closed
+            or self._eof_sent
+            or self._failure is not None
+            or self._full
+            or self._tail
+            or self._mux.room(self._id) < LENGTH_BYTES + len(message)
+        ):
+            return False
+        self._mux.send(self._id, len(message).to_bytes(LENGTH_BYTES, "big") + message)
+        self._connection.push()
+        return True
 
     async def send_to_end(self, data: bytes) -> None:
         """Send `data` and finish our direction, without a checkpoint when nothing is in the way.
@@ -257,7 +283,8 @@ class Stream(trio.abc.HalfCloseableStream):
                 raise ValueError("max_bytes must be positive")
         self._enter_receive()
         try:
-            await trio.lowlevel.checkpoint()
+            if self._unread or self._finished:
+                await trio.lowlevel.checkpoint()
             await self._wait_unread(1)
             if self._unread == 0:
                 return b""
@@ -276,7 +303,8 @@ class Stream(trio.abc.HalfCloseableStream):
         """
         self._enter_receive()
         try:
-            await trio.lowlevel.checkpoint()
+            if self._unread or self._finished:
+                await trio.lowlevel.checkpoint()
             await self._wait_unread(LENGTH_BYTES)
             if self._unread == 0:
                 raise EndOfStream("the other side finished the stream")
