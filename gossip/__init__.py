@@ -10,6 +10,7 @@ collectives, the collectives themselves, and keeping shared state equal on all n
 * Shared documents: `document` (what one has to offer), `antientropy` (the core that compares two), `replication` (the driver);
   `swarm` is the swarm's own document.
 * `blocks`: content-addressed data, fetched from many holders at once.
+* `blocks`: large data named by its hash, from many holders at once; cores and drivers of its own.
 * Errors: `gossip.errors.GossipError`; a collective ends with a certificate, `CollectiveAborted` or
   `Indeterminate`, and nothing else.
 

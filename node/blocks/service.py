@@ -77,6 +77,7 @@ class NodeBlocks:
         self._rng, self._random_bytes, self._advertised = rng, random_bytes, advertised
         self._disk = trio.CapacityLimiter(2)
         self._fetching: dict[bytes, Fetch] = {}
+        self._turns: dict[bytes, tuple[trio.Lock, int]] = {}
 
     # Putting
 
@@ -125,7 +126,23 @@ class NodeBlocks:
             ArtefactUnavailable, StoreFull, StoreFailed: what has arrived stays.
         """
         job.artefact = artefact
+        # A holder has one exchange with us for an artefact: two fetches of it would take each other's.
+        async with self._turn(artefact):
+            await self._fetch(job, artefact, pin=pin)
 
+    @asynccontextmanager
+    async def _turn(self, artefact: bytes) -> AsyncIterator[None]:
+        lock, users = self._turns.get(artefact, (trio.Lock(), 0))
+        self._turns[artefact] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._turns.pop(artefact)
+            if users > 1:
+                self._turns[artefact] = (lock, users - 1)
+
+    async def _fetch(self, job: Job, artefact: bytes, *, pin: bool) -> None:
         async def prepare(manifest: Manifest, leaves: list[bytes]) -> Sink:
             sink = await self._in_thread(self.store.add, manifest, leaves)
             job.size = manifest.size
