@@ -104,6 +104,7 @@ class Former:
         self._promised = Ballot(0, 0, bytes(32))
         self._attempt = 0
         self._attempt_due: float | None = None
+        self._awaited: tuple[NodeId, float] | None = None  # who is due, and until when it has time
         self._step: Collecting | Promised | Accepted | None = None
         self._deferred: tuple[NodeId, Prepare] | None = None
         self._early_accepts: dict[bytes, dict[NodeId, bytes]] = {}
@@ -257,6 +258,10 @@ class Former:
             isinstance(step, Promised) and node == step.ballot.proposer
         ):
             self._next_attempt(now, soon=True)
+        elif step is None and self._awaited == (node, self._attempt_due):
+            # Another member's word that the epoch is broken came first: the same attempt, without the lost one.
+            self._attempt -= 1
+            self._attempt_due = now
 
     def withdraw(self) -> None:
         """This node cannot take part any more: forget what it was about to enter."""
@@ -314,8 +319,10 @@ class Former:
             self._attempt = max(self._attempt, self._promised.attempt + 1)
         if self._attempt > MAX_ATTEMPT:
             number, self._attempt = number + 1, 0
-        if proposer_of(candidates, number, self._attempt) != standing.me:
+        due = proposer_of(candidates, number, self._attempt)
+        if due != standing.me:
             self._attempt_due = now + self._patience()
+            self._awaited = due, self._attempt_due
             self._attempt += 1
             return
         ballot = self._promised = Ballot(number, self._attempt, standing.me)

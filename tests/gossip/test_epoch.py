@@ -7,6 +7,7 @@ import random
 import pytest
 
 from gossip.collective.epoch_events import EpochSettings
+from gossip.collective.formation import proposer_of
 from tests.gossip.epoch_world import World
 
 
@@ -60,6 +61,30 @@ def test_any_member_may_crash_at_any_time(seed: int) -> None:
     assert all_reach(world, 15)
     assert len(world.rounds()) == 3
     assert_consistent(world)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_lost_proposer_is_not_waited_for_by_those_who_hear_of_its_end_late(seed: int) -> None:
+    world = World(4, seed=seed, settings=EpochSettings(min_members=4))
+    world.start()
+    machines = {id_: world.nodes[id_].machine for id_ in world.order}
+    world.run(60, lambda: all_reach(world, 2) and all(m.operation for m in machines.values()))
+    present = machines[world.order[0]].epoch
+    assert present is not None
+    victim = proposer_of(present.members, present.number + 1, 0)
+    first, *others = [id_ for id_ in world.order if id_ != victim]
+    world.nodes[victim].alive = False
+    world.disconnect(victim, first)
+    world.run(world.now + 0.05)  # its word that the operation is aborted arrives everywhere
+    assert [machines[id_].epoch for id_ in (first, *others)] == [None] * 3
+    for id_ in others:
+        world.disconnect(victim, id_)
+
+    def together() -> bool:
+        return all(machines[i].epoch and victim not in machines[i].epoch.members for i in others)
+
+    world.run(world.now + 0.3, together)  # less than anybody's patience with a proposer
+    assert together()
 
 
 @pytest.mark.parametrize("seed", range(4))
