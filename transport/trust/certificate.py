@@ -27,7 +27,6 @@ To make certificates use `transport.trust.chain` (`certify_by_root`, `certify`):
 
 from __future__ import annotations
 
-import hashlib
 import re
 import struct
 from collections.abc import Sequence
@@ -44,6 +43,7 @@ from transport.identity import (
     is_acceptable_public_key,
     verify,
 )
+from transport.trust.raw import RawValue
 from transport.trust.refusal import CertificateRefused, Refusal
 
 Role: TypeAlias = Literal["observer", "relay", "trainer"]
@@ -85,7 +85,7 @@ class Extension:
 
 
 @attrs.frozen(eq=False)
-class Certificate:
+class Certificate(RawValue):
     """A parsed certificate; equal to another exactly if the bytes are. Says nothing about its signature: see `is_signed`."""
 
     role: Role
@@ -104,17 +104,6 @@ class Certificate:
     extensions: tuple[Extension, ...]
     raw: bytes = attrs.field(repr=False)
     """As received, signature included."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Certificate) and self.raw == other.raw
-
-    def __hash__(self) -> int:
-        return hash(self.raw)
-
-    @property
-    def id(self) -> bytes:
-        """SHA-256 of the bytes."""
-        return hashlib.sha256(self.raw).digest()
 
     @property
     def mark(self) -> bytes:

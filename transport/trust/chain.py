@@ -43,6 +43,7 @@ from transport.trust.certificate import (
     parse_certificate,
     sign_certificate,
 )
+from transport.trust.raw import RawValue
 from transport.trust.refusal import CertificateRefused, Refusal
 
 MAX_CERTIFICATES: Final = 3
@@ -65,23 +66,12 @@ def root_swarm_id(root_public_key: bytes, *, is_open: bool = False) -> bytes:
 
 
 @attrs.frozen(eq=False)
-class Chain:
+class Chain(RawValue):
     """Certificates from the root's to a member's; parsed, not verified."""
 
     certificates: tuple[Certificate, ...]
     """1 to 3; the first is the root's, the last the member's."""
     raw: bytes = attrs.field(repr=False)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Chain) and self.raw == other.raw
-
-    def __hash__(self) -> int:
-        return hash(self.raw)
-
-    @property
-    def id(self) -> bytes:
-        """SHA-256 of the bytes."""
-        return hashlib.sha256(self.raw).digest()
 
     @property
     def leaf(self) -> Certificate:

@@ -28,7 +28,6 @@ since who holds the key can sign with any. `KEEPS_ALL` is for those who leave in
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterable
 from itertools import pairwise
@@ -54,6 +53,7 @@ from transport.trust.chain import (
     signed,
     verify_chain,
 )
+from transport.trust.raw import RawValue
 from transport.trust.refusal import CertificateRefused, Refusal
 
 VERSION: Final = 1
@@ -69,7 +69,7 @@ _HEADER: Final = struct.Struct(">BB32s32s32sQBBH")
 
 
 @attrs.frozen(eq=False)
-class Revocation:
+class Revocation(RawValue):
     """A parsed revocation; equal to another exactly if the bytes are. Not yet verified."""
 
     subject: NodeId
@@ -87,17 +87,6 @@ class Revocation:
     """A chain of the subject's, in which the revoker is an issuer or the subject; None where the root signed."""
     swarm_id: bytes = attrs.field(repr=False)
     raw: bytes = attrs.field(repr=False)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Revocation) and self.raw == other.raw
-
-    def __hash__(self) -> int:
-        return hash(self.raw)
-
-    @property
-    def id(self) -> bytes:
-        """SHA-256 of the bytes."""
-        return hashlib.sha256(self.raw).digest()
 
     @property
     def revoker_id(self) -> NodeId:
