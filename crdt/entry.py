@@ -43,7 +43,6 @@ from crdt.wire import MAX_INT, Wire
 
 MAX_ENTRY_BYTES: Final = 4096
 """Body and signature. Shared state describes things, it does not carry them."""
-MAX_KEY_CHARS: Final = 48
 MAX_LEASE_S: Final = 24 * 3600
 """A longer promise would only keep what the departed have left behind."""
 SIGNATURE_BYTES: Final = 64

@@ -124,13 +124,6 @@ def as_int(untrusted: Wire, what: str, *, low: int = 0, high: int = MAX_INT) -> 
     return untrusted
 
 
-def as_bool(untrusted: Wire, what: str) -> bool:
-    """Check for True or False."""
-    if type(untrusted) is not bool:
-        raise MalformedState(f"{what}: expected a boolean, got {type(untrusted).__name__}")
-    return untrusted
-
-
 def as_float(untrusted: Wire, what: str) -> float:
     """Check for a finite float; an int is not one, so that equal values have one encoding."""
     if type(untrusted) is not float:

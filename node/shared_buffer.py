@@ -138,10 +138,6 @@ class SharedBuffer:
         except KeyError:
             raise BufferMismatch(f"the shared buffer has no vector {name!r}") from None
 
-    def bytes_of(self, name: str) -> memoryview:
-        """The vector `name` as writable raw bytes, little-endian fp32."""
-        return memoryview(self.view(name).data).cast("B")
-
     def close(self) -> None:
         """Give up descriptor and mapping; idempotent. Views that are still in use stay valid."""
         if self._fd >= 0:

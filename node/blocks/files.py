@@ -14,7 +14,6 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
 import attrs
 
@@ -28,8 +27,6 @@ __all__ = ["Source", "blocks_of", "put_files", "sources_of", "unpack"]
 
 Progress = Callable[[int], None]
 """Called with the bytes done so far."""
-
-_COPY: Final = BLOCK_BYTES
 
 
 @attrs.frozen

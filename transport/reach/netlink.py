@@ -19,7 +19,6 @@ import attrs
 
 from transport.errors import MalformedMessage
 
-NLMSG_NOOP: Final = 1
 NLMSG_ERROR: Final = 2
 NLMSG_DONE: Final = 3
 RTM_NEWLINK: Final = 16
