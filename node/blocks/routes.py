@@ -144,14 +144,20 @@ class _Routes:
         return 200, await trio.to_thread.run_sync(self._approve, task, wanted.approve)
 
     def _approve(self, task: bytes, approve: bool) -> dict[str, Any]:
+        withdrawn = False
         if approve:
             shown = self._look(task)  # only what is here, and could be looked at
             paths = tuple(file["path"] for file in shown["files"])
             self._approvals.approve(task, shown["entry"], paths)
             self._blocks.store.pin(task)
         else:
-            self._approvals.withdraw(task)
-        return {"schema": "noded.trust/1", "id": task.hex(), "approved": approve}
+            withdrawn = self._approvals.withdraw(task)
+        return {
+            "schema": "noded.trust/1",
+            "id": task.hex(),
+            "approved": approve,
+            "withdrawn": withdrawn,
+        }
 
 
 def _source(path: str, data: bytes) -> str:

@@ -28,7 +28,7 @@ def add_block_verbs(group: Verbs) -> None:
     group.add_command(get)
 
 
-@click.command("put", cls=Verb)
+@click.command("put", cls=Verb, short_help="Offer a file or folder to the swarm.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--no-pin", is_flag=True, help="Let it go when its place is needed.")
 def put(path: Path, no_pin: bool) -> None:
@@ -42,7 +42,7 @@ def put(path: Path, no_pin: bool) -> None:
         click.echo(str(answer["id"]))
 
 
-@click.command("get", cls=Verb)
+@click.command("get", cls=Verb, short_help="Fetch an artefact by its hash.")
 @click.argument("artefact", metavar="[HASH]", required=False)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Write it here as well (- for stdout)."
@@ -126,8 +126,9 @@ def progress_line(answer: dict[str, Any]) -> str:
         )
     holders = answer.get("holders") or []
     if holders:
-        active = sum(bool(holder.get("active")) for holder in holders)
-        text += f"  from {active} of {len(holders)}"
+        ended = answer.get("state") != "running"
+        giving = sum(bool(holder.get("blocks" if ended else "active")) for holder in holders)
+        text += f"  from {giving} of {len(holders)}"
         bad = sum(int(holder.get("bad") or 0) for holder in holders)
         if bad:
             text += f"  ({bad} bad blocks refused)"

@@ -397,7 +397,7 @@ def members(history: bool) -> None:
     click.echo(text(answer, settings.style()))
 
 
-@click.command("renew", cls=Verb)
+@click.command("renew", cls=Verb, short_help="Renew the certificate with the root key.")
 @click.option(
     "--root",
     "root_file",

@@ -24,7 +24,7 @@ def add_trust_verb(group: Verbs) -> None:
     group.add_command(trust)
 
 
-@click.command("trust", cls=Verb)
+@click.command("trust", cls=Verb, short_help="Look at a task's code, and allow it here.")
 @click.argument("task", metavar="HASH")
 @click.option("--yes", is_flag=True, help="Approve without being asked (for scripts).")
 @click.option("--show", is_flag=True, help="Only show the files.")
@@ -41,7 +41,9 @@ def trust(task: str, yes: bool, show: bool, withdraw: bool) -> None:
     task = task.strip()
     if withdraw:
         answer = client.post("/v1/trust/approve", {"id": task, "approve": False})
-        _tell(answer, "approved no more; a trainer that runs it already goes on until it ends")
+        was = bool(answer.get("withdrawn"))
+        gone = "approved no more; a trainer that runs it already goes on until it ends"
+        _tell(answer, gone if was else "it was not approved")
         return
     follow(settings, "/v1/blocks/get", {"id": task})
     shown = client.post("/v1/trust", {"id": task})
