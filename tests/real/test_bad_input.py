@@ -133,7 +133,7 @@ def test_keys_that_others_can_read_or_that_are_not_there_are_refused(cluster):
     node.paths.swarm_key.unlink()
     done = node.cli("run")
     assert done.returncode in {1, 7, 8}
-    assert "noded init" in done.stderr
+    assert "init --force" in done.stderr
 
 
 # ---- what a running node bears ----
