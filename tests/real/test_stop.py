@@ -122,7 +122,7 @@ def test_noded_stop_ends_it_as_well(cluster, hub):
     nothing_stays(node)
     gone = node.cli("status")
     assert gone.returncode == 3
-    assert "noded run" in gone.stderr
+    assert "start it:" in gone.stderr
 
 
 def test_noded_local_leaves_nothing_after_a_kill_and_ctrl_c(tmp_path):
