@@ -1,6 +1,6 @@
 """Exact collectives with no master: epochs, certificates, and the ring that moves the bytes.
 
-Sans-IO: `epoch` (with `epoch_events`, `formation`, `former`, `lineage`, `standing`, `operation`, `certificate`, `messages`) agrees on who takes part and on the outcome of each
+Sans-IO: `epoch` (with `epoch_events`, `formation`, `former`, `scrutiny`, `lineage`, `standing`, `operation`, `certificate`, `messages`) agrees on who takes part and on the outcome of each
 operation. Drivers: `ring` over `ring_links` reduces, `handover` brings a member up to date, `group` ties them to the run's members, each
 reached through an `outgoing` stream. Vectors: `operands` checks what goes in, `buffers` shows them as bytes.
 

@@ -23,10 +23,11 @@ import msgspec
 from transport.errors import InvalidPublicKey
 from transport.identity import NodeId, verify
 
+Bytes16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 
-_EPOCH_DOMAIN = b"noded epoch v1\0"
+_EPOCH_DOMAIN = b"noded epoch v2\0"
 _ACCEPT_DOMAIN = b"noded accept v1\0"
 _VOTE_DOMAIN = b"noded vote v1\0"
 _LEAVE_DOMAIN = b"noded leave v1\0"
@@ -58,6 +59,8 @@ class Epoch:
     """Rounds completed at the start."""
     state: bytes
     """SHA-256 of the consensus state at the start."""
+    salt: bytes = bytes(16)
+    """Random, of the proposer: nodes that all forgot may found the same run anew, but not the same epoch."""
 
     @property
     def number(self) -> int:
@@ -74,6 +77,7 @@ class Epoch:
         digest.update(self.previous)
         digest.update(struct.pack(">Q", self.round))
         digest.update(self.state)
+        digest.update(self.salt)
         digest.update(struct.pack(">I", len(self.members)))
         for member in self.members:
             digest.update(member)

@@ -102,7 +102,8 @@ class EpochMachine:
             on_enter=self._enter,
         )
         if memory is not None:
-            self._remember(memory)
+            last = self._former.recall(memory.links, memory.certificate)
+            self._standing.recall(memory, last)
         self._settling = False  # certified, but the new position is not known yet
         self._sequence = 0
         self._in_step = False  # it has stood at the present epoch's start, or entered it there
@@ -138,21 +139,7 @@ class EpochMachine:
 
         It changes with the first vote in an epoch, and has to be stored before that vote is sent.
         """
-        standing = self._standing
-        if not standing.links:
-            return None
-        gone = standing.leaving or self._me in standing.left
-        return Memory(standing.links, standing.last_certificate, gone)
-
-    def _remember(self, memory: Memory) -> None:
-        """Go on as the member that this node was; what does not verify is as good as forgotten."""
-        standing = self._standing
-        last = self._former.recall(memory.links, memory.certificate)
-        if last is not None and self._me in last.members:
-            standing.links, standing.previous = memory.links, last
-            standing.last_certificate, standing.number = memory.certificate, last.number
-            if memory.left:
-                standing.note_left(self._me, last.id, standing.farewell())
+        return self._standing.memory()
 
     @property
     def quorum_missing(self) -> bool:
@@ -267,8 +254,7 @@ class EpochMachine:
         if operation is None or operation.state is not OperationState.RUNNING:
             return
         vote = operation.vote(root)
-        self._standing.previous, self._standing.links = operation.epoch, self._links
-        self._standing.left.pop(self._me, None)
+        self._standing.doubt(operation.epoch)
         self._to_members(vote)
         self._certify(now)
 
@@ -424,6 +410,7 @@ class EpochMachine:
             if member in standing.offences:
                 standing.offences[member].links_failed = 0
         standing.last_certificate = operation.certificate
+        standing.establish(operation.epoch, self._links)
         self._events.append(OperationCertified(operation, operation.certificate))
 
     def _on_abort(self, sender: NodeId, abort: Abort, now: float) -> None:
@@ -536,7 +523,7 @@ class EpochMachine:
         if (
             epoch.previous == GENESIS
         ):  # founded by these: from now on it is their majority that counts
-            standing.previous, standing.links = epoch, accepted.links
+            standing.establish(epoch, accepted.links)
         standing.number = epoch.number
         self._sequence = 0
         self._begins.clear()

@@ -99,6 +99,8 @@ class Accepted:
     """What led to this epoch; with itself once everybody has signed."""
     left: tuple[SignedBy, ...]
     """Farewells to the epoch before."""
+    certificate: Certificate | None
+    """What proves the start position."""
     proof: Certificate | None
     """Set when the start position is the result this node signed and could not certify itself."""
     due: float
@@ -227,7 +229,8 @@ def has_quorum(
     Dynamic linear voting (Jajodia and Mutchler 1990): more than half of the previous members, or
     exactly half with the first of them; those that left in good order do not count. A member that
     is `fresh` does not remember which epochs it was in (its disk is lost, say) and may have gone on
-    with others since: it counts only when nobody is missing that it could have gone on with. The
+    with others since: it counts only when nobody is missing that it could have gone on with, those
+    that left included: they may have come back and gone on with it. The
     very first epoch needs `min_members`.
     """
     present = set(members)
@@ -235,14 +238,23 @@ def has_quorum(
         return len(present) >= min_members
     if rule == "any":
         return bool(present)
-    counted = [member for member in previous if member not in left]
-    if not counted:
-        return bool(present)
-    if present.issuperset(counted):
+    # When all have left, somebody has to come back; a stranger cannot go on for them.
+    counted = [member for member in previous if member not in left] or list(previous)
+    if present.issuperset(previous):
         return True
     present -= set(fresh)
     here = [member for member in counted if member in present]
     return 2 * len(here) > len(counted) or (2 * len(here) == len(counted) and counted[0] in present)
+
+
+def outweighs(theirs: Epoch, ours: Epoch, members: Collection[NodeId], *, further: bool) -> bool:
+    """True when of two histories with nothing in common theirs is the one to go on with.
+
+    Members count, because they cannot be made up. Two founded by one node each are merged into the one
+    that is `further`.
+    """
+    here, own = (len(set(epoch.members).intersection(members)) for epoch in (theirs, ours))
+    return here > own or (here == own and len(ours.members) == 1 and further)
 
 
 def connected_members(

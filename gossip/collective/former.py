@@ -16,7 +16,7 @@ last one, or is proven to follow on one that did. Whoever shows a signature that
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from gossip.collective.certificate import (
     GENESIS,
@@ -50,6 +50,7 @@ from gossip.collective.messages import (
     from_bits,
     to_bits,
 )
+from gossip.collective.scrutiny import Scrutiny
 from gossip.collective.standing import Standing
 from transport.identity import NodeId, verify
 
@@ -64,6 +65,9 @@ PREPARE_EVERY_S = 15.0
 """A node may ask for so many epochs at once, and for one more each time so many seconds have passed.
 Who is due by rule needs one or two. One that asks without end keeps the others waiting for as long as they
 are patient (`attempt_max_s`), so the pause between is several times that."""
+
+REFUSED_S = 2.0
+"""Who could not sign what it was proposed is not asked for so long."""
 
 PASS_OVER_S = 1.0
 PASS_OVER_MAX_S = 60.0
@@ -109,9 +113,11 @@ class Former:
         self._deferred: tuple[NodeId, Prepare] | None = None
         self._early_accepts: dict[bytes, dict[NodeId, bytes]] = {}
         self._verifier = Verifier(standing.run, self._follows)
+        self._scrutiny = Scrutiny(standing, settings, self._follows)
         self._histories: dict[NodeId, History] = {}
         self._allowance: dict[NodeId, tuple[float, float]] = {}
         self._passed_over: dict[NodeId, float] = {}
+        self._refused: dict[NodeId, float] = {}
         self._times_passed: dict[NodeId, int] = {}
 
     # ---- messages --------------------------------------------------------------------------
@@ -208,6 +214,10 @@ class Former:
         if not self._plausible(nack.highest):
             return
         standing.number = max(standing.number, nack.highest.number - 1)
+        if isinstance(step, Accepted) and nack.ballot == step.epoch.ballot:
+            self._refused[sender] = now + REFUSED_S  # the others may do without it
+            self._next_attempt(now)
+            return
         if not isinstance(step, Collecting) or nack.ballot != step.ballot:
             return
         if nack.highest > step.ballot:
@@ -292,21 +302,11 @@ class Former:
         self.quorum_missing = not self._quorum(candidates)
         return not self.quorum_missing
 
-    def _quorum(
-        self,
-        members: Iterable[NodeId],
-        fresh: Iterable[NodeId] = (),
-        left: Iterable[NodeId] = (),
-    ) -> bool:
+    def _quorum(self, members: Collection[NodeId]) -> bool:
+        """Enough to try; who is fresh, and who else has left, shows in the promises."""
         previous = self._standing.previous
-        return has_quorum(
-            members,
-            None if previous is None else previous.members,
-            self._standing.left_from(previous).union(left),
-            rule=self._settings.quorum,
-            min_members=self._settings.min_members,
-            fresh=fresh,
-        )
+        left = self._standing.left_from(previous)
+        return self._scrutiny.quorum(members, previous, left=left)
 
     def _start_attempt(self, now: float) -> None:
         """Prepare when this node is due, else wait for whoever is."""
@@ -327,7 +327,8 @@ class Former:
             return
         ballot = self._promised = Ballot(number, self._attempt, standing.me)
         self._on_leave("forming the next epoch")
-        others = [node for node in candidates if node != standing.me]
+        self._refused = {node: until for node, until in self._refused.items() if until > now}
+        others = [node for node in candidates if node not in {standing.me, *self._refused}]
         self._step = Collecting(ballot, others, now, self._settings.collect_s)
         self._histories = {standing.me: self._own_history()}
         self._step.promises[standing.me] = self._own_promise(ballot)
@@ -380,6 +381,20 @@ class Former:
             return not set(later.members).isdisjoint(earlier.members)
         return has_quorum(later.members, earlier.members, left, rule="majority", min_members=1)
 
+    def _learn(self, step: Accepted) -> None:
+        """What the entered epoch follows on is proven: this node need not reckon with less any more."""
+        standing = self._standing
+        history = self._verifier.history(step.links, None)
+        if history is None or history.last is None:
+            return
+        standing.doubts = tuple(
+            doubt for doubt in standing.doubts if not history.settles(doubt, self._follows)
+        )
+        mine = standing.previous
+        if history.last != mine and (mine is None or history.supersedes(mine, self._follows)):
+            standing.establish(history.last, step.links)
+            standing.last_certificate = step.certificate
+
     def recall(self, links: Sequence[Link], certificate: Certificate | None) -> Epoch | None:
         """The last epoch of a stored history; None when it does not verify."""
         history = self._verifier.history(links, certificate)
@@ -423,7 +438,8 @@ class Former:
             by_progress=self._settings.quorum == "any",
         )
         left = self._farewells(members, start, step)
-        if not self._start_has_quorum(members, start, left):
+        gone = {NodeId.of_public_key(one.public_key) for one in left}
+        if not self._scrutiny.quorum(members, start.head, fresh=start.fresh, left=gone):
             self._next_attempt(now)
             return
         propose = Propose(
@@ -431,6 +447,7 @@ class Former:
             members,
             start.round,
             start.state,
+            self._rng.randbytes(16),
             start.links,
             start.certificate,
             to_bits(members, start.holders),
@@ -454,18 +471,6 @@ class Former:
                         heard.setdefault(one.public_key, one)
         return tuple(heard[key] for key in sorted(heard))[:MAX_FAREWELLS]
 
-    def _start_has_quorum(
-        self, members: tuple[NodeId, ...], start: Start, left: tuple[SignedBy, ...]
-    ) -> bool:
-        return has_quorum(
-            members,
-            None if start.head is None else start.head.members,
-            {NodeId.of_public_key(one.public_key) for one in left},
-            rule=self._settings.quorum,
-            min_members=self._settings.min_members,
-            fresh=start.fresh,
-        )
-
     def _accept(self, propose: Propose, now: float, *, since: float) -> None:
         """Sign the proposed epoch if everything in it agrees with what this node knows itself."""
         standing = self._standing
@@ -477,10 +482,21 @@ class Former:
             standing.accuse(proposer, "proposed an epoch on forged signatures", now)
             self._next_attempt(now)
             return
-        if not self._acceptable(propose, members, history):
+        refusal = self._scrutiny.refusal(propose, members, history, self._own_history())
+        if refusal:
+            proposer = NodeId(propose.ballot.proposer)
+            standing.send(proposer, Nack(propose.ballot, self._promised, refusal))
             self._next_attempt(now)
             return
-        epoch = Epoch(standing.run, propose.ballot, members, previous, propose.round, propose.state)
+        epoch = Epoch(
+            standing.run,
+            propose.ballot,
+            members,
+            previous,
+            propose.round,
+            propose.state,
+            propose.salt,
+        )
         unsettled = standing.unsettled
         settled = (
             unsettled is not None
@@ -493,6 +509,7 @@ class Former:
             from_bits(members, propose.holders),
             propose.links,
             propose.left,
+            propose.certificate,
             propose.certificate if settled else None,
             due=now + self._patience(),
             since=since,
@@ -503,57 +520,6 @@ class Former:
         for member, early in sorted(self._early_accepts.pop(epoch.id, {}).items()):
             self._take_accept(step, member, early, now)
         self._maybe_enter(now)
-
-    def _acceptable(self, propose: Propose, members: tuple[NodeId, ...], history: History) -> bool:
-        """True when this node may sign; see the module on what is checked and why."""
-        standing = self._standing
-        holders = set(from_bits(members, propose.holders))
-        fresh = set(from_bits(members, propose.fresh))
-        if not (
-            standing.ready
-            and standing.me in members
-            and tuple(sorted(set(members))) == members
-            and holders
-            and (standing.me in holders) == standing.holds(propose.round, propose.state)
-            and (standing.me in fresh) == (standing.previous is None)
-            and all(member == standing.me or member in standing.peers for member in members)
-        ):
-            return False
-        mine, head = standing.previous, history.last
-        if mine is None:
-            return True  # it has nothing to hold against what the others have signed
-        if head is None:
-            return False
-        own = self._own_history()
-        gone = farewells(propose.left, head.id) if head.id == mine.id else None
-        left = gone or frozenset()
-        superseded = history.supersedes(mine, self._follows)
-        related = superseded or head.id == mine.id or own.names(head.id)
-        if self._settings.quorum == "majority":
-            if not superseded and not self._quorum(members, fresh, left):
-                return False
-            if not related and not self._outweighs(head, mine, members, propose.round):
-                return False
-        own_proven = own.proves(standing.round, standing.state)
-        backed = 2 * len(holders & set(head.members)) > len(head.members)
-        if own_proven and not backed and not history.proves(propose.round, propose.state):
-            return False
-        return (
-            propose.round >= standing.round
-            or not own_proven
-            or not related
-            or self._quorum(holders, fresh, left)
-        )
-
-    def _outweighs(
-        self, head: Epoch, mine: Epoch, members: tuple[NodeId, ...], round_: int
-    ) -> bool:
-        """Two histories with nothing in common: members count, because they cannot be made up."""
-        theirs = len(set(head.members).intersection(members))
-        ours = len(set(mine.members).intersection(members))
-        if theirs == ours:
-            return len(mine.members) == 1 and round_ >= self._standing.round
-        return theirs > ours
 
     def _take_accept(self, step: Accepted, sender: NodeId, signature: bytes, now: float) -> None:
         peer = self._standing.peers.get(sender)
@@ -583,11 +549,13 @@ class Former:
             epoch.previous,
             epoch.round,
             epoch.state,
+            epoch.salt,
             tuple(one.public_key for one in signed),
             tuple(one.signature for one in signed),
             step.left,
         )
         self._verifier.add_own(link, epoch)
+        self._learn(step)
         step.links = trimmed((*step.links, link))
         self._pass_over(step, now)
         self._on_enter(step, now)

@@ -129,7 +129,7 @@ class Group:
         self._endpoint = endpoint
         self._nursery = nursery
         self._remember = remember
-        self._remembered: tuple[object, bool] | None = None
+        self._remembered: tuple[object, ...] | None = None
         self._early: dict[NodeId, deque[AnyMessage]] = {}
         self._protocol = f"run/{run.hex()[:32]}"
         self._senders: dict[NodeId, Outgoing] = {}
@@ -348,8 +348,8 @@ class Group:
     def _remember_epoch(self) -> None:
         """Before the first vote in an epoch leaves this node, it is where a restart finds it."""
         memory = self.machine.memory
-        if memory is not None and (memory.links, memory.left) != self._remembered:
-            self._remembered = (memory.links, memory.left)
+        if memory is not None and memory.lasting != self._remembered:
+            self._remembered = memory.lasting
             self._remember(pack(memory))
 
     def _notify(self) -> None:

@@ -12,9 +12,10 @@ can check, without having been there:
 A link costs 100 bytes per member, so a message carries as many of the newest as fit; a node that was
 away for longer than they reach back weighs the two histories instead (`gossip.collective.formation`).
 
-Only epochs in which a node has **voted** are its links. An operation is certified by all votes, so an
-epoch in which one member never voted has no result that could be lost, and need not be reckoned with:
-a member that signed its entry and was cut off before it saw the others' signatures owes it nothing.
+Only epochs with a certified operation are links (and the one that founded the run): without a result there
+is nothing that could be lost. An epoch in which a node has voted, and does not know whether the others
+did, is a **doubt**: somebody may hold a certificate of it. Until that is settled the node goes on only with
+a quorum of both, the last link and the doubt (ambiguous sessions: Yeger Lotem, Keidar, Dolev 1997).
 
 What a chain cannot prove is the state that an operation led to: that is settled by those who computed
 it themselves, and by holders' count where a newcomer has only claims to go by.
@@ -30,6 +31,7 @@ import msgspec
 
 from gossip.collective.certificate import (
     Ballot,
+    Bytes16,
     Bytes32,
     Certificate,
     Epoch,
@@ -44,6 +46,8 @@ from transport.identity import NodeId, verify
 MAX_LINKS = 64
 MAX_FAREWELLS = 16
 """Leavers of one epoch that are spoken of; any more are as good as lost."""
+MAX_DOUBTS = 8
+"""Epochs in a row that may end between a vote and its certificate; the oldest is forgotten then."""
 LINKS_BYTES = 16 * 1024
 """Share of a message that older links may take; the newest one is always there."""
 
@@ -63,6 +67,7 @@ class Link(msgspec.Struct, frozen=True, array_like=True):
     previous: Bytes32
     round: Round
     state: Bytes32
+    salt: Bytes16
     keys: Annotated[tuple[Bytes32, ...], msgspec.Meta(min_length=1, max_length=256)]
     """Public keys in the order of the members, who are named by their hashes."""
     accepts: Annotated[tuple[Signature, ...], msgspec.Meta(min_length=1, max_length=256)]
@@ -82,7 +87,7 @@ class Link(msgspec.Struct, frozen=True, array_like=True):
             return None
         if len(self.accepts) != len(members) or members != tuple(sorted(set(members))):
             return None
-        return Epoch(run, self.ballot, members, self.previous, self.round, self.state)
+        return Epoch(run, self.ballot, members, self.previous, self.round, self.state, self.salt)
 
 
 Links = Annotated[tuple[Link, ...], msgspec.Meta(max_length=MAX_LINKS)]
@@ -113,6 +118,18 @@ class History:
         if last is None or round_ > self.limit:
             return False
         return round_ != last.round or state == last.state
+
+    def settles(self, doubt: Epoch, quorum: Quorum) -> bool:
+        """True when the run has gone on from where `doubt` would have: with it, or without its members.
+
+        Both hold a quorum of the epoch before them. Whoever is in both has either not voted in `doubt`,
+        then nothing was certified there, or has gone on with a quorum of it.
+        """
+        if any(doubt.previous == epoch.previous for epoch in self.epochs):
+            return True
+        if any(doubt.previous == epoch.id for epoch in self.epochs[:-1]):
+            return True
+        return self.supersedes(doubt, quorum)
 
     def supersedes(self, epoch: Epoch, quorum: Quorum) -> bool:
         """True when the run has left `epoch` for a later one of these.
@@ -217,6 +234,29 @@ def trimmed(links: Sequence[Link]) -> tuple[Link, ...]:
     return tuple(reversed(kept))
 
 
+class Doubt(msgspec.Struct, frozen=True, array_like=True):
+    """An epoch in which a node voted, and whose outcome it does not know."""
+
+    ballot: Ballot
+    previous: Bytes32
+    round: Round
+    state: Bytes32
+    salt: Bytes16
+    members: Annotated[tuple[Bytes32, ...], msgspec.Meta(min_length=1, max_length=256)]
+
+    @classmethod
+    def of(cls, epoch: Epoch) -> Doubt:
+        """For the disk."""
+        return cls(
+            epoch.ballot, epoch.previous, epoch.round, epoch.state, epoch.salt, epoch.members
+        )
+
+    def epoch(self, run: bytes) -> Epoch:
+        """From the disk."""
+        members = tuple(NodeId(member) for member in self.members)
+        return Epoch(run, self.ballot, members, self.previous, self.round, self.state, self.salt)
+
+
 class Memory(msgspec.Struct, frozen=True):
     """What a node has to remember across restarts: with whom it went on last.
 
@@ -225,5 +265,11 @@ class Memory(msgspec.Struct, frozen=True):
 
     links: Links
     certificate: Certificate | None = None
+    doubts: Annotated[tuple[Doubt, ...], msgspec.Meta(max_length=MAX_DOUBTS)] = ()
     left: bool = False
     """It left in good order: the others may have gone on without counting it, so it cannot count itself."""
+
+    @property
+    def lasting(self) -> tuple[object, ...]:
+        """What is to be stored at once when it changes; the certificate can wait for the next checkpoint."""
+        return (self.links, self.doubts, self.left)

@@ -24,7 +24,7 @@ from typing import Annotated
 
 import msgspec
 
-from gossip.collective.certificate import Ballot, Bytes32, Certificate, Signature
+from gossip.collective.certificate import Ballot, Bytes16, Bytes32, Certificate, Signature
 from gossip.collective.lineage import Farewells, Links
 from transport.codec import decode_untrusted, pack
 from transport.identity import NodeId
@@ -106,6 +106,7 @@ class Propose(Message, frozen=True, tag="propose"):
     members: Members
     round: Count
     state: Bytes32
+    salt: Bytes16
     links: Links
     certificate: Certificate | None
     holders: Bits

@@ -19,7 +19,14 @@ from gossip.collective.certificate import (
     leave_statement,
 )
 from gossip.collective.epoch_events import Event, MemberAccused
-from gossip.collective.lineage import MAX_FAREWELLS, Link, farewells
+from gossip.collective.lineage import (
+    MAX_DOUBTS,
+    MAX_FAREWELLS,
+    Doubt,
+    Link,
+    Memory,
+    farewells,
+)
 from gossip.collective.messages import MAX_MEMBERS, Message, Status
 from gossip.collective.operation import Operation
 from transport.identity import Identity, NodeId
@@ -76,7 +83,9 @@ class Standing:
     number: int = 0
     """Highest epoch number known to have been entered by anybody."""
     previous: Epoch | None = None
-    """The last epoch in which this node has voted, whether it still stands or not."""
+    """The last epoch that is known to have had a result, or that founded the run."""
+    doubts: tuple[Epoch, ...] = ()
+    """Later ones in which this node has voted, and does not know the outcome."""
     unsettled: Operation | None = None
     """An operation this node signed a result of, and whose outcome it does not know."""
     last_certificate: Certificate | None = None
@@ -84,7 +93,7 @@ class Standing:
     left: dict[NodeId, tuple[bytes, SignedBy]] = attrs.field(factory=dict)
     """Nodes that left in good order, and from which epoch: see `left_from`."""
     links: tuple[Link, ...] = ()
-    """The epochs that led here, the last one `previous`, with everybody's signatures."""
+    """The epochs that led to `previous`, and itself, with everybody's signatures."""
     offences: dict[NodeId, Offences] = attrs.field(factory=dict)
     events: deque[Event] = attrs.field(factory=deque)
     outbox: list[tuple[NodeId, Message]] = attrs.field(factory=list)
@@ -96,7 +105,7 @@ class Standing:
 
     @property
     def base(self) -> bytes:
-        """Id of the epoch that this node voted in last."""
+        """Id of the last epoch that had a result."""
         return GENESIS if self.previous is None else self.previous.id
 
     def hear_farewell(self, node: NodeId, status: Status, now: float) -> None:
@@ -108,6 +117,39 @@ class Standing:
             self.accuse(node, "signed its leaving with a wrong signature", now)
         else:
             self.note_left(node, status.base, farewell)
+
+    def doubt(self, epoch: Epoch) -> None:
+        """This node votes in `epoch`: from now on others may hold a certificate of it."""
+        if epoch.id != self.base and epoch not in self.doubts:
+            self.doubts = (*self.doubts, epoch)[-MAX_DOUBTS:]
+
+    def establish(self, epoch: Epoch, links: tuple[Link, ...]) -> None:
+        """`epoch` has a result: what was in doubt before it does not matter any more."""
+        self.previous, self.links = epoch, links
+        self.doubts = tuple(doubt for doubt in self.doubts if doubt.ballot > epoch.ballot)
+        self.left.pop(self.me, None)
+
+    def memory(self) -> Memory | None:
+        """What has to survive a restart; None: this node is in no epoch's debt."""
+        if not self.links and not self.doubts:
+            return None
+        gone = self.leaving or self.me in self.left
+        doubts = tuple(Doubt.of(doubt) for doubt in self.doubts)
+        return Memory(self.links, self.last_certificate, doubts, gone)
+
+    def recall(self, memory: Memory, last: Epoch | None) -> None:
+        """Go on as the member that this node was.
+
+        `last` is the verified end of the links; None: they do not verify, and are as good as forgotten.
+        """
+        self.doubts = tuple(doubt.epoch(self.run) for doubt in memory.doubts)
+        if last is not None:
+            self.links, self.previous = memory.links, last
+            self.last_certificate = memory.certificate
+            if memory.left and not self.doubts:
+                self.note_left(self.me, last.id, self.farewell())
+        known = [*self.doubts, last] if last else self.doubts
+        self.number = max((epoch.number for epoch in known), default=0)  # ballots only rise
 
     def note_left(self, node: NodeId, base: bytes, farewell: SignedBy) -> None:
         """That node leaves in good order; the oldest note makes room."""
@@ -191,7 +233,7 @@ class Standing:
             self.round,
             self.state,
             self.base,
-            self.farewell().signature if self.leaving else None,
+            self.farewell().signature if self.leaving and not self.doubts else None,
         )
 
     def send(self, node: NodeId, message: Message) -> None:

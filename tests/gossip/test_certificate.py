@@ -128,6 +128,7 @@ OTHERS = {
     "previous": attrs.evolve(BASE, previous=b"p" * 32),
     "round": attrs.evolve(BASE, round=42),
     "state": attrs.evolve(BASE, state=b"t" * 32),
+    "salt": attrs.evolve(BASE, salt=b"t" * 16),
 }
 
 
@@ -135,14 +136,14 @@ def test_the_id_changes_with_every_field() -> None:
     ids = {name: epoch.id for name, epoch in OTHERS.items()} | {"base": BASE.id}
     assert len(set(ids.values())) == len(ids), ids
     assert {field.name for field in attrs.fields(Epoch)} == {
-        *("run", "ballot", "members", "previous", "round", "state")
+        *("run", "ballot", "members", "previous", "round", "state", "salt")
     }, "a new field has to be bound by the id, and tested here"
 
 
 def test_the_id_is_what_the_page_says() -> None:
     """Written out once more, from the layout alone."""
     expected = hashlib.sha256(
-        b"noded epoch v1\0"
+        b"noded epoch v2\0"
         + b"R" * 32
         + (7).to_bytes(8, "big")
         + (2).to_bytes(4, "big")
@@ -150,6 +151,7 @@ def test_the_id_is_what_the_page_says() -> None:
         + bytes(32)
         + (41).to_bytes(8, "big")
         + b"s" * 32
+        + bytes(16)
         + (3).to_bytes(4, "big")
         + b"".join(MEMBERS[:3])
     ).digest()

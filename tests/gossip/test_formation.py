@@ -155,7 +155,9 @@ def test_of_two_pasts_with_nothing_in_common_that_of_more_members_counts() -> No
         ((D,), (A, B, C, D), (A, B), False),  # half of two; the first of those that count is C
         ((C,), (A, B, C, D), (A, B), True),
         ((D,), (A, B, C, D), (A, B, C), True),
-        ((E,), (A, B), (A, B), True),  # everybody left: whoever comes may go on
+        ((E,), (A, B), (A, B), False),  # everybody left: who comes later cannot go on for them
+        ((B, E), (A, B), (A, B), False),
+        ((A, E), (A, B), (A, B), True),  # half, with the first
         ((D, E), (A, B, C), (), False),  # strangers do not count
         ((A, B, D, E), (A, B, C), (), True),
         ((), (A,), (), False),

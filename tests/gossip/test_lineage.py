@@ -19,6 +19,7 @@ from gossip.collective.formation import has_quorum
 from gossip.collective.lineage import (
     LINKS_BYTES,
     MAX_LINKS,
+    Doubt,
     Link,
     Memory,
     Verifier,
@@ -52,7 +53,7 @@ def link(
     epoch = Epoch(RUN, Ballot(number, 0, ids[0]), ids, before, round_, state)
     keys = tuple(member.public_key for member in members)
     accepts = tuple(member.sign(accept_statement(epoch.id)) for member in members)
-    return Link(epoch.ballot, before, round_, state, keys, accepts, left)
+    return Link(epoch.ballot, before, round_, state, epoch.salt, keys, accepts, left)
 
 
 def epoch_of(one: Link) -> Epoch:
@@ -116,6 +117,7 @@ def test_every_wrong_signature_is_a_lie() -> None:
         msgspec.structs.replace(first, round=9),
         msgspec.structs.replace(first, state=T),
         msgspec.structs.replace(first, previous=b"p" * 32),
+        msgspec.structs.replace(first, salt=b"p" * 16),
         msgspec.structs.replace(first, ballot=Ballot(2, 0, A.node_id)),
         msgspec.structs.replace(first, keys=first.keys[:2]),
         msgspec.structs.replace(first, keys=first.keys[::-1], accepts=first.accepts[::-1]),
@@ -193,13 +195,34 @@ def test_as_many_links_as_there_is_room_for_the_newest_first() -> None:
     small = link([A], 1)
     assert trimmed([]) == ()
     assert trimmed([small] * 200) == (small,) * min(MAX_LINKS, LINKS_BYTES // small.size_bytes)
-    large = Link(small.ballot, GENESIS, 0, S, small.keys * 256, small.accepts * 256)
+    large = msgspec.structs.replace(small, keys=small.keys * 256, accepts=small.accepts * 256)
     assert trimmed([small, large]) == (large,)
     assert trimmed([large, small]) == (small,)
     assert abs(len(pack({"links": [small]})) - small.size_bytes) < 60
 
 
+def test_a_doubt_is_settled_when_the_run_went_on_from_where_it_would_have() -> None:
+    first = link([A, B, C], 1)
+    doubt = epoch_of(link([A, B], 2, previous=first))
+    without = link([B, C], 3, previous=first)
+    history = verifier().history((first, without), None)
+    before = verifier().history((first,), None)
+    other = verifier().history((link([C, D], 9),), None)
+    assert history is not None
+    assert before is not None
+    assert other is not None
+    assert history.settles(doubt, quorum), "whatever became of it, the others have a later result"
+    assert not before.settles(doubt, quorum)
+    assert not other.settles(doubt, quorum), "of that nothing is known"
+
+
 def test_memory_survives_the_disk() -> None:
     first = link([A, B], 1)
-    for memory in (Memory((first,)), Memory((first,), certificate(first, [A, B], 3), left=True)):
+    doubt = Doubt.of(epoch_of(link([A, B, C], 2, previous=first)))
+    assert doubt.epoch(RUN) == epoch_of(link([A, B, C], 2, previous=first))
+    for memory in (
+        Memory((first,)),
+        Memory((), doubts=(doubt,)),
+        Memory((first,), certificate(first, [A, B], 3), (doubt,), left=True),
+    ):
         assert decode_untrusted(pack(memory), Memory) == memory

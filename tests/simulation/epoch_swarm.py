@@ -113,7 +113,9 @@ class Checker:
         self.roots: dict[tuple[bytes, int], bytes] = {}
         self.began: dict[tuple[bytes, int], set[tuple[int, bytes]]] = defaultdict(set)
         self.spans: dict[bytes, list[float]] = {}
-        """Per epoch: when its first and its last operation was certified anywhere."""
+        """Per epoch: when the first vote for its first and for its last certified operation was cast. A frozen
+        member that wakes may complete what the others have redone without it; that is no progress."""
+        self.voted: dict[tuple[bytes, int], float] = {}
 
     def entered(self, node: NodeId, epoch: Epoch) -> None:
         assert self.epochs.setdefault(epoch.id, epoch) == epoch, "two contents of one epoch"
@@ -124,15 +126,18 @@ class Checker:
             assert (round_, state) == (epoch.round, epoch.state), "started on another state"
         self.began[epoch.id, sequence].add((round_, state))
 
-    def certified(self, operation: Operation, certificate: Certificate, now: float) -> None:
+    def certified(self, operation: Operation, certificate: Certificate) -> None:
         key = (certificate.epoch, certificate.sequence)
+        fresh = key not in self.roots
         assert self.roots.setdefault(key, certificate.root) == certificate.root, "two results"
         assert certificate.verify(operation.epoch.members)
         assert certificate.root == operation.root, "certified something else than was signed"
         assert len(self.began[key]) == 1, "an operation from two states was certified"
-        epoch = operation.epoch
-        span = self.spans.setdefault(epoch.id, [now, now])
-        span[1] = max(span[1], now)
+        if not fresh:
+            return
+        epoch, decided = operation.epoch, self.voted[key]
+        span = self.spans.setdefault(epoch.id, [decided, decided])
+        span[1] = max(span[1], decided)
         if self.quorum == "majority":
             self._one_lineage(epoch, span)
 
@@ -181,7 +186,7 @@ class Node:
     def remember(self) -> None:
         """Before anything is sent; what is known of operations goes to the disk with a checkpoint."""
         new, old = self.machine.memory, self.disk.memory
-        if new is not None and (old is None or (new.links, new.left) != (old.links, old.left)):
+        if new is not None and (old is None or new.lasting != old.lasting):
             self.disk.memory = new
 
     def save(self) -> None:
@@ -524,7 +529,7 @@ class Swarm:
                     self.break_data_plane(node, node.epoch)
                 node.epoch = None
             case OperationCertified(operation, certificate):
-                self.checker.certified(operation, certificate, self.now)
+                self.checker.certified(operation, certificate)
                 self.markers["certified"] += 1
                 if operation.state is OperationState.ABORTED:
                     self.markers["certified late"] += 1
@@ -664,6 +669,8 @@ class Swarm:
 
     def got(self, node: Node, operation: Operation, root: bytes) -> None:
         if node.machine.operation is operation and operation.state is OperationState.RUNNING:
+            key = (operation.epoch_id, operation.sequence)
+            self.checker.voted.setdefault(key, self.now)
             node.machine.result(root, self.now)
             self.pump(node)
 

@@ -80,7 +80,9 @@ def founds_its_own(swarm: Swarm, message: Message) -> list[Message]:
     identity = swarm.nodes[liar_of(swarm)].identity
     epoch = Epoch(RUN, Ballot(900, 0, identity.node_id), (identity.node_id,), bytes(32), 10**6, LIE)
     signature = identity.sign(accept_statement(epoch.id))
-    link = Link(epoch.ballot, bytes(32), 10**6, LIE, (identity.public_key,), (signature,))
+    link = Link(
+        epoch.ballot, bytes(32), 10**6, LIE, epoch.salt, (identity.public_key,), (signature,)
+    )
     return [
         msgspec.structs.replace(message, round=10**6, state=LIE, links=(link,), certificate=None)
     ]
@@ -91,7 +93,7 @@ def forges_links(swarm: Swarm, message: Message) -> list[Message]:
     if not isinstance(message, Promise) or not message.links:
         return [message]
     link = message.links[-1]
-    forged = Link(link.ballot, link.previous, 10**6, LIE, link.keys, link.accepts)
+    forged = msgspec.structs.replace(link, round=10**6, state=LIE)
     return [msgspec.structs.replace(message, round=10**6, state=LIE, links=(forged,))]
 
 
