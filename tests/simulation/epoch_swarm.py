@@ -48,6 +48,7 @@ from gossip.collective.operation import Operation, OperationState
 from transport.identity import Identity, NodeId, verify
 
 START = hashlib.sha256(b"start").digest()
+RUN = b"r" * 32
 SILENCE_S = 4.0
 """The transport gives up a peer it hears nothing of for so long (about)."""
 
@@ -176,7 +177,7 @@ class Node:
 
     def _new_machine(self) -> EpochMachine:
         return EpochMachine(
-            b"r" * 32,
+            RUN,
             self.identity,
             rng=random.Random(f"{self.swarm.seed}/{self.id.hex()}/{self.life}"),
             settings=self.swarm.settings,

@@ -16,7 +16,8 @@ from collections import Counter
 import pytest
 
 from gossip.collective.epoch_events import EpochSettings
-from tests.simulation.epoch_swarm import START, Disk, Swarm, fast_signatures  # noqa: F401
+from gossip.collective.formation import has_quorum
+from tests.simulation.epoch_swarm import RUN, START, Disk, Node, Swarm, fast_signatures  # noqa: F401
 
 SLOW = os.environ.get("NODED_SLOW") == "1"
 BATCHES, SEEDS, OPERATIONS = (40, 25, 200) if SLOW else (4, 6, 40)
@@ -82,10 +83,20 @@ def churn(swarm: Swarm, rng: random.Random, classes: set[str]) -> None:
 
 def restart(swarm: Swarm, rng: random.Random, victim: object, classes: set[str]) -> None:
     node = swarm.nodes[victim]
-    if not node.alive and "disk" in classes and rng.random() < 0.3:
+    if not node.alive and "disk" in classes and rng.random() < 0.3 and may_forget(swarm, node):
         swarm.markers["disk lost"] += 1
         node.disk = Disk(0, START)
     swarm.restart(victim)
+
+
+def may_forget(swarm: Swarm, victim: Node) -> bool:
+    """Those that lost their disks were no quorum by themselves: docs/guarantees.md says why."""
+    gone = {node.id for node in swarm.nodes.values() if node.disk.memory is None} | {victim.id}
+    memories = [node.disk.memory for node in swarm.nodes.values() if node.disk.memory is not None]
+    epochs = [link.epoch(RUN) for memory in memories for link in memory.links[-1:]]
+    return not any(
+        has_quorum(gone, epoch.members, (), rule="majority", min_members=1) for epoch in epochs
+    )
 
 
 def run_seed(seed: int, operations: int) -> Swarm:
