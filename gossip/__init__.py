@@ -6,10 +6,10 @@ collectives, the collectives themselves, and keeping shared state equal on all n
 * Plug-in point: `protocol` (a coordinator core in the daemon, arithmetic in the trainer), with those of `protocols` built in;
   `conformance` is what every protocol must pass, `rehearsal` a run in one process to look at one with.
 * `collective`: epochs, certificates, and the ring. `rounds` is the driver above it: a run's life at one node.
+* `decentralized`: the other kind of protocol, which needs no agreement and exchanges models with a few.
 * `membership`: who takes part and who is gone.
 * Shared documents: `document` (what one has to offer), `antientropy` (the core that compares two), `replication` (the driver);
   `swarm` is the swarm's own document.
-* `blocks`: content-addressed data, fetched from many holders at once.
 * `blocks`: large data named by its hash, from many holders at once; cores and drivers of its own.
 * Errors: `gossip.errors.GossipError`; a collective ends with a certificate, `CollectiveAborted` or
   `Indeterminate`, and nothing else.

@@ -264,7 +264,6 @@ def applies_only_certified_outcomes(subject: Subject) -> None:
     """Nothing without a contribution, nothing for another round, and once for each."""
     coordinator = subject.coordinator()
     require(not drain(coordinator), "a new coordinator has something to do before anything")
-    coordinator.tick(NOW)
     coordinator.collective_done(CollectiveOutcome(0, 2, 2.0), NOW)
     require(not drain(coordinator), "an outcome nobody asked for is applied")
     coordinator.contributed(Contribution(7, 5, 1.0), NOW)
@@ -273,7 +272,6 @@ def applies_only_certified_outcomes(subject: Subject) -> None:
         len(events) == 1 and isinstance(events[0], ReduceMean),
         f"a contribution has to lead to one ReduceMean, not to {events}",
     )
-    coordinator.tick(NOW + 1)
     require(not drain(coordinator), "there are events while the only collective is running")
     for stale in (6, 8, 0):
         coordinator.collective_done(CollectiveOutcome(stale, 2, 2.0), NOW)

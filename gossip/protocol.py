@@ -8,8 +8,9 @@ A protocol has two halves, because a node has two processes:
 * the **averager** lives in the trainer. It is arithmetic on flat fp32 vectors that both processes
   see in shared memory, in a fixed order of operations, so that equal bytes in give equal state out.
 
-Coordinator verbs are those of every core in this project: inputs (`contributed`, `collective_done`,
-`receive`, `tick`), then `next_event`, `outgoing` and `next_deadline`.
+Coordinator verbs are those of every core in this project: inputs (`contributed`, `collective_done`), then `next_event`.
+Protocols that exchange messages of their own and need no collective have another contract
+(`gossip.decentralized.protocol`) and the same registry.
 
 Protocols register under the entry-point group ``noded.protocols``; `gossip.conformance` holds the
 checks that every one of them must pass, built in or not.
@@ -124,15 +125,14 @@ class Averager(ABC):
         return digest.digest()
 
 
-class Protocol(ABC):
-    """Daemon side of a protocol for one node in one run."""
+class Plugin(ABC):
+    """What all protocols have in common: a name, and settings that are checked before anything starts."""
 
     name: ClassVar[str]
     Settings: ClassVar[type[msgspec.Struct]]
 
     def __init__(self, settings: msgspec.Struct) -> None:
         self.settings = settings
-        self._events: deque[Event] = deque()
 
     @classmethod
     def parse_settings(cls, raw: Mapping[str, Any]) -> msgspec.Struct:
@@ -149,6 +149,14 @@ class Protocol(ABC):
                 f"protocol {cls.name!r}: {error}", hint=f"its settings are: {known}"
             ) from None
 
+
+class Protocol(Plugin):
+    """Daemon side of a protocol of certified collectives, for one node in one run."""
+
+    def __init__(self, settings: msgspec.Struct) -> None:
+        super().__init__(settings)
+        self._events: deque[Event] = deque()
+
     @classmethod
     @abstractmethod
     def averager(cls, settings: Mapping[str, Any]) -> Averager:
@@ -162,20 +170,6 @@ class Protocol(ABC):
     def collective_done(self, outcome: CollectiveOutcome, now: float) -> None:
         """A collective asked for with `ReduceMean` holds a certificate."""
 
-    def receive(self, sender: bytes, message: bytes, now: float) -> None:  # noqa: B027
-        """A protocol message of another member (none of the collective protocols send any)."""
-
-    def tick(self, now: float) -> None:  # noqa: B027
-        """A deadline given by `next_deadline` has passed."""
-
-    def next_deadline(self) -> float | None:
-        """When `tick` wants to be called, in monotonic seconds."""
-        return None
-
-    def outgoing(self) -> list[tuple[bytes, bytes]]:
-        """Messages to send, as (node id, bytes)."""
-        return []
-
     def next_event(self) -> Event | None:
         """The next thing the driver has to do, or None."""
         return self._events.popleft() if self._events else None
@@ -186,12 +180,12 @@ def installed_protocols() -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
 
 
-def load_protocol(name: str) -> type[Protocol]:
-    """The protocol class registered under `name`.
+def load_plugin(name: str) -> type[Plugin]:
+    """The protocol class registered under `name`, of either kind.
 
     Raises:
         UnknownProtocol: nothing of that name is installed (the hint lists what is), or it cannot
-            be imported, or it is no `Protocol`.
+            be imported, or it is no protocol.
     """
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name == name:
@@ -202,8 +196,20 @@ def load_protocol(name: str) -> type[Protocol]:
                     f"protocol {name!r} cannot be loaded from {point.value}: {error}",
                     hint="install it again, together with what it needs",
                 ) from error
-            if not (isinstance(loaded, type) and issubclass(loaded, Protocol)):
+            if not (isinstance(loaded, type) and issubclass(loaded, Plugin)):
                 raise UnknownProtocol(f"{point.value} is registered as {name!r} but is no Protocol")
             return loaded
     known = ", ".join(sorted(installed_protocols())) or "none"
     raise UnknownProtocol(f"no protocol named {name!r}", hint=f"installed: {known}")
+
+
+def load_protocol(name: str) -> type[Protocol]:
+    """The protocol of certified collectives registered under `name`.
+
+    Raises:
+        UnknownProtocol: as for `load_plugin`, or it is one without collectives.
+    """
+    loaded = load_plugin(name)
+    if not issubclass(loaded, Protocol):
+        raise UnknownProtocol(f"the protocol {name!r} makes no collectives")
+    return loaded

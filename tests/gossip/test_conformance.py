@@ -270,10 +270,6 @@ def keeps_old_requests(self, contribution, now):
     self._events.extendleft(reversed(pending))
 
 
-def ticks(self, now):
-    self._events.append(Apply(0, 1, 1.0, alone=True))
-
-
 FAULTS: dict[str, tuple[type[DiLoCo], str]] = {
     "unknown settings are ignored": (planted(Settings=Lenient), "settings_round_trip"),
     "settings may be not-a-number": (planted(Settings=AcceptsNaN), "settings_round_trip"),
@@ -317,7 +313,6 @@ FAULTS: dict[str, tuple[type[DiLoCo], str]] = {
         planted(collective_done=never_alone),
         "applies_only_certified_outcomes",
     ),
-    "applies on a tick": (planted(tick=ticks), "applies_only_certified_outcomes"),
     "two collectives": (planted(contributed=asks_twice), "applies_only_certified_outcomes"),
     "old requests stay": (planted(contributed=keeps_old_requests), "one_collective_at_a_time"),
     "weight 0 counts": (planted(contributed=lifts_zero), "zero_weight_moves_nothing"),

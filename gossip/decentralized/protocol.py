@@ -1,0 +1,252 @@
+"""The plug-in point of protocols that need no agreement: gossip, sampling, random walks.
+
+A collective protocol (`gossip.protocol`) moves all members together from one certified round to the
+next. The protocols here have no common round: each node trains, sends models to some others and mixes
+what arrives, and goes on whatever becomes of the rest. Such a protocol is one sans-IO core per node::
+
+            start, resume, members, trained, receive, undelivered, tick
+    driver  ----------------------------------------------------------->  core
+            <-----------------------------------------------------------
+                     next_event: Train, Send, Completed, Finished; next_deadline
+
+The same core runs under two drivers: `gossip.decentralized.driver` on real peers with a torch process
+behind it, and `node.simulation` on a virtual clock with thousands of them. So a core
+
+* reads no clock and draws no randomness but from `Context.rng`, iterates over no set and no dict keyed by
+  node in other than sorted order, and gives the same events for the same inputs;
+* does its arithmetic itself, on flat vectors (`gossip.decentralized.arithmetic`). The driver calls it from
+  one place at a time, in a worker thread if the model is large, so the core needs no locks;
+* owns every vector it makes. What it was given (`params`, `LocalWork.params`, received vectors) is only lent
+  for the call: copy what is to be kept. What it hands out in an event is read-only from then on.
+
+Delivery is that of a datagram with an error report: a message arrives once or not at all; two to the same
+peer may arrive in either order; `undelivered` tells about losses that the driver noticed, not about all of
+them, and a message it reports may have arrived all the same.
+
+Whoever sends is known (`sender` is the authenticated node); what is sent is not trusted: `receive` is given
+vectors that are finite and of an announced size, and a `message` that the protocol decodes itself with
+`transport.codec.decode_untrusted`, letting `MalformedMessage` escape. The driver then drops the peer.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+import attrs
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from gossip.protocol import Plugin
+from transport.identity import NodeId
+
+MAX_MESSAGE_BYTES: Final = 64 * 1024
+"""Of `Send.message`; a control message, the vectors travel beside it."""
+MAX_VECTORS: Final = 8
+"""Of one `Send`."""
+
+Vector = npt.NDArray[np.float32]
+Wide = npt.NDArray[np.float64]
+AnyVector = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+
+@attrs.frozen
+class TensorSpec:
+    """Where one trainable tensor lies in the flat parameter vector."""
+
+    name: str
+    offset: int
+    """Of its first value; there may be padding between tensors, which is zero and stays zero."""
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Values in it."""
+        size = 1
+        for extent in self.shape:
+            size *= extent
+        return size
+
+
+@attrs.frozen(kw_only=True)
+class Context:
+    """What a core is made for; constant for its life."""
+
+    me: NodeId
+    run: bytes
+    """Id of the run, 32 bytes: the seed of everything that all nodes have to derive alike."""
+    tensors: tuple[TensorSpec, ...]
+    numel: int
+    """Length of the flat parameter vector, padding included."""
+    rng: random.Random
+    """This node's own randomness."""
+    every: int = 1
+    """Local steps of one leg of training, as the run's manifest has it."""
+    rounds: int = 0
+    """Legs of training (for protocols with rounds: rounds) after which this node has finished; 0: no end."""
+
+
+@attrs.frozen
+class LocalRule:
+    """How the trainer turns batches into a change of the parameters.
+
+    `kind` is "task" (the task's own optimizer), "gradient" (no step at all: `LocalWork.gradient` is the mean gradient
+    over the leg's batches at `Train.params`), or "sam" (the task's optimizer with sharpness-aware gradients, radius `rho`:
+    two passes over each batch, the gradient of the second one taken at params + rho * g / |g|).
+    """
+
+    kind: str = "task"
+    rho: float = 0.0
+
+
+TASK_RULE: Final = LocalRule()
+
+
+@attrs.frozen(eq=False)
+class Train:
+    """Event: begin a leg of local training from `params`; `trained` is called when it is over.
+
+    At most one leg runs at a time; another `Train` before `trained` is an error of the core's, unless
+    `Cancel` was emitted between them.
+    """
+
+    params: Vector
+    steps: int
+    rule: LocalRule = TASK_RULE
+
+
+@attrs.frozen
+class Cancel:
+    """Event: give up the running leg, whose `trained` is then never called."""
+
+
+@attrs.frozen(eq=False)
+class Send:
+    """Event: send a message with vectors beside it; `key` is what `undelivered` will name it by."""
+
+    to: NodeId
+    message: bytes
+    """At most MAX_MESSAGE_BYTES, a packed `msgspec.Struct`."""
+    vectors: tuple[AnyVector, ...] = ()
+    """1-D, contiguous, finite; read-only from now on (the driver does not copy)."""
+    key: int = 0
+
+
+@attrs.frozen(eq=False)
+class Completed:
+    """Event: this node's model has reached a new round; `model` is what is evaluated, saved and shown.
+
+    Emitted whenever the protocol regards a round (or a leg, a hop) as done, rounds ascending. `members`
+    counts the nodes whose work went into it, this one included.
+    """
+
+    round: int
+    model: Vector
+    members: int = 1
+
+
+@attrs.frozen
+class Finished:
+    """Event: `Context.rounds` are done; the core goes on to answer others, but trains no more."""
+
+
+Event = Train | Cancel | Send | Completed | Finished
+
+
+@attrs.frozen(eq=False)
+class LocalWork:
+    """What a leg of training gave."""
+
+    params: Vector
+    """The parameters after it (equal to those before for the rule "gradient")."""
+    steps: int
+    samples: float
+    """Tokens or samples used: the node's natural weight."""
+    loss: float | None = None
+    """Mean over the leg's batches."""
+    gradient: Vector | None = None
+    """For the rule "gradient" only."""
+
+
+class DecentralizedProtocol(Plugin):
+    """One node's core of a protocol without agreement.
+
+    `Settings` documents and bounds every option. Which mixing rules and local rules may be combined with a
+    protocol is declared by the class variables below and enforced by `gossip.decentralized.composition`
+    when the settings are read, with the reason.
+    """
+
+    conserves_mean: ClassVar[bool] = False
+    """The network's mean of the parameters is unchanged by mixing: what a mixing rule must not destroy."""
+    needs_common_start: ClassVar[bool] = False
+    """There is one model line (or one token): all nodes have to start from the run's seeded model."""
+
+    def __init__(self, settings: msgspec.Struct, context: Context) -> None:
+        super().__init__(settings)
+        self.context = context
+        self._events: deque[Event] = deque()
+
+    # ---- inputs ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def start(self, params: Vector, now: float, *, round_: int = 0) -> None:
+        """The trainer is ready with `params`: initial ones, or those of a checkpoint of `round_`.
+
+        `members` has been called at least once before.
+        """
+
+    @abstractmethod
+    def members(self, others: Sequence[NodeId], now: float) -> None:
+        """The run's other nodes that are reachable now, ascending; called again at every change."""
+
+    @abstractmethod
+    def trained(self, work: LocalWork, now: float) -> None:
+        """The leg asked for with `Train` is over."""
+
+    @abstractmethod
+    def receive(
+        self, sender: NodeId, message: bytes, vectors: Sequence[AnyVector], now: float
+    ) -> None:
+        """A peer's message; raises `transport.errors.MalformedMessage` for what no honest peer sends."""
+
+    def undelivered(self, to: NodeId, key: int, now: float) -> None:
+        """A message did not leave this node, or its connection broke on the way."""
+
+    def tick(self, now: float) -> None:
+        """A deadline given by `next_deadline` has passed."""
+
+    def leave(self, now: float) -> None:
+        """This node leaves in good order: what is emitted now is sent before the driver ends."""
+
+    # ---- outputs -----------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When `tick` wants to be called, in the driver's monotonic seconds."""
+        return None
+
+    def next_event(self) -> Event | None:
+        """The next thing the driver has to do, or None."""
+        return self._events.popleft() if self._events else None
+
+    @property
+    @abstractmethod
+    def model(self) -> Vector:
+        """This node's model as it is now: for evaluation, and for a newcomer that asks. Lent, not given."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """A few plain values for status output (JSON), for example {"round": 12, "neighbours": 4}."""
+        return {}
+
+    def _emit(self, event: Event) -> None:
+        self._events.append(event)
+
+
+def frozen(vector: AnyVector) -> AnyVector:
+    """A copy that may be handed out in an event: nobody can write to it any more."""
+    copy = vector.copy()
+    copy.flags.writeable = False
+    return copy
