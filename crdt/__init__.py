@@ -39,7 +39,7 @@ from crdt.errors import (
     NotTheAuthor,
     StateTooLarge,
 )
-from crdt.record import CheckpointInfo, MemberInfo, Metrics, Progress, Revocation, RunInfo
+from crdt.record import CheckpointInfo, LinkTime, MemberInfo, Metrics, Progress, Revocation, RunInfo
 from crdt.state import RunState
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "CrdtError",
     "Forged",
     "HybridClock",
+    "LinkTime",
     "MalformedState",
     "MemberInfo",
     "Metrics",

@@ -5,6 +5,7 @@ Wire, strict (lists of plain builtins, the value of an entry; see `entry`):
     member       [name, [address, ...], role, status, model, reason]
     progress     [round, step, loss or None, tokens, tokens_per_s, state_sha256]
     metrics      [[name, value], ...] ascending by name
+    links        [[source, microseconds per MiB, transfers], ...] ascending by source
     checkpoints  [[step, round, sha256], ...] falling by step: what its writer holds itself
     run          [name, manifest hash, task, protocol, [[setting, value], ...] ascending]
     revoked      [[writer, since_ms, reason], ...] ascending by writer
@@ -38,6 +39,8 @@ MAX_ADDRESS_CHARS = 264
 """The longest host name (253), brackets, colon and port."""
 MAX_REASON_CHARS = 256
 MAX_METRICS = 16
+MAX_LINKS = 48
+"""Measured by one member; what fits into an entry."""
 MAX_CHECKPOINTS = 4
 """Of one holder: the newest ones, which is what anybody fetches."""
 MAX_SETTINGS = 48
@@ -216,6 +219,29 @@ class Metrics:
             (as_text(row[0], "metric name", most=MAX_NAME_CHARS) for row in rows), "metrics"
         )
         return cls(tuple((row[0], row[1]) for row in rows))
+
+
+@attrs.frozen
+class LinkTime:
+    """What a member measured of the link from `source` to itself."""
+
+    source: bytes = attrs.field(converter=_holder)
+    us_per_mib: int = attrs.field(converter=_count)
+    """Microseconds that the latest MiB took, both ends being ready."""
+    transfers: int = attrs.field(converter=_count)
+    """How many transfers were measured so far: tells a new measurement from an old one."""
+
+    def to_wire(self) -> Wire:
+        """Plain builtins; `from_wire` takes them back."""
+        return [self.source, self.us_per_mib, self.transfers]
+
+
+def links_from_wire(untrusted: Wire) -> tuple[LinkTime, ...]:
+    """Read one member's list. Raises: CrdtError."""
+    rows = as_list(untrusted, "links", most=MAX_LINKS)
+    found = tuple(LinkTime(*as_row(row, "link", length=3)) for row in rows)
+    check_ascending((each.source for each in found), "links")
+    return found
 
 
 @attrs.frozen

@@ -4,6 +4,7 @@
     member        any node, about itself   1 day      `MemberInfo`   (1 hour once it has left)
     progress      any node, about itself   1 day      `Progress`
     metrics       any node, about itself   1 day      `Metrics`
+    links         any node, what it saw    1 day      `LinkTime` list
     checkpoints   any node, what it holds  1 day      `CheckpointInfo` list
     run           the run's creator        none       `RunInfo`, with the manifest's hash
     revoked       the run's creator        none       `Revocation` list
@@ -28,6 +29,7 @@ from crdt.record import (
     Progress,
     RunInfo,
     checkpoints_from_wire,
+    links_from_wire,
     revocations_from_wire,
 )
 from crdt.wire import Wire, as_list, as_scalar
@@ -35,6 +37,7 @@ from crdt.wire import Wire, as_list, as_scalar
 MEMBER: Final = "member"
 PROGRESS: Final = "progress"
 METRICS: Final = "metrics"
+LINKS: Final = "links"
 CHECKPOINTS: Final = "checkpoints"
 RUN: Final = "run"
 REVOKED: Final = "revoked"
@@ -69,6 +72,8 @@ class RunRules:
                 Progress.from_wire(entry.value)
             case "metrics":
                 Metrics.from_wire(entry.value)
+            case "links":
+                links_from_wire(entry.value)
             case "checkpoints":
                 checkpoints_from_wire(entry.value, entry.writer)
             case "run":

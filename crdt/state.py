@@ -35,14 +35,17 @@ from crdt.ledger import MAX_BYTES, MAX_WRITERS, Ledger, Merged
 from crdt.part import MARK_BYTES, MAX_FIELDS, Part, convicted_mark
 from crdt.record import (
     MAX_CHECKPOINTS,
+    MAX_LINKS,
     MAX_REASON_CHARS,
     CheckpointInfo,
+    LinkTime,
     MemberInfo,
     Metrics,
     Progress,
     Revocation,
     RunInfo,
     checkpoints_from_wire,
+    links_from_wire,
     revocations_from_wire,
 )
 from crdt.register import MaxRegister
@@ -143,6 +146,11 @@ class RunState:
         """Each member's further figures, in the order of their ids."""
         return {w: Metrics.from_wire(e.value) for w, e in self.ledger.entries(r.METRICS).items()}
 
+    def links(self) -> dict[bytes, tuple[LinkTime, ...]]:
+        """What each member measured of the links to itself, in the order of their ids."""
+        found = self.ledger.entries(r.LINKS)
+        return {w: links_from_wire(entry.value) for w, entry in found.items()}
+
     def checkpoints(self) -> dict[bytes, tuple[CheckpointInfo, ...]]:
         """The checkpoint index: what each member holds, newest first, in the order of their ids."""
         found = self.ledger.entries(r.CHECKPOINTS)
@@ -205,6 +213,12 @@ class RunState:
     def set_metrics(self, metrics: Metrics) -> None:
         """State further figures."""
         self._set(r.METRICS, metrics.to_wire(), r.LEASE_S)
+
+    def set_links(self, links: Iterable[LinkTime]) -> None:
+        """State what this node measured of the links to itself; beyond MAX_LINKS the slowest are kept."""
+        slowest = sorted(links, key=lambda each: (-each.us_per_mib, each.source))[:MAX_LINKS]
+        rows = [each.to_wire() for each in sorted(slowest, key=lambda each: each.source)]
+        self._set(r.LINKS, rows, r.LEASE_S)
 
     def set_checkpoint(self, checkpoint: CheckpointInfo) -> None:
         """Announce a checkpoint that this node holds; of those announced the newest few are kept."""

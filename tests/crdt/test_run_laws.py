@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crdt.errors import CrdtError
-from crdt.record import CheckpointInfo, MemberInfo, Metrics, Progress
+from crdt.record import CheckpointInfo, LinkTime, MemberInfo, Metrics, Progress
 from tests.crdt.authors import NOW_MS, new_state
 from tests.crdt.test_laws import JUNK, mutate
 
@@ -58,7 +58,7 @@ def run_worlds(draw, writers=5):
             here.merge(states[other].to_wire())
             continue
         walls[index] = NOW_MS + draw(st.integers(-2, 5))
-        action = draw(st.integers(0, 5))
+        action = draw(st.integers(0, 6))
         if action == 0:
             here.set_member(draw(members))
         elif action == 1:
@@ -70,6 +70,8 @@ def run_worlds(draw, writers=5):
             )
         elif action == 3:
             here.set_metrics(Metrics([("val_loss", draw(st.floats(0, 9)))]))
+        elif action == 4:
+            here.set_links([LinkTime(states[0].node, draw(st.integers(0, 9)), 1)])
         else:
             here.set_progress(draw(reports))
         deltas.append(own_delta(here))

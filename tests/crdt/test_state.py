@@ -8,7 +8,7 @@ import pytest
 from crdt.clock import MAX_SKEW_MS
 from crdt.entry import START
 from crdt.errors import CrdtError, MalformedState, StateTooLarge
-from crdt.record import CheckpointInfo, MemberInfo, Metrics, Progress, RunInfo
+from crdt.record import MAX_LINKS, CheckpointInfo, LinkTime, MemberInfo, Metrics, Progress, RunInfo
 from crdt.rules import LEASE_S, LEFT_LEASE_S
 from crdt.state import MEETING_GAP, RESERVED
 from crdt.wire import canonical
@@ -67,6 +67,15 @@ def test_a_member_speaks_and_others_see_it():
         assert node.state.progress() == {a.name: Progress(4, 40, 1.5, 4000, 50.0, HASH)}
         assert node.state.metrics() == {a.name: Metrics([("val_loss", 2.0)])}
     assert a.state.digest() == b.state.digest()
+
+
+def test_links_are_told_ascending_and_of_too_many_the_slowest():
+    a, b = Node(1), Node(2)
+    many = [LinkTime(bytes([number]) * 32, number % 60, 3) for number in range(60)]
+    a.state.set_links(reversed(many))
+    exchange(a, b)
+    (told,) = b.state.links().values()
+    assert list(told) == many[60 - MAX_LINKS :]
 
 
 def test_leaving_before_joining_says_nothing():
@@ -264,6 +273,8 @@ def test_the_members_silent_for_longest_make_room(monkeypatch):
         lambda: Progress(-1, 0, None, 0, 0.0),
         lambda: Progress(0, 2**63, None, 0, 0.0),
         lambda: CheckpointInfo(0, 0, b"short", b"a"),
+        lambda: LinkTime(b"", 1, 1),
+        lambda: LinkTime(HASH, -1, 1),
         lambda: Metrics([(f"m{n}", 1.0) for n in range(17)]),
         lambda: RunInfo("n", b"", "t", "p"),
         lambda: RunInfo("n", HASH, "t", "p", {f"s{n}": 1 for n in range(49)}.items()),

@@ -1,0 +1,238 @@
+"""Which member or link has become slow, told from the rhythm of the run's own operations (sans-IO).
+
+Idea, after C4 (Dong et al. 2024): operations come at a regular beat, and each one leaves two kinds of measurement. How late
+each member *began* tells about its computing: others wait for it, and it waits for nobody. How long a byte took over each link
+*after* both ends were ready tells about the network. Neither needs a probe.
+
+Each series is compared with its own last values, not with the other series: links of a swarm differ by orders of magnitude,
+and always being slower than the rest is no fault::
+
+    x = log(measurement)                     z = (x - median) / (1.48 * MAD + FLOOR)   over the last HISTORY values
+    flag where z > THRESHOLD                 finding = flagged in ALARM_OF of the last ALARM_IN observations
+
+While a series is flagged its history does not move, so that a fault does not become the norm by lasting. Cells of the matrix
+[source][destination] are put together: where most links *from* one member are slow its uplink is, where most links *to* one are
+its downlink is, and only what is left over is a link.
+
+Every node judges by itself, from what it saw and from what the others report; a lie about a link costs its teller's
+row or column a word in a status page and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Final, TypeVar
+
+import attrs
+
+from transport.identity import NodeId
+
+HISTORY: Final = 20
+"""Values of a series that it is compared with."""
+LEAST_HISTORY: Final = 5
+"""With fewer there is no norm yet."""
+THRESHOLD: Final = 3.0
+FLOOR: Final = 0.05
+"""Added to the spread, so that a quiet network does not raise alarms: 5 % for what is measured by its logarithm."""
+ALARM_OF: Final = 3
+ALARM_IN: Final = 5
+LATE_FLOOR_S: Final = 0.05
+"""Added to how late a member began: below this, beginning late is scheduling."""
+LEAST_FACTOR: Final = 1.25
+"""A finding that slows things down by less is not worth a word."""
+MAX_SERIES: Final = 4096
+"""Members and links followed at once; the least recently seen goes."""
+
+Key = TypeVar("Key")
+
+
+class Ailment(StrEnum):
+    """What can be found."""
+
+    LATE = "late"
+    """A member begins operations later than it used to: its trainer or its machine has become slow."""
+    UPLINK = "uplink"
+    """Most links from a member are slower than they were."""
+    DOWNLINK = "downlink"
+    """Most links to a member are slower than they were."""
+    LINK = "link"
+    """One link is slower than it was, and neither end's others are."""
+
+
+@attrs.frozen
+class Finding:
+    """One thing that has become slow, and by how much."""
+
+    ailment: Ailment
+    member: NodeId
+    """Whose it is; the sending end of a link."""
+    other: NodeId | None
+    """The receiving end of a link."""
+    factor: float
+    """How many times slower than usual (for LATE: of the usual lateness, which counts as 50 ms at least)."""
+
+
+@attrs.frozen
+class Measure:
+    """One observation of a link: a transfer's seconds and bytes, from the moment at which both ends were ready."""
+
+    source: NodeId
+    destination: NodeId
+    seconds: float
+    size: int
+
+
+class Series:
+    """Measurements of one thing over time, with what is usual for it."""
+
+    def __init__(self) -> None:
+        self._history: deque[float] = deque(maxlen=HISTORY)
+        self._flags: deque[bool] = deque(maxlen=ALARM_IN)
+        self._last = 0.0
+        self.z = 0.0
+        """Of the last measurement, in spreads from the usual one; 0 while nothing is usual yet."""
+
+    def observe(self, value: float) -> None:
+        """Take the logarithm of a measurement."""
+        self._last = value
+        if len(self._history) < LEAST_HISTORY:
+            self._history.append(value)
+            return
+        usual = statistics.median(self._history)
+        spread = statistics.median(abs(each - usual) for each in self._history)
+        self.z = (value - usual) / (1.48 * spread + FLOOR)
+        flagged = self.z > THRESHOLD
+        self._flags.append(flagged)
+        if not flagged:
+            self._history.append(value)
+
+    @property
+    def usual(self) -> float | None:
+        """The median of the history; None while there is none."""
+        return statistics.median(self._history) if self._history else None
+
+    @property
+    def last(self) -> float:
+        """The measurement before this moment."""
+        return self._last
+
+    @property
+    def alarmed(self) -> bool:
+        """Flagged often enough to be said."""
+        return sum(self._flags) >= ALARM_OF and self.factor >= LEAST_FACTOR
+
+    @property
+    def factor(self) -> float:
+        """How many times its usual value the last measurement was."""
+        usual = self.usual
+        return 1.0 if usual is None else math.exp(self._last - usual)
+
+
+class Rhythm:
+    """Follows the operations of a run at one node.
+
+    Args:
+        me: this node, which has a lateness like everybody else.
+    """
+
+    def __init__(self, me: NodeId) -> None:
+        self._me = me
+        self._begun: dict[NodeId, float] = {}
+        self._late: dict[NodeId, Series] = {}
+        self._links: dict[tuple[NodeId, NodeId], Series] = {}
+
+    # ---- what the driver tells ---------------------------------------------------------------
+
+    def began(self, member: NodeId, now: float) -> None:
+        """A member (or this node) says that it has begun the operation that is due; the first word counts."""
+        self._begun.setdefault(member, now)
+
+    def ended(self, members: Iterable[NodeId], measures: Iterable[Measure] = ()) -> None:
+        """The operation has succeeded: its members, and what this node measured of its links."""
+        known = {member: self._begun[member] for member in members if member in self._begun}
+        self._begun.clear()
+        if len(known) > 1:
+            first = min(known.values())
+            for member in sorted(known):
+                late = math.log(known[member] - first + LATE_FLOOR_S)
+                _series(self._late, member).observe(late)
+        for measure in measures:
+            self.measured(measure)
+
+    def given_up(self) -> None:
+        """The operation has not succeeded: who began it late says nothing."""
+        self._begun.clear()
+
+    def measured(self, measure: Measure) -> None:
+        """A link's measurement, of this node's or reported by another member."""
+        if measure.seconds > 0 and measure.size > 0:
+            link = (measure.source, measure.destination)
+            _series(self._links, link).observe(math.log(measure.seconds / measure.size))
+
+    def forget(self, member: NodeId) -> None:
+        """A member is gone; when it comes back it begins anew."""
+        self._late.pop(member, None)
+        for link in [link for link in self._links if member in link]:
+            del self._links[link]
+
+    # ---- what is seen --------------------------------------------------------------------------
+
+    def findings(self) -> list[Finding]:
+        """What is slow now, worst first."""
+        found = [
+            Finding(Ailment.LATE, member, None, series.factor)
+            for member, series in sorted(self._late.items())
+            if series.alarmed
+        ]
+        found += self._network()
+        return sorted(found, key=lambda each: (-each.factor, each.ailment, each.member))
+
+    def _network(self) -> list[Finding]:
+        slow = {link for link, series in self._links.items() if series.alarmed}
+        found: list[Finding] = []
+        explained: set[tuple[NodeId, NodeId]] = set()
+        for end, ailment in ((0, Ailment.UPLINK), (1, Ailment.DOWNLINK)):
+            for member in sorted({link[end] for link in slow}):
+                its = [link for link in self._links if link[end] == member]
+                sick = [link for link in its if link in slow]
+                # With a single link there is no telling its ends apart.
+                if len(its) > 1 and 2 * len(sick) > len(its):
+                    factor = statistics.median(self._links[link].factor for link in sick)
+                    found.append(Finding(ailment, member, None, factor))
+                    explained.update(sick)
+        found += [
+            Finding(Ailment.LINK, source, destination, self._links[source, destination].factor)
+            for source, destination in sorted(slow - explained)
+        ]
+        return found
+
+    def lateness_s(self) -> Mapping[NodeId, float]:
+        """For each member how late it usually begins, in seconds after the first."""
+        return {
+            member: max(0.0, math.exp(series.usual) - LATE_FLOOR_S)
+            for member, series in sorted(self._late.items())
+            if series.usual is not None
+        }
+
+    def rates(self) -> Mapping[tuple[NodeId, NodeId], float]:
+        """For each link (source, destination) its usual rate in bytes per second."""
+        return {
+            link: math.exp(-series.usual)
+            for link, series in sorted(self._links.items())
+            if series.usual is not None
+        }
+
+
+def _series(table: dict[Key, Series], key: Key) -> Series:
+    """The series of `key`, which is now the one seen last."""
+    series = table.pop(key, None)
+    if series is None:
+        series = Series()
+        if len(table) >= MAX_SERIES:
+            del table[next(iter(table))]
+    table[key] = series
+    return series
