@@ -4,6 +4,7 @@ import random
 
 import msgpack
 import msgspec
+import numpy as np
 
 from crdt.record import MemberInfo, Progress
 from crdt.state import RunState
@@ -24,6 +25,7 @@ from gossip.blocks import messages as block_messages
 from gossip.blocks.manifest import FileEntry, Manifest
 from gossip.collective.messages import Abort, Begin
 from gossip.collective.messages import encode as encode_gossip
+from gossip.decentralized import wire as decentralized_wire
 from gossip.membership import messages as membership
 from node.joining.answer import hearsay, refuse
 from node.joining.beacon import Beacon
@@ -266,6 +268,15 @@ def seeds() -> dict[str, list[bytes]]:
             bytes((2, 129, 0, 8)) + bytes(20),
             bytes((0, 130, 0, 0)) + bytes(4) + (7447).to_bytes(2, "big") * 2 + bytes(4),
             bytes((0, 128, 0, 0)) + bytes(4) + b"\xc0\0\2\1",
+        ],
+        "decentralized-message": [
+            b"\x40" + b"".join(decentralized_wire.parts(message, vectors))
+            for message, vectors in (
+                (b"\x80", ()),
+                (b"\x80", (np.ones(64, np.float32),)),
+                (b"\x81\xa0", (np.ones(3, np.float32), np.full(2, 0.5))),
+                (b"", (np.full(1, np.nan, np.float32),)),
+            )
         ],
         "trainer-message": [msgpack.packb({"type": tag, **fields}) for tag, fields in TRAINER],
         "certificate": [

@@ -30,6 +30,7 @@ from gossip.blocks.manifest import FileEntry, Manifest
 from gossip.blocks.merkle import BLOCK_BYTES
 from gossip.collective.messages import decode_message_untrusted
 from gossip.collective.messages import encode as encode_gossip
+from gossip.decentralized import wire as decentralized_wire
 from gossip.membership import messages as membership
 from node.blocks.approvals import FILE_NAME as APPROVALS_FILE
 from node.blocks.approvals import Approvals
@@ -110,6 +111,25 @@ def edited(genuine: bytes, data: bytes) -> bytes:
     if kind < b"\xc0":  # take out
         return genuine[:place] + genuine[place + len(rest) :]
     return genuine[:place]  # cut
+
+
+# Messages of decentralized protocols
+
+
+@target
+def decentralized_message(data: bytes) -> None:
+    """The first byte says in which pieces the rest arrives."""
+    decoder, pieces, stream = decentralized_wire.Decoder(64), data[:1], data[1:]
+    step = 1 + (pieces[0] if pieces else 0)
+    with contextlib.suppress(MalformedMessage):
+        for start in range(0, len(stream), step):
+            waiting = decoder.size is None
+            decoder.feed(stream[start : start + step])
+            if waiting and decoder.size is not None:
+                assert decoder.size <= 65536 + 8 * 8 * 64
+                decoder.admit()
+        arrived = decoder.take()
+        assert b"".join(decentralized_wire.parts(arrived.message, arrived.vectors)) == stream
 
 
 # The secure channel
