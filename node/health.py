@@ -98,6 +98,8 @@ class Facts:
     """Whether the run waits here because too few of the last epoch's members are in sight."""
     rounds_alone: int = 0
     """Rounds in a row that nobody else took part in."""
+    slow: Sequence[tuple[str, str, float]] = ()
+    """What has become slow: ("member" or "link", in words, how many times)."""
     convicted: Sequence[str] = ()
     """Members that were proved to have signed two different entries under one number, by name."""
     convicted_itself: bool = False
@@ -132,6 +134,9 @@ CLOCK_SKEW_S: Final = 2.0
 LOOP_LAG_MS: Final = 250.0
 """The promise is 250 ms; a loop that stalls for longer delays heartbeats."""
 FD_SHARE: Final = 0.8
+SLOW_FACTOR: Final = 2.0
+"""From here on a slow member or link is a warning, below it is told."""
+MAX_SLOW: Final = 3
 
 CODES: Final[Mapping[str, str]] = {
     "bootstrap-silent": "none of the bootstrap addresses answers",
@@ -148,6 +153,8 @@ CODES: Final[Mapping[str, str]] = {
     "loss-not-finite": "the loss is not a number any more",
     "round-stalled": "no round has ended for much longer than usual",
     "training-alone": "rounds end with this node alone",
+    "slow-member": "a member begins its operations later than it used to, or all its links have become slow",
+    "slow-link": "the link between two members has become slow",
     "identity-twice": "this node's identity is used twice: nobody takes its word in the run any more",
     "member-convicted": "a member signed two stories: its word in the run counts for nothing",
     "checkpoint-failed": "checkpoints cannot be written",
@@ -362,7 +369,22 @@ def _run(facts: Facts) -> list[HealthWarning]:
                 "noded peers shows what the others are doing",
             )
         )
-    return found
+    return found + _slow(facts)
+
+
+def _slow(facts: Facts) -> list[HealthWarning]:
+    """The worst few; a swarm in which everything is slow has another cause."""
+    return [
+        HealthWarning(
+            f"slow-{what}",
+            Severity.WARNING if factor >= SLOW_FACTOR else Severity.INFO,
+            text,
+            "look at what else that machine does, and at its network; noded top shows all links"
+            if what == "member"
+            else "noded top shows all links",
+        )
+        for what, text, factor in facts.slow[:MAX_SLOW]
+    ]
 
 
 def _convicted(facts: Facts) -> list[HealthWarning]:

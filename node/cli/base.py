@@ -30,7 +30,7 @@ __all__ = ["Settings", "Verb", "Verbs", "current_settings"]
 
 
 _COMMAND: Final = re.compile(
-    r"\bnoded(?= (?:init|join|run|status|peers|ping|netcheck|state|stop|config|invite|members|revoke|leave|put|get|trust)\b)"
+    r"\bnoded(?= (?:init|join|run|status|top|peers|ping|netcheck|state|stop|config|invite|members|revoke|leave|put|get|trust)\b)"
 )
 """A command that is about a node, in a sentence."""
 

@@ -27,6 +27,7 @@ from node.cli.blocks import add_block_verbs
 from node.cli.joining import add_joining_verbs
 from node.cli.network import add_network_verbs
 from node.cli.state import add_state_verb
+from node.cli.top import add_top_verb
 from node.cli.trust import add_trust_verb
 from node.errors import (
     ExitCode,
@@ -161,6 +162,7 @@ add_joining_verbs(cli)
 add_block_verbs(cli)
 add_network_verbs(cli)
 add_state_verb(cli)
+add_top_verb(cli)
 add_trust_verb(cli)
 
 

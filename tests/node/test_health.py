@@ -21,6 +21,8 @@ CASES = {
     "loss-not-finite": Facts(**RUN, loss=float("nan")),
     "round-stalled": Facts(**RUN, round_age_s=100, round_usual_s=3),
     "training-alone": Facts(**RUN, rounds_alone=3),
+    "slow-member": Facts(**RUN, slow=[("member", "barn begins operations 4.0 times later", 4.0)]),
+    "slow-link": Facts(**RUN, slow=[("link", "the link from attic to barn is slow", 1.5)]),
     "identity-twice": Facts(**RUN, convicted_itself=True),
     "member-convicted": Facts(**RUN, convicted=["barn"]),
     "checkpoint-failed": Facts(checkpoint_error="No space left on device"),

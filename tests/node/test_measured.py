@@ -1,0 +1,81 @@
+"""What members measured travels through the document, and each node takes a measurement once."""
+
+import pytest
+
+from gossip.collective.rhythm import LEAST_HISTORY, Ailment, Finding, Measure, Rhythm
+from node.run.measured import TELL_S, Measured, rhythm_report, sentence
+from tests.crdt.authors import new_state
+from transport.identity import NodeId
+
+MIB = 1 << 20
+
+
+class Member:
+    """A member with its replica of the run's document."""
+
+    def __init__(self, index: int) -> None:
+        self.state = new_state(index)
+        self.node = NodeId(self.state.node)
+        self.rhythm = Rhythm(self.node)
+        self.notified = 0
+        self.measured = Measured(self.rhythm, self.state, self._notify)
+
+    def _notify(self) -> None:
+        self.notified += 1
+
+    def receive(self, source: "Member", seconds: float) -> None:
+        measure = Measure(source.node, self.node, seconds, MIB)
+        self.rhythm.measured(measure)
+        self.measured.measured(measure)
+
+
+def tell(*members: Member, now: float) -> None:
+    for member in members:
+        member.measured.exchange(now)
+    for a in members:
+        for b in members:
+            if a is not b:
+                b.state.merge(a.state.to_wire())
+    for member in members:
+        member.measured.exchange(now)
+
+
+def test_everybody_sees_the_whole_matrix_and_counts_a_measurement_once():
+    a, b, c = Member(1), Member(2), Member(3)
+    for turn in range(LEAST_HISTORY):
+        b.receive(a, 0.5)
+        a.receive(c, 0.25)
+        for repeat in range(3):
+            tell(a, b, c, now=turn * TELL_S + repeat)
+    for member in (a, b, c):
+        rates = member.rhythm.rates()
+        assert rates[a.node, b.node] == pytest.approx(2 * MIB, rel=1e-3)
+        assert rates[c.node, a.node] == pytest.approx(4 * MIB, rel=1e-3)
+    assert c.notified == 0
+    assert b.notified == LEAST_HISTORY
+
+
+def test_a_link_is_stated_no_more_often_than_it_should_be():
+    a, b = Member(1), Member(2)
+    for _ in range(50):
+        b.receive(a, 0.5)
+        b.measured.exchange(1.0)
+    assert b.notified == 1
+    assert b.state.links()[b.state.node][0].transfers == 1
+
+
+def test_the_report_is_plain_json_and_findings_have_words():
+    a, b = Member(1), Member(2)
+    b.receive(a, 0.5)
+    report = rhythm_report(b.rhythm)
+    assert report["links"] == [
+        {"source": str(a.node), "destination": str(b.node), "bytes_per_s": 2 * MIB}
+    ]
+    assert (report["members"], report["findings"]) == ([], [])
+    names = {a.node: "attic", b.node: "barn"}
+    words = {
+        ailment: sentence(Finding(ailment, a.node, b.node, 3.0), names.__getitem__)
+        for ailment in Ailment
+    }
+    assert words[Ailment.LINK] == "the link from attic to barn is 3.0 times slower than usual"
+    assert all("attic" in each for each in words.values())
