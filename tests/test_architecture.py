@@ -98,6 +98,8 @@ DRIVERS = {
     "gossip/membership/service.py",
     "gossip/replication.py",
     "gossip/swarm/service.py",
+    "gossip/collective/dataplane.py",
+    "gossip/collective/mesh.py",
     "gossip/collective/ring.py",
     "gossip/collective/ring_links.py",
     "gossip/rounds.py",

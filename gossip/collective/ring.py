@@ -46,6 +46,7 @@ import trio
 from blake3 import blake3
 
 from gossip.collective.buffers import as_bytes
+from gossip.collective.call import chunk_bounds
 from gossip.collective.certificate import result_root
 from gossip.errors import CollectiveAborted, DescriptorMismatch
 from transport.bulk.link import BulkLink
@@ -129,11 +130,6 @@ class _Stream:
     chunk: int
     start: int | None
     """Of the next segment; None after the last."""
-
-
-def chunk_bounds(length: int, world: int) -> list[int]:
-    """`world` + 1 boundaries of chunks whose lengths differ by at most one value."""
-    return [length * index // world for index in range(world + 1)]
 
 
 async def ring_all_reduce(

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossip.collective import ring
+from gossip.collective.call import chunk_bounds
 from gossip.collective.certificate import result_root
-from gossip.collective.ring import Reduction, RingPlace, RingResult, chunk_bounds, ring_all_reduce
+from gossip.collective.ring import Reduction, RingPlace, RingResult, ring_all_reduce
 from gossip.errors import CollectiveAborted, DescriptorMismatch, GossipError
 from tests.gossip.links import Between, local_ring, ring_of, virtual
 from tests.gossip.swarm import open_swarm

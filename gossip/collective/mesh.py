@@ -1,0 +1,298 @@
+"""The bulk links between the members of one epoch, and the lanes into which they are parted (trio driver).
+
+Problem: algorithms differ in who sends to whom, several operations may run at once, and bytes of an
+operation that was given up must never be taken for another's. Idea: a *lane* belongs to one epoch and has links
+of its own, one for each direction between two members, opened by the sender when it first sends there; an
+operation runs in one lane and a lane runs one operation at a time. The links of a ring in lane 0 are opened as
+soon as the epoch is entered, so that the first operation waits for nothing, and so that a member that cannot
+reach its neighbour is found before it matters.
+
+Every member takes links from every other one, of any lane, for as long as the epoch lasts: the sender need not
+wait until the receiver has begun the same operation. All links of an epoch have one label; the first
+transfer on each says which lane it is for::
+
+    header  uint8 lane, uint8 link (0), uint8 links (1); no payload
+    then    the offer of shared memory, see `transport.bulk.shared`
+
+Invariants: links are thrown away with their epoch; at most `MAX_LANES` lanes, one link each way per lane and
+member (a second one is refused); a link that cannot be had within `CONNECT_S` is told once, by the member that
+dials, and in the ring of lane 0 by the one that waits as well.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from gossip.collective.certificate import Epoch
+from gossip.errors import CollectiveAborted, GossipError, InvalidOperation
+from transport.budget.scopes import ScopeExceeded
+from transport.bulk.link import BulkLink
+from transport.endpoint import Endpoint
+from transport.errors import StreamLimitReached, TransportError
+from transport.identity import NodeId
+
+CONNECT_S: Final = 5.0
+LABEL: Final = b"mesh/"
+MAX_LANES: Final = 16
+"""Operations at once; a lane that is used between two members costs them a connection each way."""
+RETRY_S: Final = 1.0
+"""Before links of a member are taken again when other users had all places with it."""
+
+_GREETING = struct.Struct(">BBB")
+
+Failure = Callable[[str, tuple[NodeId, ...]], None]
+
+
+class Lane:
+    """Links of one lane of an epoch; made by `Mesh.lane`.
+
+    Attributes:
+        epoch: to whose members the links lead.
+        number: of the lane.
+        rank: this node's index in `epoch.members`.
+        world: how many members there are.
+    """
+
+    def __init__(
+        self, epoch: Epoch, number: int, rank: int, dial: Callable[[Lane, int], None]
+    ) -> None:
+        self.epoch = epoch
+        self.number = number
+        self.rank = rank
+        self.world = len(epoch.members)
+        self._dial = dial
+        self._out: dict[int, BulkLink] = {}
+        self._into: dict[int, BulkLink] = {}
+        self._dialing: set[int] = set()
+        self._changed = trio.Event()
+        self._dropped = ""
+
+    async def to(self, rank: int) -> BulkLink:
+        """The link on which this member sends to another one, opened if need be.
+
+        Cancelling does not give the link up.
+
+        Raises:
+            CollectiveAborted: the epoch has ended, or the link cannot be had.
+        """
+        while (link := self.opened(rank)) is None:
+            if rank not in self._dialing:
+                self._dialing.add(rank)
+                self._dial(self, rank)
+            await self._wait()
+        return link
+
+    async def from_(self, rank: int) -> BulkLink:
+        """The link on which another member sends to this one, once that one has opened it.
+
+        Raises:
+            CollectiveAborted: the epoch has ended.
+        """
+        while (link := self.accepted(rank)) is None:
+            await self._wait()
+        return link
+
+    def opened(self, rank: int) -> BulkLink | None:
+        """What `to` would return without waiting."""
+        return self._out.get(rank)
+
+    def accepted(self, rank: int) -> BulkLink | None:
+        """What `from_` would return without waiting."""
+        return self._into.get(rank)
+
+    def local(self, rank: int) -> bool:
+        """True when that member is known to be on this machine: a link to or from it says so."""
+        links = (self._out.get(rank), self._into.get(rank))
+        return any(link is not None and link.local for link in links)
+
+    async def _wait(self) -> None:
+        if self._dropped:
+            raise CollectiveAborted(f"no links: {self._dropped}")
+        await self._changed.wait()
+
+    # ---- of the mesh -------------------------------------------------------------------------
+
+    def add(self, rank: int, link: BulkLink, *, outgoing: bool) -> bool:
+        """A link is there; False when there is one already, or the lane has ended."""
+        links = self._out if outgoing else self._into
+        if self._dropped or rank in links:
+            return False
+        links[rank] = link
+        self._notify()
+        return True
+
+    def drop(self, reason: str) -> None:
+        """The epoch has ended: close every link hard; whoever uses or awaits one fails at once."""
+        self._dropped = self._dropped or reason
+        for link in (*self._out.values(), *self._into.values()):
+            link.abort(reason)
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+class Mesh:
+    """Lanes of the present epoch.
+
+    Args:
+        endpoint: whose peers the members are.
+        nursery: where connecting and taking links run.
+        on_change: called when the links of lane 0's ring are there.
+        on_failure: called when links cannot be had, with the reason and whose links those are.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        nursery: trio.Nursery,
+        *,
+        on_change: Callable[[], None],
+        on_failure: Failure,
+    ) -> None:
+        self._endpoint = endpoint
+        self._nursery = nursery
+        self._on_change = on_change
+        self._on_failure = on_failure
+        self._epoch: Epoch | None = None
+        self._rank = 0
+        self._lanes: dict[int, Lane] = {}
+        self._tasks: set[trio.CancelScope] = set()  # of the present epoch
+
+    def lane(self, epoch: Epoch, number: int = 0) -> Lane | None:
+        """A lane of `epoch`; None when that is not the present one.
+
+        Raises:
+            InvalidOperation: there is no lane of that number.
+        """
+        if not 0 <= number < MAX_LANES:
+            raise InvalidOperation(f"lanes have the numbers 0 to {MAX_LANES - 1}, not {number}")
+        if self._epoch is not epoch:
+            return None
+        lane = self._lanes.get(number)
+        if lane is None:
+            lane = self._lanes[number] = Lane(epoch, number, self._rank, self._start_dial)
+        return lane
+
+    def enter(self, epoch: Epoch) -> None:
+        """Drop the links of the epoch before, and begin with those of `epoch`."""
+        self.drop("a new epoch")
+        self._epoch = epoch
+        self._rank = epoch.members.index(self._endpoint.node_id)
+        if len(epoch.members) == 1:
+            return
+        for rank in range(len(epoch.members)):
+            if rank != self._rank:
+                self._start(self._accept, epoch, rank)
+        self._start(self._link_ring, epoch)
+
+    def drop(self, reason: str) -> None:
+        """Close what there is; whoever uses it fails at once."""
+        for task in self._tasks:
+            task.cancel()
+        lanes, self._lanes = self._lanes, {}
+        self._tasks, self._epoch = set(), None
+        for lane in lanes.values():
+            lane.drop(reason)
+
+    # ---- connecting ----------------------------------------------------------------------------
+
+    def _start(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Run a task that ends with the epoch."""
+        scope = trio.CancelScope()
+        tasks = self._tasks
+        tasks.add(scope)
+
+        async def run() -> None:
+            with scope:
+                await work(*args)
+            tasks.discard(scope)
+
+        self._nursery.start_soon(run, name=work)
+
+    async def _link_ring(self, epoch: Epoch) -> None:
+        """See that the ring of lane 0 is there, or who is missing."""
+        lane = self.lane(epoch)
+        if lane is None:
+            return
+        following, previous = (self._rank + 1) % lane.world, (self._rank - 1) % lane.world
+        with trio.move_on_after(CONNECT_S):
+            await lane.to(following)
+            await lane.from_(previous)
+            self._on_change()
+            return
+        missing = []
+        if lane.opened(following) is None:
+            missing.append(epoch.members[following])
+        if lane.accepted(previous) is None:
+            missing.append(epoch.members[previous])
+        self._failed(epoch, f"no ring connection within {CONNECT_S:.0f} s", *dict.fromkeys(missing))
+
+    def _start_dial(self, lane: Lane, rank: int) -> None:
+        self._start(self._open, lane, rank)
+
+    async def _open(self, lane: Lane, rank: int) -> None:
+        """Open the link of a lane to one member."""
+        member = lane.epoch.members[rank]
+        failure = f"no link to {member.short} within {CONNECT_S:.0f} s"
+        link: BulkLink | None = None
+        kept = False
+        try:
+            with trio.move_on_after(CONNECT_S):
+                peer = self._endpoint.peers.get(member)
+                if peer is None:
+                    raise CollectiveAborted(f"{member.short} is not connected")
+                link = await peer.open_bulk(_label(lane.epoch))
+                await link.send(_GREETING.pack(lane.number, 0, 1), b"")
+                await link.offer_memory()
+                kept = lane.add(rank, link, outgoing=True)
+                return
+        except (TransportError, GossipError) as error:
+            failure = f"no link to {member.short}: {error}"
+        finally:
+            if link is not None and not kept:
+                link.abort("the epoch has ended")
+        self._failed(lane.epoch, failure, member)
+
+    async def _accept(self, epoch: Epoch, rank: int) -> None:
+        """Take the links that one member opens, of whatever lane."""
+        while True:
+            try:
+                link = await self._endpoint.accept_bulk(epoch.members[rank], _label(epoch))
+            except (StreamLimitReached, ScopeExceeded):
+                await trio.sleep(RETRY_S)
+                continue
+            except TransportError:
+                return  # it was lost, which whoever watches the members knows, too
+            kept = False
+            try:
+                with trio.move_on_after(CONNECT_S):
+                    kept = await self._take(epoch, rank, link)
+            except (TransportError, GossipError):
+                pass  # what came was no link of this epoch; its sender finds it closed
+            finally:
+                if not kept:
+                    link.abort("not a link of this epoch")
+
+    async def _take(self, epoch: Epoch, rank: int, link: BulkLink) -> bool:
+        greeting, _ = await link.receive_head(0)
+        if len(greeting) < _GREETING.size:
+            return False
+        lane = self.lane(epoch, greeting[0])
+        if lane is None or lane.accepted(rank) is not None:
+            return False
+        await link.accept_memory()
+        return lane.add(rank, link, outgoing=False)
+
+    def _failed(self, epoch: Epoch, reason: str, *suspects: NodeId) -> None:
+        if self._epoch is epoch:
+            self._on_failure(reason, suspects)
+
+
+def _label(epoch: Epoch) -> bytes:
+    return LABEL + epoch.id[:24]
