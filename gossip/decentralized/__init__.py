@@ -2,4 +2,7 @@
 
 * Contract: `protocol` (what a protocol is told and what it asks for), `arithmetic` (sums in one fixed order).
 * On real peers: `wire` (one message with its vectors as bytes).
+* For tests: `rehearsal` (many cores of a protocol on a virtual clock, with a toy model).
+* Clocks and accounts: `poisson` (timers in units of a node's own gradients), `token_account` (how often a node may send),
+  `graph_numbers` (what a graph costs those who gossip over it).
 """
