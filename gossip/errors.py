@@ -53,3 +53,9 @@ class StateUnavailable(GossipError):
 
 class InvalidOperation(GossipError):
     """The arguments of a collective cannot be reduced; nothing was started."""
+
+
+class ProtocolFailed(GossipError):
+    """A protocol's code failed or broke its contract."""
+
+    hint = "this is a fault in the protocol, not in the network: the log has its traceback"

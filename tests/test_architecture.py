@@ -95,6 +95,9 @@ DRIVERS = {
     "gossip/collective/group.py",
     "gossip/collective/handover.py",
     "gossip/collective/outgoing.py",
+    "gossip/decentralized/delivery.py",
+    "gossip/decentralized/driver.py",
+    "gossip/decentralized/neighbours.py",
     "gossip/membership/service.py",
     "gossip/replication.py",
     "gossip/swarm/service.py",
@@ -179,7 +182,9 @@ SOCKET = {
 
 # The trainer's side: code that never runs in the daemon's process.
 TORCH = {
+    "node/simulation/engine_torch.py",  # simulated nodes with the real task
     "node/training/binding.py",
+    "node/training/leg.py",
     "node/training/session.py",
     "node/training/snapshot.py",
     "node/training/solo.py",  # a process of its own: training without a swarm, to compare with

@@ -1,7 +1,8 @@
 """Learning without agreement: protocols in which nodes exchange models with a few others (`protocol` is their plug-in point).
 
 * Contract: `protocol` (what a protocol is told and what it asks for), `arithmetic` (sums in one fixed order).
-* On real peers: `wire` (one message with its vectors as bytes).
+* On real peers: `driver` (one core at work), over `neighbours` (who takes part) and `delivery` (messages to and from them, as
+  `wire` has their bytes and `room` bounds what waits).
 * For tests: `rehearsal` (many cores of a protocol on a virtual clock, with a toy model).
 * Clocks and accounts: `poisson` (timers in units of a node's own gradients), `token_account` (how often a node may send),
   `graph_numbers` (what a graph costs those who gossip over it).
