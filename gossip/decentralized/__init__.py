@@ -3,6 +3,8 @@
 * Contract: `protocol` (what a protocol is told and what it asks for), `arithmetic` (sums in one fixed order).
 * On real peers: `driver` (one core at work), over `neighbours` (who takes part) and `delivery` (messages to and from them, as
   `wire` has their bytes and `room` bounds what waits).
+* For protocols with neighbours: `topology` (graphs that all nodes derive alike, and their weights), `rounds` (the base of those with
+  rounds: a barrier with a deadline, both ends of an edge, catching up).
 * For tests: `rehearsal` (many cores of a protocol on a virtual clock, with a toy model).
 * Clocks and accounts: `poisson` (timers in units of a node's own gradients), `token_account` (how often a node may send),
   `graph_numbers` (what a graph costs those who gossip over it).

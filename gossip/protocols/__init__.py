@@ -1,1 +1,5 @@
-"""The protocols that noded brings along, `diloco` and `averaging`; each is one plug-in of `gossip.protocol`."""
+"""The protocols that noded brings along.
+
+* Of certified means (`gossip.protocol`): `diloco` and `averaging`.
+* Without agreement (`gossip.decentralized.protocol`): `dpsgd`.
+"""

@@ -10,7 +10,7 @@ import pytest
 
 from gossip import protocol as module
 from gossip.errors import GossipError, InvalidSettings, UnknownProtocol
-from gossip.protocol import installed_protocols, load_protocol
+from gossip.protocol import installed_protocols, load_plugin, load_protocol
 from gossip.protocols.diloco import DiLoCo, OuterNesterov
 
 
@@ -59,7 +59,7 @@ def test_unknown_protocol_lists_what_is_installed() -> None:
 
 @pytest.mark.parametrize("name", sorted(installed_protocols()))
 def test_installed_protocols_load_under_their_own_name(name: str) -> None:
-    assert load_protocol(name).name == name
+    assert load_plugin(name).name == name
 
 
 @pytest.mark.parametrize(

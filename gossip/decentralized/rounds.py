@@ -1,0 +1,517 @@
+"""The base of protocols with rounds: train, exchange models with this round's neighbours, mix, train again.
+
+Problem: neighbours should mix the models of the same round, but they are not equally fast, they come and go, and
+nobody may wait for ever. Theory of operation:
+
+* **Stamps.** A round has `exchanges` exchanges (one, unless the protocol says otherwise); exchange q of round r has the stamp
+  `r * exchanges + q`. A node is at one stamp at a time: it trains first (at q = 0), sends its model to the targets of the
+  stamp's plan, and waits for the models of the plan's sources.
+* **Barrier with a deadline.** The exchange closes when the model of every source is there or given up; at the latest
+  `patience` seconds after this node's own model was sent. Models that come in any order until then count.
+* **Both ends.** Who closes without a source's model tells it so (`Skip`, "I have closed everything up to this stamp
+  without you"). The other end, if it has not closed yet, then leaves this node out as well, although its model is
+  there: the weight of the edge goes back to both, and the sum of all models stays what it was. It is not known, and
+  cannot be (two generals), whether a model that never arrived was mixed at the other end; and an edge that one end does
+  not have in its plan is answered with a `Skip` at once.
+* **Catching up.** A node that comes out of its training when most of its targets have closed the stamp without it renumbers
+  itself to the stamp of most of those that it hears, tells the ones it leaves behind, and offers its work there. A model that
+  comes too late is answered with a `Skip`, so that its sender knows. One that has just begun, far behind the others, has nothing
+  to offer: it says so to its neighbours (`Skip`), and takes the mean of their models as its own.
+* **Bounds.** Of each peer at most two models are kept (of the current stamp, and the newest later one), and of at most
+  `capacity` peers. Whoever claims a stamp far ahead moves nobody alone: it takes a majority of the last few heard.
+
+Losses that the driver reports are repaired by sending again, a few times; other losses cost the deadline.
+
+A subclass says what a plan is, what is sent, and how it is mixed. Time is the driver's monotonic seconds.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+import msgspec
+import numpy as np
+
+from gossip.decentralized import arithmetic
+from gossip.decentralized.protocol import (
+    TASK_RULE,
+    AnyVector,
+    Cancel,
+    Completed,
+    Context,
+    DecentralizedProtocol,
+    Finished,
+    LocalRule,
+    LocalWork,
+    Send,
+    Train,
+    Vector,
+    frozen,
+)
+from transport.codec import decode_untrusted, pack
+from transport.errors import MalformedMessage
+from transport.identity import NodeId
+
+SPARE_PEERS: Final = 16
+"""Peers beyond the known neighbours whose models are kept: those that know of this node before it knows of them."""
+MAX_STAMP: Final = 1 << 48
+MAX_DEGREE: Final = 1 << 20
+MAX_RESENDS: Final = 3
+"""Of one model to one peer after a loss that was reported; what breaks three connections in a row is not repaired by a fourth."""
+HEARD: Final = 3
+"""At least so many of the peers heard last decide how far the others are."""
+FAR_ROUNDS: Final = 2
+"""Of a lead that no node gets over neighbours that wait for each other."""
+
+
+class Model(msgspec.Struct, frozen=True, tag="model"):
+    """The sender's payload of a stamp; the vectors travel beside it."""
+
+    stamp: int
+    degree: int
+    """Targets of the sender's plan: both ends of an edge compute its weight from both degrees."""
+
+
+class Skip(msgspec.Struct, frozen=True, tag="skip"):
+    """The sender has closed this stamp, and all before it, without the receiver's model."""
+
+    stamp: int
+
+
+@attrs.frozen
+class Plan:
+    """Who exchanges with whom at one stamp, as this node sees it."""
+
+    targets: tuple[NodeId, ...]
+    """Whom this node sends its model to."""
+    sources: tuple[NodeId, ...] | None
+    """Whose models it waits for; None: whoever sends, until the deadline."""
+
+
+@attrs.frozen(eq=False)
+class Received:
+    """A peer's payload of one stamp."""
+
+    sender: NodeId
+    stamp: int
+    degree: int
+    vectors: tuple[AnyVector, ...]
+
+
+@attrs.define(eq=False)
+class _Peer:
+    """What is known of one peer; forgotten when it is no member any more."""
+
+    stamp: int = -1
+    """Highest it has sent a model of."""
+    skipped: int = -1
+    """It has closed everything up to this stamp without this node."""
+    current: Received | None = None
+    later: Received | None = None
+    resends: int = 0
+    """Of this stamp's model."""
+
+    @property
+    def holds(self) -> bool:
+        return self.current is not None or self.later is not None
+
+
+class RoundProtocol(DecentralizedProtocol):
+    """A core with rounds; see the module's words. `model` is the node's model after its last exchange or leg."""
+
+    exchanges: int = 1
+    """Exchanges in each round."""
+
+    def __init__(self, settings: msgspec.Struct, context: Context) -> None:
+        super().__init__(settings, context)
+        self.others: tuple[NodeId, ...] = ()
+        self.stamp = 0
+        self.late = 0
+        """Models that came too late to be mixed."""
+        self.missing = 0
+        """Models of sources that an exchange was closed without."""
+        self.unusable = 0
+        """Legs and mixes whose result was not finite, so that the model stayed what it was."""
+        self.jumps = 0
+        """Times this node renumbered itself to catch up."""
+        self._x: Vector = np.zeros(0, np.float32)
+        self._peers: dict[NodeId, _Peer] = {}
+        self._heard: dict[NodeId, int] = {}  # the last stamps heard, oldest first
+        self._members: frozenset[NodeId] = frozenset()
+        self._plan: Plan | None = None  # while an exchange is open
+        self._planned: tuple[int, tuple[NodeId, ...], Plan] | None = None
+        self._sent: tuple[AnyVector, ...] = ()
+        self._deadline: float | None = None
+        self._training = False
+        self._fresh = False  # has never taken part in an exchange, and began with round 0
+        self._listening = False
+        self._finished = False
+
+    # ---- what a subclass says ----------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def patience(self) -> float:
+        """Seconds from sending one's own model to closing the exchange without what is missing."""
+
+    @abstractmethod
+    def plan(self, stamp: int) -> Plan:
+        """Who exchanges with whom at this stamp, among `others` and this node."""
+
+    @abstractmethod
+    def mix(self, own: Vector, degree: int, received: Sequence[Received]) -> Vector:
+        """The node's new model from its own and those of the sources that are there (ascending by node id).
+
+        `degree` is the number of this node's own targets.
+        """
+
+    def adopt(self, received: Sequence[Received]) -> Vector:
+        """The model of a node that came late, from its neighbours' (one at least)."""
+        return arithmetic.mean([one.vectors[0] for one in received])
+
+    def payload(self, model: Vector) -> tuple[AnyVector, ...]:
+        """What is sent for an exchange; read-only."""
+        return (model,)
+
+    def check_payload(self, vectors: Sequence[AnyVector]) -> None:
+        """Raises MalformedMessage unless these are what `payload` gives."""
+        if len(vectors) != 1 or not self.is_model(vectors[0]):
+            raise MalformedMessage("a model message carries one vector, the model")
+
+    def after_leg(self, work: LocalWork) -> Vector:
+        """The model to exchange after a leg; what is given is lent."""
+        return frozen(work.params)  # type: ignore[return-value]
+
+    def rule(self) -> LocalRule:
+        """How the legs are trained."""
+        return TASK_RULE
+
+    def neighbours(self) -> Collection[NodeId]:
+        """Those that are sources whatever the stamp, as far as is known; there is always room for their models."""
+        return ()
+
+    def capacity(self) -> int:
+        """Peers beside `neighbours` whose models are kept."""
+        return SPARE_PEERS
+
+    def far_rounds(self) -> int:
+        """A node that has just begun and is so many rounds behind listens before it speaks."""
+        return FAR_ROUNDS
+
+    def is_model(self, vector: AnyVector) -> bool:
+        """As long as the run's parameters, float32."""
+        return vector.dtype == np.float32 and vector.size == self.context.numel
+
+    # ---- inputs ------------------------------------------------------------------------------
+
+    def start(self, params: Vector, now: float, *, round_: int = 0) -> None:
+        """Begin, or go on after `round_` rounds."""
+        self._x = frozen(params)  # type: ignore[assignment]
+        self._fresh = round_ == 0
+        self._finished = False
+        self._enter(round_ * self.exchanges, now)
+
+    def members(self, others: Sequence[NodeId], now: float) -> None:
+        """Those that are gone are waited for no longer; newcomers take part from the next exchange on."""
+        self.others = tuple(others)
+        known = frozenset(others)
+        for gone in [peer for peer in self._peers if peer not in known and peer in self._members]:
+            del self._peers[gone]
+            self._heard.pop(gone, None)
+        self._members = known
+        self._close_if_complete(now)
+
+    def trained(self, work: LocalWork, now: float) -> None:
+        """Offer the leg's result to this stamp's targets, or to that of the others if they are ahead."""
+        if not self._training:
+            return
+        self._training = False
+        after = self.after_leg(work)
+        if arithmetic.is_finite(after):
+            self._x = after
+        else:
+            self.unusable += 1
+        ahead = self._others_stamp()
+        if ahead > self.stamp and self._is_given_up():
+            self._jump(ahead)
+        self._open(now)
+
+    def receive(
+        self, sender: NodeId, message: bytes, vectors: Sequence[AnyVector], now: float
+    ) -> None:
+        """A model of some stamp, or word that one was closed without this node."""
+        decoded: Model | Skip = decode_untrusted(message, Model | Skip)  # type: ignore[arg-type]
+        if not 0 <= decoded.stamp < MAX_STAMP:
+            raise MalformedMessage("a stamp out of range")
+        if isinstance(decoded, Skip):
+            if vectors:
+                raise MalformedMessage("a skip carries no vectors")
+            peer = self._peer(sender)
+            if peer is not None:
+                peer.skipped = max(peer.skipped, decoded.stamp)
+                self._hear(sender, decoded.stamp)
+        else:
+            if not 0 <= decoded.degree <= MAX_DEGREE:
+                raise MalformedMessage("a degree out of range")
+            self.check_payload(vectors)
+            self._keep(sender, decoded, vectors)
+            if self._training and self._fresh and self._is_far(self._others_stamp()):
+                # What this leg learns would be thrown away: listen at once.
+                self._emit(Cancel())
+                self._training = False
+                self._jump(self._others_stamp())
+                self._open(now)
+                return
+        self._close_if_complete(now)
+
+    def undelivered(self, to: NodeId, key: int, now: float) -> None:  # noqa: ARG002 - the contract's
+        """Send the model of an open exchange again, a few times; others are not worth it any more."""
+        peer = self._peers.get(to)
+        if self._plan is None or key != self.stamp or to not in self._plan.targets:
+            return
+        if to not in self._members or self._listening:
+            return
+        if peer is None:
+            peer = self._peers[to] = _Peer()
+        if peer.resends < MAX_RESENDS:
+            peer.resends += 1
+            self._send_model(to)
+
+    def tick(self, now: float) -> None:
+        """Close an exchange whose time is over."""
+        if self._deadline is not None and now >= self._deadline:
+            self._close(now)
+
+    def leave(self, now: float) -> None:  # noqa: ARG002 - the contract's
+        """Tell this stamp's neighbours not to wait for what will not come."""
+        if self._training:
+            for target in self._plan_now().targets:
+                self._skip(target, self.stamp)
+
+    # ---- outputs -----------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When the open exchange closes at the latest."""
+        return self._deadline
+
+    @property
+    def model(self) -> Vector:
+        """After the last exchange or leg."""
+        return self._x
+
+    @property
+    def round(self) -> int:
+        """Rounds completed."""
+        return self.stamp // self.exchanges
+
+    def describe(self) -> Mapping[str, Any]:
+        """The round, this exchange's sources and what was missed."""
+        sources = self._plan.sources if self._plan is not None else None
+        return {
+            "round": self.round,
+            "phase": "training" if self._training else "finished" if self._finished else "waiting",
+            "neighbours": len(sources) if sources is not None else None,
+            "missing": self.missing,
+            "late": self.late,
+            "caught_up": self.jumps,
+        }
+
+    # ---- the round ---------------------------------------------------------------------------
+
+    def _enter(self, stamp: int, now: float) -> None:
+        """Be at a stamp: train first if a round begins there, and exchange."""
+        self._at(stamp)
+        if stamp % self.exchanges:
+            self._open(now)
+            return
+        if self.context.rounds and self.round >= self.context.rounds:
+            self._finished = True
+            self._emit(Finished())
+            return
+        self._training = True
+        self._emit(Train(self._x, self.context.every, self.rule()))
+
+    def _at(self, stamp: int) -> None:
+        """Move on: models that were early are current now, and those that were current are late."""
+        self.stamp = stamp
+        for peer in self._peers.values():
+            peer.resends = 0
+            for kept in (peer.current, peer.later):
+                self.late += kept is not None and kept.stamp < stamp
+            if peer.current is not None and peer.current.stamp != stamp:
+                peer.current = None
+            if peer.later is not None and peer.later.stamp <= stamp:
+                if peer.later.stamp == stamp:
+                    peer.current = peer.later
+                peer.later = None
+
+    def _open(self, now: float) -> None:
+        """Send the model to this stamp's targets and wait for those of its sources."""
+        plan = self._plan = self._plan_now()
+        self._sent = () if self._listening else self.payload(self._x)
+        for target in plan.targets:
+            if self._listening:
+                self._skip(target, self.stamp)
+            else:
+                self._send_model(target)
+        if plan.sources is not None:
+            for id_, peer in sorted(self._peers.items()):
+                if peer.current is not None and id_ not in plan.sources:
+                    peer.current = None
+                    self._skip(id_, self.stamp)
+        self._deadline = now + self.patience
+        self._close_if_complete(now)
+
+    def _close_if_complete(self, now: float) -> None:
+        plan = self._plan
+        if plan is None or plan.sources is None:
+            return
+        if all(self._is_settled(source) for source in plan.sources):
+            self._close(now)
+
+    def _is_settled(self, source: NodeId) -> bool:
+        """Nothing more of this stamp is to be expected from it."""
+        peer = self._peers.get(source)
+        if peer is not None and (peer.current is not None or peer.skipped >= self.stamp):
+            return True
+        return source not in self._members
+
+    def _close(self, now: float) -> None:
+        """Mix what is there, tell those that are missing, and go on."""
+        plan = self._plan
+        assert plan is not None, "no exchange is open"
+        candidates = sorted(self._peers) if plan.sources is None else sorted(plan.sources)
+        received = []
+        for source in candidates:
+            peer = self._peers.get(source)
+            if (
+                peer is not None
+                and peer.current is not None
+                and (peer.skipped < self.stamp or self._listening)
+            ):
+                received.append(peer.current)
+                peer.current = None
+            elif plan.sources is not None:
+                self.missing += 1
+                if source in self._members and not self._listening:
+                    self._skip(source, self.stamp)
+        self._plan, self._deadline, self._sent = None, None, ()
+        if self._listening:
+            mixed = self.adopt(received) if received else self._x
+        else:
+            mixed = self.mix(self._x, len(plan.targets), received)
+        if arithmetic.is_finite(mixed):
+            self._x = mixed
+            mixed.flags.writeable = False
+        else:
+            self.unusable += 1
+        if received or not self._listening:
+            self._fresh = False
+        self._listening = False
+        closed = self.stamp
+        if (closed + 1) % self.exchanges == 0:
+            self._emit(Completed((closed + 1) // self.exchanges, self._x, 1 + len(received)))
+        self._enter(closed + 1, now)
+
+    def _plan_now(self) -> Plan:
+        """This stamp's plan among today's members; made once, because making it may draw."""
+        if self._planned is None or self._planned[:2] != (self.stamp, self.others):
+            self._planned = (self.stamp, self.others, self.plan(self.stamp))
+        return self._planned[2]
+
+    # ---- being behind ------------------------------------------------------------------------
+
+    def _others_stamp(self) -> int:
+        """The stamp that more than half of the peers heard last have reached; -1 if none was heard."""
+        window = max(HEARD, len(self.neighbours()))
+        last = sorted(list(self._heard.values())[-window:], reverse=True)
+        reached = last[len(last) // 2] if last else -1
+        return (
+            min(reached, self.context.rounds * self.exchanges - 1)
+            if self.context.rounds
+            else reached
+        )
+
+    def _is_given_up(self) -> bool:
+        """Most of those that would mix this stamp's model have closed it already."""
+        plan = self._plan_now()
+        if plan.sources is None:
+            return True  # they wait for nobody
+        closed = sum(
+            (peer := self._peers.get(target)) is not None and peer.skipped >= self.stamp
+            for target in plan.targets
+        )
+        return 2 * closed > len(plan.targets)
+
+    def _is_far(self, stamp: int) -> bool:
+        return stamp - self.stamp >= self.far_rounds() * self.exchanges
+
+    def _jump(self, stamp: int) -> None:
+        """Go to the others' stamp; who waits for a model of an earlier one need not."""
+        self._listening = self._fresh and self._is_far(stamp)
+        self.jumps += 1
+        for id_, peer in sorted(self._peers.items()):
+            if self.stamp <= peer.stamp < stamp:
+                self._skip(id_, stamp - 1)
+        self._at(stamp)
+
+    # ---- peers -------------------------------------------------------------------------------
+
+    def _peer(self, sender: NodeId) -> _Peer | None:
+        """What is known of the sender; None if it would be one stranger too many."""
+        peer = self._peers.get(sender)
+        if peer is None:
+            if sender not in self._members:
+                strangers = sum(id_ not in self._members for id_ in self._peers)
+                if strangers >= SPARE_PEERS:
+                    return None
+            peer = self._peers[sender] = _Peer()
+        return peer
+
+    def _hear(self, sender: NodeId, stamp: int) -> None:
+        self._heard[sender] = max(stamp, self._heard.pop(sender, -1))
+
+    def _keep(self, sender: NodeId, message: Model, vectors: Sequence[AnyVector]) -> None:
+        """Keep a model if it is of use now or later."""
+        peer = self._peer(sender)
+        if peer is None:
+            return
+        stamp = message.stamp
+        peer.stamp = max(peer.stamp, stamp)
+        self._hear(sender, stamp)
+        if stamp < self.stamp:
+            self.late += 1
+            self._skip(sender, self.stamp - 1)
+            return
+        sources = self._plan.sources if self._plan is not None else None
+        if stamp == self.stamp and sources is not None and sender not in sources:
+            self._skip(sender, stamp)
+            return
+        known = peer.current if stamp == self.stamp else peer.later
+        if known is not None and known.stamp >= stamp:
+            return
+        if not peer.holds and not self._has_room(sender):
+            return
+        kept = Received(sender, stamp, message.degree, tuple(frozen(vector) for vector in vectors))
+        if stamp == self.stamp:
+            peer.current = kept
+        else:
+            peer.later = kept
+
+    def _has_room(self, sender: NodeId) -> bool:
+        near = self.neighbours()
+        if sender in near or (self._plan is not None and sender in (self._plan.sources or ())):
+            return True
+        guests = sum(peer.holds and id_ not in near for id_, peer in self._peers.items())
+        return guests < self.capacity()
+
+    def _send_model(self, to: NodeId) -> None:
+        assert self._plan is not None, "models are sent in an exchange"
+        message = pack(Model(self.stamp, len(self._plan.targets)))
+        self._emit(Send(to, message, self._sent, self.stamp))
+
+    def _skip(self, to: NodeId, stamp: int) -> None:
+        self._emit(Send(to, pack(Skip(stamp))))
