@@ -11,6 +11,7 @@ Folders:
     run        one run, the daemon's side; `training` is the trainer's, `tasks` what can be trained
     joining    invites and newcomers; `trust` is what this node shows and whom it refuses
     blocks     artefacts: kept, given, fetched, approved
+    data       data sets: read, checked, split among nodes; `simulation` trains on them in one process
     cli        the `noded` command; `local` is `noded local`, a swarm on one machine
 
 Beside them:

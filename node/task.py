@@ -81,6 +81,8 @@ class TaskContext:
     steps: int = 0
     """Local steps of the whole run; 0 means no end."""
     device: str = "cpu"
+    part: tuple[int, int] | None = None
+    """(index, count): train on that part of the data, cut into `count` parts alike on all nodes; None: on all of it."""
 
     @property
     def stream(self) -> int:
@@ -96,6 +98,8 @@ class Evaluation:
     """In nats per token where the task's loss is a log-likelihood."""
     tokens: int
     """What the mean was taken over."""
+    accuracy: float | None = None
+    """Share of right answers, 0 to 1, for tasks that have any."""
 
 
 class Task(ABC):

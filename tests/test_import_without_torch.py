@@ -16,7 +16,9 @@ ROOMS = ("node", "transport", "gossip", "dht", "crdt")
 
 # The trainer's side, which is never imported by a daemon.
 TRAINER_SIDE = (
+    "node.simulation.engine_torch",
     "node.training.binding",
+    "node.training.leg",
     "node.training.session",
     "node.training.snapshot",
     "node.training.solo",

@@ -1,5 +1,5 @@
 """The trainer's side: what runs in the trainer process or in a user's own script, and the only place that meets torch.
 
 `session` is the API (`node.join`), over `daemon_link` (messages), `binding` (a model as flat vectors) and `snapshot` (what a checkpoint holds).
-`worker` is the process that the daemon starts, `task_loop` its loop, `corpus` the text it reads, `solo` the same alone.
+`worker` is the process that the daemon starts, `task_loop` and `leg` its steps, `corpus` the text it reads, `solo` the same alone.
 """

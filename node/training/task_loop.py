@@ -23,6 +23,7 @@ class TaskLoop:
         manifest: RunManifest,
         *,
         node: str = "",
+        part: tuple[int, int] | None = None,
         data: str = "",
         device: str = "cpu",
         allowed_task: str = "",
@@ -43,6 +44,7 @@ class TaskLoop:
                 node=node,
                 steps=manifest.steps,
                 device=device,
+                part=part,
             )
         )
         torch.manual_seed(manifest.seed)

@@ -1,0 +1,130 @@
+"""A multi-layer perceptron as a recipe: settings, shapes, initial values and batches, without saying who computes.
+
+Two places compute it: the tasks `digits` and `images` with torch, in a trainer, and the simulator's batched engine
+with numpy, for many nodes at once. What both have to agree on is here, so neither imports the other.
+
+Initial weights are Xavier-uniform (Glorot and Bengio 2010), within sqrt(6 / (fan_in + fan_out)); biases are zero.
+They are drawn by `node.data.sampling`, not by torch, so that both hold the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Final
+
+import attrs
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from gossip.decentralized.protocol import TensorSpec, Vector
+from node.data.digits import load_digits
+from node.data.labelled import Labelled
+from node.data.sampling import stream_of, uniform
+from node.run.layout import Layout
+from node.run.manifest import Setting
+from node.task import InvalidTaskSettings
+from node.tasks.portion import SplitSettings
+
+__all__ = ["PerceptronSettings", "Recipe", "draw", "own_seed", "recipe"]
+
+
+class PerceptronSettings(SplitSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[run.task_settings]` of a perceptron."""
+
+    hidden: Annotated[int, Meta(ge=1, le=4096)] = 64
+    """Width of each hidden layer."""
+    depth: Annotated[int, Meta(ge=0, le=32)] = 1
+    """Hidden layers; 0 is softmax regression, a convex problem."""
+    batch: Annotated[int, Meta(ge=0, le=65536)] = 16
+    """Examples of a local step; 0: all that the node holds."""
+    learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.1
+    decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Factor on the learning rate after each local step."""
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Added to the gradient by the optimizer; no part of the loss."""
+    l2: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    """The loss gets l2 / 2 times the squared norm of all parameters: strongly convex if depth is 0."""
+
+
+@attrs.frozen(eq=False)
+class Recipe:
+    """A perceptron for a data set."""
+
+    settings: PerceptronSettings
+    data: Labelled
+    widths: tuple[int, ...]
+    """Features, hidden layers, classes."""
+
+    @classmethod
+    def of(cls, settings: PerceptronSettings, data: Labelled) -> Recipe:
+        """The one that fits the data."""
+        hidden = (settings.hidden,) * settings.depth
+        return cls(settings, data, (data.features, *hidden, data.classes))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameters by name; weights are (out, in), as torch has them."""
+        found: dict[str, tuple[int, ...]] = {}
+        for at, (inputs, outputs) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
+            found[f"layers.{at}.weight"] = (outputs, inputs)
+            found[f"layers.{at}.bias"] = (outputs,)
+        return found
+
+    @property
+    def layout(self) -> Layout:
+        """Where they lie in a flat vector."""
+        return Layout.of(self.shapes)
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The same for a protocol."""
+        return tuple(TensorSpec(slot.name, slot.start, slot.shape) for slot in self.layout.slots)
+
+    def initial(self, seed: int) -> Vector:
+        """Initial parameters of that seed, as a new flat vector."""
+        layout = self.layout
+        flat = np.zeros(layout.numel, np.float32)
+        for name, view in layout.split(flat):
+            view[...] = draw(name, view.shape, seed)
+        return flat
+
+
+def draw(name: str, shape: tuple[int, ...], seed: int) -> Vector:
+    """Initial values of one parameter: Xavier-uniform for a matrix or kernel, zeros for a bias."""
+    if len(shape) < 2:
+        return np.zeros(shape, np.float32)
+    field = math.prod(shape[2:])
+    bound = math.sqrt(6.0 / ((shape[0] + shape[1]) * field))
+    values = uniform(stream_of("initial", seed, name), math.prod(shape))
+    return ((values * 2.0 - 1.0) * bound).astype(np.float32).reshape(shape)
+
+
+def own_seed(seed: int, node: str) -> int:
+    """Seed of the initial values that a node draws for itself, when it does not start from the run's."""
+    return stream_of("own start", seed, node) >> 11
+
+
+_SETTINGS: Final[dict[str, type[PerceptronSettings]]] = {"digits": PerceptronSettings}
+
+
+def recipe(task: str, raw: Mapping[str, Setting], data: str) -> Recipe | None:
+    """The recipe of an installed task's name; None if that task is no perceptron.
+
+    Raises:
+        InvalidTaskSettings: an unknown key or a value out of range.
+        DataError: what is wrong with the data.
+    """
+    class_ = _SETTINGS.get(task)
+    if class_ is None:
+        return None
+    try:
+        settings = msgspec.convert(dict(raw), class_)
+    except msgspec.ValidationError as error:
+        raise InvalidTaskSettings(
+            f"task {task!r}: {error}",
+            hint=f"its settings are: {', '.join(class_.__struct_fields__)}",
+        ) from None
+    return Recipe.of(settings, load_digits(data, any_version=settings.any_version))

@@ -1,0 +1,100 @@
+"""The part of a data set that one node trains on, and which of its examples make batch number i.
+
+Free of torch: the simulator's batched engine draws the same batches as the tasks in a trainer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+import attrs
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
+
+from node.data.sampling import batch_draws
+from node.data.splits import split
+from node.task import InvalidTaskSettings
+
+__all__ = ["Portion", "SplitSettings"]
+
+Indices = npt.NDArray[np.int64]
+
+
+class SplitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the examples are dealt to the nodes; without effect where no part is named (`[run] part`)."""
+
+    split: Literal["iid", "dirichlet", "shards", "user"] = "iid"
+    """iid: alike; dirichlet: unequal shares of each class; shards: a few classes for each node; user: by who made them."""
+    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 0.5
+    """Concentration of the Dirichlet split: 0.1 is very uneven, 100 nearly even."""
+    shards: Annotated[int, Meta(ge=1, le=1024)] = 2
+    """Pieces of equal class for each node in the split by shards."""
+    minimum: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    """Least examples of a node."""
+    any_version: bool = False
+    """Accept files whose checksums are not those of the published data set."""
+
+
+@attrs.frozen(eq=False)
+class Portion:
+    """Indices into the training examples."""
+
+    indices: Indices
+    """Ascending."""
+
+    @classmethod
+    def of(
+        cls,
+        settings: SplitSettings,
+        labels: npt.NDArray[np.int64],
+        part: tuple[int, int] | None,
+        *,
+        seed: int,
+        users: npt.NDArray[Any] | None = None,
+    ) -> Self:
+        """The part (index, count) of all examples, or all of them.
+
+        Raises:
+            InvalidSplit: the data cannot be split so.
+            InvalidTaskSettings: there is no such part.
+        """
+        if part is None:
+            return cls(np.arange(len(labels)))
+        index, count = part
+        if not 0 <= index < count:
+            raise InvalidTaskSettings(
+                f"there is no part {index} of {count}",
+                hint='parts are counted from 0: "0/8" to "7/8"',
+            )
+        return cls(all_parts(settings, labels, count, seed=seed, users=users)[index])
+
+    def batch(self, stream: int, seed: int, index: int, size: int) -> Indices:
+        """Examples of batch `index`: `size` of them drawn with replacement; size 0: the whole portion."""
+        if not size:
+            return self.indices
+        places = batch_draws(stream, seed, index, size)[0] % np.uint64(len(self.indices))
+        chosen: Indices = self.indices[places.astype(np.int64)]
+        return chosen
+
+
+def all_parts(
+    settings: SplitSettings,
+    labels: npt.NDArray[np.int64],
+    count: int,
+    *,
+    seed: int,
+    users: npt.NDArray[Any] | None = None,
+) -> list[Indices]:
+    """Every part of the split among `count` nodes."""
+    return split(
+        settings.split,
+        labels,
+        count,
+        seed=seed,
+        alpha=settings.alpha,
+        shards=settings.shards,
+        minimum=settings.minimum,
+        users=users,
+    )
