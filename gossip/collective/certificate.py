@@ -2,7 +2,7 @@
 
 An **epoch** is an ordered member set with a position to start from; its id is the hash of all of
 that and of the epoch before, so nobody can show two member sets under one id. An operation's
-**certificate** is the full set of the members' equal signatures over (epoch, sequence,
+**certificate** is the full set of the members' equal signatures over (epoch, lane, sequence,
 descriptor, result). Only a certificate means success; with at most one signature per member and
 operation, two different results can never both be certified.
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Final
 
 import attrs
 import msgspec
@@ -30,8 +30,14 @@ Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 _EPOCH_DOMAIN = b"noded epoch v2\0"
 _ACCEPT_DOMAIN = b"noded accept v1\0"
 _VOTE_DOMAIN = b"noded vote v1\0"
+_LANE_VOTE_DOMAIN = b"noded vote in lane v1\0"
 _LEAVE_DOMAIN = b"noded leave v1\0"
 _ROOT_DOMAIN = b"noded result v1\0"
+
+LANES: Final = 16
+"""Operations of one epoch at once. Each has a lane, a line of operations with a sequence of its own."""
+
+LaneNumber = Annotated[int, msgspec.Meta(ge=0, lt=LANES)]
 
 GENESIS = bytes(32)
 """Stands for "no epoch before this one"."""
@@ -91,18 +97,19 @@ class SignedBy(msgspec.Struct, frozen=True, array_like=True):
     signature: Signature
 
 
-class Certificate(msgspec.Struct, frozen=True):
-    """Every member of `epoch` signed this result of its operation `sequence`."""
+class Certificate(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Every member of `epoch` signed this result of its operation `sequence` in `lane`."""
 
     epoch: Bytes32
     sequence: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
     descriptor: Bytes32
     root: Bytes32
     signatures: Annotated[tuple[SignedBy, ...], msgspec.Meta(max_length=256)]
+    lane: LaneNumber = 0
 
     def verify(self, members: Iterable[NodeId]) -> bool:
         """True when exactly `members` signed, in their order, each validly."""
-        statement = vote_statement(self.epoch, self.sequence, self.descriptor, self.root)
+        statement = vote_statement(self.epoch, self.sequence, self.descriptor, self.root, self.lane)
         signers = [_signer(signed.public_key) for signed in self.signatures]
         return signers == list(members) and all(
             verify(signed.public_key, signed.signature, statement) for signed in self.signatures
@@ -126,9 +133,14 @@ def leave_statement(epoch: bytes) -> bytes:
     return _LEAVE_DOMAIN + epoch
 
 
-def vote_statement(epoch: bytes, sequence: int, descriptor: bytes, root: bytes) -> bytes:
+def vote_statement(
+    epoch: bytes, sequence: int, descriptor: bytes, root: bytes, lane: int = 0
+) -> bytes:
     """What a member signs when it holds an operation's result."""
-    return _VOTE_DOMAIN + epoch + struct.pack(">Q", sequence) + descriptor + root
+    content = epoch + struct.pack(">Q", sequence) + descriptor + root
+    if lane:
+        return _LANE_VOTE_DOMAIN + struct.pack(">B", lane) + content
+    return _VOTE_DOMAIN + content
 
 
 def result_root(chunk_digests: Iterable[bytes]) -> bytes:

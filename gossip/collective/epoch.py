@@ -12,15 +12,19 @@ acceptance by the members that take part instead of a majority), plus certificat
    among them as the start, the holders of that position, and the certificate that led there.
 3. Each member checks the proposal against what it knows itself, signs it, and sends the signature
    to all. A member enters when it holds everybody's signature.
-4. In the epoch, operations run one at a time. Each ends with a full set of equal signatures
-   (`gossip.collective.operation`) or is aborted, which breaks the epoch and starts the next formation.
+4. In the epoch, operations run, one at a time in each lane (`gossip.collective.lanes`). Each ends with a
+   full set of equal signatures (`gossip.collective.operation`) or is aborted, which breaks the epoch, aborts
+   what runs in the other lanes, and starts the next formation.
 
 Any node may be lost at any moment: attempts rotate the proposer, and time-outs grow.
 
 Invariants:
 
 * a node votes in an epoch only between entering it and its next promise;
-* one signature per (epoch, operation), and `memory` names the epoch before it is sent;
+* one signature per (epoch, lane, operation), and `memory` names the epoch before it is sent;
+* only operations of lane 0 move the run's position, by one round each; what is certified in another lane
+  makes the epoch count (it had a result), and nothing more;
+* who waits for an epoch to end waits for what runs, not for what could be started beside it;
 * ``quorum = "majority"``: the members of an epoch include more than half of the epoch before it
   (or exactly half with its first member), not counting those that left in good order or do not
   remember, so that two parts of a partition cannot both go on; every member checks that of its
@@ -41,17 +45,18 @@ from gossip.collective.epoch_events import (
     EpochLeft,
     EpochSettings,
     Event,
-    MembersWaiting,
-    OperationAborted,
     OperationCertified,
 )
 from gossip.collective.formation import Accepted
 from gossip.collective.former import MAX_LEAP, Former
+from gossip.collective.lanes import ROUND_LANE, Lanes
 from gossip.collective.lineage import Link, Memory
 from gossip.collective.messages import (
     Abort,
     Accept,
+    Answer,
     AnyMessage,
+    Ask,
     Begin,
     Message,
     Nack,
@@ -63,6 +68,7 @@ from gossip.collective.messages import (
     Wait,
 )
 from gossip.collective.operation import Operation, OperationState
+from gossip.collective.settlement import Settlement
 from gossip.collective.standing import NO_MODEL, Candidate, Standing
 from gossip.errors import CollectiveAborted
 from transport.identity import Identity, NodeId
@@ -88,7 +94,6 @@ class EpochMachine:
     ) -> None:
         self.settings = settings
         self.epoch: Epoch | None = None
-        self.operation: Operation | None = None
         self._standing = Standing(run, identity, model)
         self._events = self._standing.events
         self._me = identity.node_id
@@ -96,25 +101,27 @@ class EpochMachine:
             self._standing,
             settings,
             rng,
-            busy=lambda: self._operation_pending,
+            busy=lambda: self._settling or self._lanes.pending,
             present=lambda: self.epoch,
             on_leave=self._leave_epoch,
             on_enter=self._enter,
         )
+        self._lanes = Lanes(
+            self._standing,
+            settings,
+            present=lambda: self.epoch,
+            on_failure=self._break,
+            on_certified=self._certified,
+        )
+        self._settlement = Settlement(self._standing)
         if memory is not None:
             last = self._former.recall(memory.links, memory.certificate)
             self._standing.recall(memory, last)
         self._settling = False  # certified, but the new position is not known yet
-        self._sequence = 0
         self._in_step = False  # it has stood at the present epoch's start, or entered it there
-        self._aborted: Operation | None = None
         self._links: tuple[Link, ...] = ()
         self._claimants: tuple[NodeId, ...] = ()
         self._settled_at: bytes | None = None
-        self._begins: dict[NodeId, Begin] = {}
-        self._began = 0.0
-        self._announce_due: float | None = None
-        self._straggler_due: float | None = None
         self._give_way_due: float | None = None
 
     # ---- what can be seen --------------------------------------------------------------------
@@ -156,18 +163,43 @@ class EpochMachine:
         return self._in_step
 
     @property
-    def can_begin(self) -> bool:
-        """True when `begin` would be accepted."""
-        return self._in_step and self.operation is None and not self._settling
+    def operation(self) -> Operation | None:
+        """What runs in lane 0."""
+        return self._lanes.operation(ROUND_LANE)
 
     @property
-    def _operation_pending(self) -> bool:
-        """True from the first member's `Begin` until this node knows the new position."""
-        return (
-            self.operation is not None
-            or self._settling
-            or any(begin.sequence == self._sequence for begin in self._begins.values())
-        )
+    def operations(self) -> list[Operation]:
+        """Everything that runs, by lane."""
+        return self._lanes.operations
+
+    @property
+    def can_begin(self) -> bool:
+        """True when `begin` would be accepted in lane 0."""
+        return self.may_begin(ROUND_LANE)
+
+    def may_begin(self, lane: int) -> bool:
+        """True when `begin` would be accepted in that lane.
+
+        Not beside what runs in other lanes while somebody waits for the epoch to end, or the gap would never
+        come; unless others have begun it already, and wait for this node.
+        """
+        lanes = self._lanes
+        if not self._in_step or lanes.operation(lane) is not None:
+            return False
+        if self._settlement.blocked(lane) or (lane == ROUND_LANE and self._settling):
+            return False
+        return not (self._former.asked and lanes.operations) or lanes.awaited(lane)
+
+    def certificate(self, epoch: bytes, lane: int, sequence: int) -> Certificate | None:
+        """That of an operation, if it was the last of its lane in one of the last two epochs with a result."""
+        return self._settlement.certificate(epoch, lane, sequence)
+
+    def signed(self, lane: int) -> Operation | None:
+        """An operation of that lane whose result this node has signed, and whose outcome it does not know."""
+        running = self._lanes.operation(lane)
+        if running is not None and running.root is not None:
+            return running
+        return self._standing.unsettled if lane == ROUND_LANE else self._settlement.open(lane)
 
     # ---- what the driver tells -------------------------------------------------------------
 
@@ -224,51 +256,42 @@ class EpochMachine:
     def peer_down(self, node: NodeId, reason: str, now: float) -> None:
         """The connection to `node` is gone: if it was a member, the epoch is broken."""
         self._standing.peers.pop(node, None)
-        self._begins.pop(node, None)
+        self._lanes.forget(node)
         self._former.on_peer_down(node, now)
         if self.epoch is not None and node in self.epoch.members:
             self._break(f"lost {node.short}: {reason}", now)
         self._former.reconsider(now)
 
-    def begin(self, descriptor: bytes, now: float) -> Operation:
-        """Start the epoch's next operation.
+    def begin(self, descriptor: bytes, now: float, lane: int = ROUND_LANE) -> Operation:
+        """Start the lane's next operation; what others have said of it may have ended it already.
 
         Raises:
-            CollectiveAborted: not in an epoch, behind its state, or another operation runs.
+            CollectiveAborted: `may_begin` says no.
         """
-        if self.epoch is None or not self.can_begin:
+        if self.epoch is None or not self.may_begin(lane):
             raise CollectiveAborted("no epoch to run an operation in")
-        operation = Operation(self.epoch, self._sequence, descriptor, self._standing.identity)
-        self._sequence += 1
-        self.operation = operation
-        self._began = now
-        self._announce_due = now + self.settings.announce_s
-        self._straggler_due = now + self.settings.straggler_s
-        for member, begin in sorted(self._begins.items()):
-            self._check_begin(member, begin, now)  # after a mismatch it does nothing more
-        return operation
+        return self._lanes.begin(self.epoch, lane, descriptor, now)
 
-    def result(self, root: bytes, now: float) -> None:
-        """The data plane holds the running operation's result."""
-        operation = self.operation
-        if operation is None or operation.state is not OperationState.RUNNING:
-            return
-        vote = operation.vote(root)
-        self._standing.doubt(operation.epoch)
-        self._to_members(vote)
-        self._certify(now)
+    def result(self, root: bytes, now: float, lane: int = ROUND_LANE) -> None:
+        """The data plane holds the result of the operation that runs there."""
+        self._lanes.result(lane, root, now)
 
-    def fail(self, reason: str, now: float, *, mismatch: bool = False) -> None:
-        """The data plane could not complete the running operation.
+    def fail(
+        self, reason: str, now: float, *, mismatch: bool = False, lane: int = ROUND_LANE
+    ) -> None:
+        """The data plane could not complete the operation that runs there.
 
         `mismatch` says that a member called a different one, so that no retry can help anybody.
         """
-        if self.operation is not None:
-            self._break(reason, now, mismatch=mismatch)
+        if self._lanes.operation(lane) is not None:
+            self._break(reason, now, mismatch=mismatch, lane=lane)
 
-    def forget_unsettled(self) -> None:
+    def forget_unsettled(self, lane: int = ROUND_LANE) -> None:
         """The caller does not want the outcome of what it gave up any more."""
-        self._standing.unsettled = None
+        if lane == ROUND_LANE:
+            self._standing.unsettled = None
+        else:
+            self._settlement.forget(lane)
 
     def break_epoch(self, reason: str, now: float, *, suspects: Iterable[NodeId] = ()) -> None:
         """The epoch's connections do not work: form the next one.
@@ -312,7 +335,11 @@ class EpochMachine:
             case Vote():
                 self._on_vote(sender, message, now)
             case Abort():
-                self._on_abort(sender, message, now)
+                self._lanes.on_abort(sender, message, now)
+            case Ask():
+                self._settlement.on_ask(sender, message)
+            case Answer():
+                self._settlement.on_answer(sender, message, now)
 
     def _on_status(self, sender: NodeId, status: Status, now: float) -> None:
         standing = self._standing
@@ -334,120 +361,63 @@ class EpochMachine:
     def _on_prepare(self, sender: NodeId, prepare: Prepare, now: float) -> None:
         if self._former.on_prepare(sender, prepare, now):
             return
-        # A member that asks for a new epoch has given up on the operation, unless its vote is here.
-        if self.operation is None and not self._settling and self._is_member(sender):
-            self._break(f"{sender.short} has moved on to the next epoch", now)
-        elif self.operation is not None and sender in self.operation.epoch.members:
-            if self.operation.voted(sender):
-                self._give_way_due = now + self.settings.vote_grace_s
-            else:
-                self._give_way(now)
+        # A member that asks for a new epoch has given up on what it has not voted for.
+        if not self._is_member(sender):
+            return
+        if not self._lanes.operations:
+            if not self._settling:
+                self._break(f"{sender.short} has moved on to the next epoch", now)
+        elif self._lanes.lacks_vote(sender):
+            self._give_way(now)
+        else:
+            self._give_way_due = now + self.settings.vote_grace_s
 
     def _is_member(self, node: NodeId) -> bool:
         return self.epoch is not None and node in self.epoch.members
 
     def _on_begin(self, sender: NodeId, begin: Begin, now: float) -> None:
-        if self._former.on_early_begin(sender, begin):
+        if self._former.on_early(sender, begin):
             return  # the sender holds the last signature, which has not reached this node yet
         if self.epoch is None or begin.epoch != self.epoch.id:
-            gone = Abort(begin.epoch, begin.sequence, "not in that epoch any more")
+            gone = Abort(begin.epoch, begin.sequence, "not in that epoch any more", lane=begin.lane)
             self._standing.send(sender, gone)
-            return
-        if sender not in self.epoch.members:
-            return
-        self._begins[sender] = begin
-        if self.operation is not None:
-            self._check_begin(sender, begin, now)
-        elif begin.sequence == self._sequence:
-            waiting = sum(1 for other in self._begins.values() if other.sequence == self._sequence)
-            self._events.append(MembersWaiting(waiting, len(self.epoch.members)))
-
-    def _check_begin(self, sender: NodeId, begin: Begin, now: float) -> None:
-        operation = self.operation
-        if (
-            operation is not None
-            and begin.sequence == operation.sequence
-            and begin.descriptor != operation.descriptor
-        ):
-            self._break(
-                f"{sender.short} called another operation than this node", now, mismatch=True
-            )
+        elif sender in self.epoch.members:
+            self._lanes.on_begin(sender, begin, now)
 
     def _on_vote(self, sender: NodeId, vote: Vote, now: float) -> None:
-        operation = self.operation
-        if (
-            operation is None
-            or vote.epoch != operation.epoch_id
-            or vote.sequence != operation.sequence
-            or sender not in operation.epoch.members
-        ):
+        if self._former.on_early(sender, vote):
             return
-        peer = self._standing.peers[sender]
-        reason = operation.add_vote(sender, peer.public_key, vote)
-        if reason is not None:
-            if not operation.is_signed(peer.public_key, vote):
-                self._standing.accuse(sender, "signed a result with a wrong signature", now)
-            self._break(reason, now)
-            return
-        self._certify(now)
+        epoch = self.epoch
+        if epoch is not None and vote.epoch == epoch.id and sender in epoch.members:
+            self._lanes.on_vote(sender, vote, now)
 
-    def _certify(self, now: float) -> None:
-        operation, standing = self.operation, self._standing
-        assert operation is not None
-        keys = {node: peer.public_key for node, peer in standing.peers.items()}
-        keys[self._me] = standing.identity.public_key
-        if not set(operation.epoch.members) <= set(keys):
-            return
-        reason = operation.certify(keys)
-        if reason is not None:
-            self._break(reason, now)
-            return
-        if operation.certificate is None:
-            return
-        self._end_operation()
-        self._settling = True
+    def _certified(self, operation: Operation, now: float) -> None:
+        """Everybody has signed the same result."""
+        standing, certificate = self._standing, operation.certificate
+        assert certificate is not None
+        if operation.lane == ROUND_LANE:
+            self._settling = True
+            standing.last_certificate = certificate
+        else:
+            self._settlement.keep(certificate)
+        if not self._lanes.operations:
+            self._give_way_due = None
         for member in operation.epoch.members:
             if member in standing.offences:
                 standing.offences[member].links_failed = 0
-        standing.last_certificate = operation.certificate
         standing.establish(operation.epoch, self._links)
-        self._events.append(OperationCertified(operation, operation.certificate))
-
-    def _on_abort(self, sender: NodeId, abort: Abort, now: float) -> None:
-        if (
-            self.epoch is not None
-            and abort.epoch == self.epoch.id
-            and sender in self.epoch.members
-            and (self.operation is None or abort.sequence == self.operation.sequence)
-        ):
-            operation, half = self.operation, self.settings.straggler_s / 2
-            if operation is not None and now >= self._began + half:
-                # Believed only as far as this node has waited in vain for them itself.
-                late = self._late(operation)
-                self._bench([member for member in late if member in abort.late])
-            reason = f"{sender.short}: {abort.reason}"
-            self._break(reason, now, tell=False, mismatch=abort.mismatch)
-            return
-        aborted = self._aborted
-        if (
-            abort.mismatch
-            and aborted is not None
-            and sender in aborted.epoch.members
-            and (abort.epoch, abort.sequence) == (aborted.epoch_id, aborted.sequence)
-        ):
-            # A broken link told this node first; the reason says that no retry can help.
-            self._aborted = None
-            reason = f"{sender.short}: {abort.reason}"
-            self._events.append(OperationAborted(aborted, reason, mismatch=True))
+        self._events.append(OperationCertified(operation, certificate))
+        if not self._settling:
+            self._former.answer_deferred(now)
+            self._former.reconsider(now)
 
     # ---- time, and what comes out ----------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
         """When `tick` wants to be called next."""
         times = (
-            self._announce_due,
             self._give_way_due,
-            self._straggler_due,
+            self._lanes.next_deadline(),
             self._standing.next_pardon(),
             self._former.next_deadline(),
         )
@@ -455,54 +425,14 @@ class EpochMachine:
 
     def tick(self, now: float) -> None:
         """Let time-outs happen."""
-        if self._announce_due is not None and now >= self._announce_due:
-            self._announce_due = None
-            operation = self.operation
-            if operation is not None:
-                self._to_members(
-                    Begin(operation.epoch_id, operation.sequence, operation.descriptor)
-                )
+        self._lanes.tick(now)
         if self._give_way_due is not None and now >= self._give_way_due:
             self._give_way(now)
-        if self._straggler_due is not None and now >= self._straggler_due:
-            self._bench_stragglers(now)
         pardon = self._standing.next_pardon()
         if pardon is not None and now >= pardon:
             self._standing.pardon(now)
             self._former.reconsider(now)
         self._former.tick(now)
-
-    def _bench_stragglers(self, now: float) -> None:
-        """Go on without members that are connected, but have not begun what the others have."""
-        operation = self.operation
-        assert operation is not None
-        self._straggler_due = now + self.settings.straggler_s
-        late = self._late(operation)
-        if not late:
-            self._break(f"no result in {self.settings.straggler_s:.0f} s", now)
-            return
-        self._bench(late)
-        names = ", ".join(member.short for member in late)
-        reason = f"{names} did not begin in {self.settings.straggler_s:.0f} s"
-        self._to_members(
-            Abort(operation.epoch_id, operation.sequence, reason[:200], late=tuple(late))
-        )
-        self._break(reason, now, tell=False)
-
-    def _late(self, operation: Operation) -> list[NodeId]:
-        """Members that have not said that they began `operation`, or have not voted when this one has."""
-        if operation.state is OperationState.VOTED:
-            return [member for member in operation.epoch.members if not operation.voted(member)]
-        begun = {
-            member for member, begin in self._begins.items() if begin.sequence == operation.sequence
-        }
-        return [member for member in operation.epoch.members if member not in {*begun, self._me}]
-
-    def _bench(self, members: list[NodeId]) -> None:
-        for member in members:
-            peer = self._standing.peers.get(member)
-            if peer is not None:
-                peer.benched = True
 
     def outgoing(self) -> list[tuple[NodeId, Message]]:
         """Messages to send since the last call, in order."""
@@ -525,8 +455,7 @@ class EpochMachine:
         ):  # founded by these: from now on it is their majority that counts
             standing.establish(epoch, accepted.links)
         standing.number = epoch.number
-        self._sequence = 0
-        self._begins.clear()
+        self._lanes.clear()
         unsettled, standing.unsettled = standing.unsettled, None
         if unsettled is not None and accepted.proof is not None:
             # Somebody holds the certificate of what this node signed: its own copy counts.
@@ -538,46 +467,47 @@ class EpochMachine:
         self._in_step = not behind
         self._events.append(EpochEntered(epoch, behind, accepted.holders))
         standing.broadcast_status()
-        for sender, begin in accepted.begins.items():
-            self._on_begin(sender, begin, now)
+        self._settlement.entered(epoch)
+        for (sender, _, _), word in accepted.early.items():
+            if isinstance(word, Begin):
+                self._on_begin(sender, word, now)
+            else:
+                self._on_vote(sender, word, now)
         self._former.reconsider(now)
 
-    def _break(self, reason: str, now: float, *, tell: bool = True, mismatch: bool = False) -> None:
+    def _break(
+        self,
+        reason: str,
+        now: float,
+        *,
+        tell: bool = True,
+        mismatch: bool = False,
+        lane: int = ROUND_LANE,
+    ) -> None:
         """The epoch cannot go on: abort what runs, leave, and form the next one."""
-        operation = self.operation
-        if operation is not None:
-            if tell:
-                self._to_members(
-                    Abort(operation.epoch_id, operation.sequence, reason[:200], mismatch)
-                )
+        for operation in self._lanes.abort(reason, tell=tell, mismatch=mismatch, lane=lane):
             if operation.state is OperationState.VOTED:
-                self._standing.unsettled = operation
+                if operation.lane == ROUND_LANE:
+                    self._standing.unsettled = operation
+                else:
+                    self._settlement.doubt(operation)
             operation.abort()
-            self._aborted = operation
-            self._end_operation()
-            self._events.append(OperationAborted(operation, reason, mismatch))
+        self._give_way_due = None
         self._leave_epoch(reason)
         self._former.answer_deferred(now)
         self._former.reconsider(now)
-
-    def _end_operation(self) -> None:
-        self.operation = None
-        self._announce_due = self._give_way_due = self._straggler_due = None
 
     def _leave_epoch(self, reason: str) -> None:
         if self.epoch is None:
             return
         self.epoch = None
         self._in_step = False
-        self._begins.clear()
+        self._lanes.clear()
+        self._settlement.left()
         self._events.append(EpochLeft(reason))
 
     def _give_way(self, now: float) -> None:
         """A member asked for a new epoch, and the operation did not end in the grace time."""
         self._give_way_due = None
-        if self.operation is not None:
+        if self._lanes.operations:
             self._break("a member has moved on to the next epoch", now)
-
-    def _to_members(self, message: Message) -> None:
-        if self.operation is not None:
-            self._standing.send_all(self.operation.epoch.members, message)

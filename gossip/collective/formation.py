@@ -20,7 +20,7 @@ import attrs
 
 from gossip.collective.certificate import Ballot, Certificate, Epoch, SignedBy
 from gossip.collective.lineage import History, Link, Quorum
-from gossip.collective.messages import Begin, Promise, Wait
+from gossip.collective.messages import Begin, Promise, Vote, Wait
 from transport.identity import NodeId
 
 WAIT_EXTENSION_S = 30.0
@@ -105,7 +105,8 @@ class Accepted:
     """Set when the start position is the result this node signed and could not certify itself."""
     due: float
     signed: dict[NodeId, SignedBy] = attrs.field(factory=dict)
-    begins: dict[NodeId, Begin] = attrs.field(factory=dict)
+    early: dict[tuple[NodeId, int, type], Begin | Vote] = attrs.field(factory=dict)
+    """What members that are in it already say of operations: the last of each kind, member and lane."""
     since: float = 0.0
     """When this node began to follow the ballot."""
 

@@ -46,6 +46,7 @@ from gossip.collective.messages import (
     Prepare,
     Promise,
     Propose,
+    Vote,
     Wait,
     from_bits,
     to_bits,
@@ -251,16 +252,23 @@ class Former:
             self._early_accepts.clear()
         self._early_accepts.setdefault(accept.epoch, {})[sender] = accept.signature
 
-    def on_early_begin(self, sender: NodeId, begin: Begin) -> bool:
-        """Keep a start in the epoch that lacks only signatures here; False if it is not that one."""
-        if isinstance(self._step, Accepted) and begin.epoch == self._step.epoch.id:
-            self._step.begins[sender] = begin
+    def on_early(self, sender: NodeId, word: Begin | Vote) -> bool:
+        """Keep word of an operation in the epoch that lacks only signatures here; False if it is not that one."""
+        if isinstance(self._step, Accepted) and word.epoch == self._step.epoch.id:
+            self._step.early[sender, word.lane, type(word)] = word
             return True
         return False
+
+    @property
+    def asked(self) -> bool:
+        """True while somebody waits for this node's promise until its operations have ended."""
+        return self._deferred is not None
 
     def on_peer_down(self, node: NodeId, now: float) -> None:
         """Go on without a peer that is gone."""
         step = self._step
+        if self._deferred is not None and self._deferred[0] == node:
+            self._deferred = None
         if isinstance(step, Collecting):
             step.drop(node)
             self._maybe_propose(now)

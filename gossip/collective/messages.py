@@ -11,9 +11,11 @@ Promise     the sender has left its epoch for this ballot, and says where it sta
 Nack        a higher ballot was promised already, or the sender cannot take part
 Propose     the epoch that the proposer made of the promises
 Accept      signed entry into an epoch
-Begin       the sender has started operation `sequence` of `epoch`
+Begin       the sender has started operation `sequence` of a lane of `epoch`
 Vote        signed result of an operation
 Abort       the operation cannot complete at the sender
+Ask         how an operation of an earlier epoch ended, which the sender has signed
+Answer      its certificate, if the sender holds it; whoever answers has left that epoch for good
 =========== ======================================================================================
 """
 
@@ -24,7 +26,14 @@ from typing import Annotated
 
 import msgspec
 
-from gossip.collective.certificate import Ballot, Bytes16, Bytes32, Certificate, Signature
+from gossip.collective.certificate import (
+    Ballot,
+    Bytes16,
+    Bytes32,
+    Certificate,
+    LaneNumber,
+    Signature,
+)
 from gossip.collective.lineage import Farewells, Links
 from transport.codec import decode_untrusted, pack
 from transport.identity import NodeId
@@ -121,15 +130,16 @@ class Accept(Message, frozen=True, tag="accept"):
     signature: Signature
 
 
-class Begin(Message, frozen=True, tag="begin"):
+class Begin(Message, frozen=True, omit_defaults=True, tag="begin"):
     """An operation has been started by the sender."""
 
     epoch: Bytes32
     sequence: Count
     descriptor: Bytes32
+    lane: LaneNumber = 0
 
 
-class Vote(Message, frozen=True, tag="vote"):
+class Vote(Message, frozen=True, omit_defaults=True, tag="vote"):
     """A signed result."""
 
     epoch: Bytes32
@@ -137,9 +147,10 @@ class Vote(Message, frozen=True, tag="vote"):
     descriptor: Bytes32
     root: Bytes32
     signature: Signature
+    lane: LaneNumber = 0
 
 
-class Abort(Message, frozen=True, tag="abort"):
+class Abort(Message, frozen=True, omit_defaults=True, tag="abort"):
     """The sender gave up on an operation; `late` names members that it waited for in vain."""
 
     epoch: Bytes32
@@ -147,6 +158,24 @@ class Abort(Message, frozen=True, tag="abort"):
     reason: Reason
     mismatch: bool = False
     late: Members = ()
+    lane: LaneNumber = 0
+
+
+class Ask(Message, frozen=True, tag="ask"):
+    """A question about an operation of an earlier epoch."""
+
+    epoch: Bytes32
+    lane: LaneNumber
+    sequence: Count
+
+
+class Answer(Message, frozen=True, tag="answer"):
+    """What the sender knows of it."""
+
+    epoch: Bytes32
+    lane: LaneNumber
+    sequence: Count
+    certificate: Certificate | None
 
 
 def to_bits(members: Sequence[bytes], chosen: Iterable[bytes]) -> bytes:
@@ -162,7 +191,20 @@ def from_bits(members: Sequence[NodeId], bits: bytes) -> tuple[NodeId, ...]:
     return tuple(member for index, member in enumerate(members) if number >> index & 1)
 
 
-AnyMessage = Status | Prepare | Wait | Promise | Nack | Propose | Accept | Begin | Vote | Abort
+AnyMessage = (
+    Status
+    | Prepare
+    | Wait
+    | Promise
+    | Nack
+    | Propose
+    | Accept
+    | Begin
+    | Vote
+    | Abort
+    | Ask
+    | Answer
+)
 
 
 def encode(message: Message) -> bytes:

@@ -32,9 +32,17 @@ class OperationState(enum.Enum):
 class Operation:
     """Book-keeping of one operation at one member."""
 
-    def __init__(self, epoch: Epoch, sequence: int, descriptor: bytes, identity: Identity) -> None:
+    def __init__(
+        self,
+        epoch: Epoch,
+        sequence: int,
+        descriptor: bytes,
+        identity: Identity,
+        lane: int = 0,
+    ) -> None:
         self.epoch = epoch
         self.epoch_id = epoch.id
+        self.lane = lane
         self.sequence = sequence
         self.descriptor = descriptor
         self.state = OperationState.RUNNING
@@ -47,9 +55,14 @@ class Operation:
         """Sign the local result; legal once, while RUNNING."""
         if self.state is not OperationState.RUNNING:
             raise RuntimeError(f"cannot vote in an operation that is {self.state.value}")
-        statement = vote_statement(self.epoch_id, self.sequence, self.descriptor, root)
+        statement = vote_statement(self.epoch_id, self.sequence, self.descriptor, root, self.lane)
         vote = Vote(
-            self.epoch_id, self.sequence, self.descriptor, root, self._identity.sign(statement)
+            self.epoch_id,
+            self.sequence,
+            self.descriptor,
+            root,
+            self._identity.sign(statement),
+            self.lane,
         )
         self.root = root
         self.state = OperationState.VOTED
@@ -62,8 +75,7 @@ class Operation:
 
     def add_vote(self, member: NodeId, public_key: bytes, vote: Vote) -> str | None:
         """Take another member's vote; returns a reason when it can never be certified."""
-        statement = vote_statement(vote.epoch, vote.sequence, vote.descriptor, vote.root)
-        if not verify(public_key, vote.signature, statement):
+        if not self.is_signed(public_key, vote):
             return f"{member.short} sent a vote with a wrong signature"
         if vote.descriptor != self.descriptor:
             return f"{member.short} runs another operation than this node"
@@ -73,7 +85,7 @@ class Operation:
     @staticmethod
     def is_signed(public_key: bytes, vote: Vote) -> bool:
         """True when the vote's signature holds, whatever it says."""
-        statement = vote_statement(vote.epoch, vote.sequence, vote.descriptor, vote.root)
+        statement = vote_statement(vote.epoch, vote.sequence, vote.descriptor, vote.root, vote.lane)
         return verify(public_key, vote.signature, statement)
 
     def _disagreement(self) -> str | None:
@@ -106,6 +118,7 @@ class Operation:
                 SignedBy(public_keys[member], self._votes[member].signature)
                 for member in self.epoch.members
             ),
+            self.lane,
         )
         self.state = OperationState.CERTIFIED
         return None
@@ -120,7 +133,7 @@ class Operation:
         return (
             self.root is not None
             and certificate.epoch == self.epoch_id
-            and certificate.sequence == self.sequence
+            and (certificate.lane, certificate.sequence) == (self.lane, self.sequence)
             and certificate.descriptor == self.descriptor
             and certificate.root == self.root
             and certificate.verify(self.epoch.members)

@@ -16,6 +16,8 @@ from gossip.collective.messages import (
     MAX_MEMBERS,
     Abort,
     Accept,
+    Answer,
+    Ask,
     Begin,
     Message,
     Nack,
@@ -76,7 +78,10 @@ MESSAGES: dict[str, Message] = {
     "accept": Accept(E, SIGNATURE),
     "begin": Begin(E, 2, D),
     "vote": Vote(E, 2, D, R, SIGNATURE),
-    "abort": Abort(E, 2, "lost a member", mismatch=False),
+    "abort": Abort(E, 2, "lost a member", mismatch=True, lane=3),
+    "begin in a lane": Begin(E, 2, D, 15),
+    "ask": Ask(E, 15, 2),
+    "answer": Answer(E, 15, 2, None),
 }
 
 GOLDEN: dict[str, str] = {
@@ -91,7 +96,10 @@ GOLDEN: dict[str, str] = {
     "accept": "83a174a6616363657074a565706f6368c420(eex32)a97369676e6174757265c440(99x64)",
     "begin": "84a174a5626567696ea565706f6368c420(eex32)a873657175656e636502aa64657363726970746f72c420(ddx32)",
     "vote": "86a174a4766f7465a565706f6368c420(eex32)a873657175656e636502aa64657363726970746f72c420(ddx32)a4726f6f74c420(77x32)a97369676e6174757265c440(99x64)",
-    "abort": "86a174a561626f7274a565706f6368c420(eex32)a873657175656e636502a6726561736f6ead6c6f73742061206d656d626572a86d69736d61746368c2a46c61746590",
+    "abort": "86a174a561626f7274a565706f6368c420(eex32)a873657175656e636502a6726561736f6ead6c6f73742061206d656d626572a86d69736d61746368c3a46c616e6503",
+    "begin in a lane": "85a174a5626567696ea565706f6368c420(eex32)a873657175656e636502aa64657363726970746f72c420(ddx32)a46c616e650f",
+    "ask": "84a174a361736ba565706f6368c420(eex32)a46c616e650fa873657175656e636502",
+    "answer": "85a174a6616e73776572a565706f6368c420(eex32)a46c616e650fa873657175656e636502ab6365727469666963617465c0",
 }
 
 
@@ -128,7 +136,7 @@ def test_unknown_fields_are_ignored(name: str) -> None:
 @pytest.mark.parametrize("name", MESSAGES)
 def test_a_missing_or_wrong_field_is_malformed(name: str) -> None:
     fields = msgpack.unpackb(encode(MESSAGES[name]))
-    optional = {"mismatch", "late", "farewell"}
+    optional = {"mismatch", "late", "farewell", "lane"}
     for key in fields:
         without = {other: value for other, value in fields.items() if other != key}
         if key not in optional:

@@ -1,0 +1,328 @@
+"""The operations of one epoch, one at a time in each lane (sans-IO).
+
+A **lane** is a line of operations with a sequence of its own: what one member runs as number 3 of a lane is number 3 of that
+lane for all, whatever happens in the others. So members may call the operations of different lanes in any order, and
+have to agree on the order within one. Lane 0 is that of the rounds: only what is certified there moves the run's position.
+
+Word of an operation may come before this node has begun it: that somebody has (`Begin`), and even a result (`Vote`, of
+those whose result does not depend on this node, as in a broadcast). Both are kept until then, the last of each lane and member.
+
+What fails in one lane ends the epoch, and so the operations of all lanes: the owner is told (`on_failure`) and calls `abort`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import attrs
+
+from gossip.collective.certificate import LANES, Epoch
+from gossip.collective.epoch_events import EpochSettings, MembersWaiting, OperationAborted
+from gossip.collective.messages import Abort, Begin, Vote
+from gossip.collective.operation import Operation, OperationState
+from gossip.collective.standing import Standing
+from transport.identity import NodeId
+
+ROUND_LANE: Final = 0
+"""Of the operations that move the run's position."""
+
+
+class Failed(Protocol):
+    """Told that the epoch cannot go on, and in which lane that showed."""
+
+    def __call__(
+        self,
+        reason: str,
+        now: float,
+        /,
+        *,
+        tell: bool = True,
+        mismatch: bool = False,
+        lane: int = ROUND_LANE,
+    ) -> None:
+        """End the epoch; `tell` the others, `mismatch` as in `OperationAborted`."""
+
+
+@attrs.define
+class _Running:
+    operation: Operation
+    began: float
+    announce_due: float | None
+    straggler_due: float
+
+
+@attrs.define
+class _Lane:
+    sequence: int = 0
+    """Of the operation that begins next."""
+    running: _Running | None = None
+    begins: dict[NodeId, Begin] = attrs.field(factory=dict)
+    votes: dict[NodeId, Vote] = attrs.field(factory=dict)
+
+    def begun(self, sequence: int) -> set[NodeId]:
+        """Members that have said, in one way or another, that they began that operation."""
+        begun = {node for node, begin in self.begins.items() if begin.sequence == sequence}
+        return begun | {node for node, vote in self.votes.items() if vote.sequence == sequence}
+
+
+class Lanes:
+    """What runs in the present epoch, and what is heard of it."""
+
+    def __init__(
+        self,
+        standing: Standing,
+        settings: EpochSettings,
+        *,
+        present: Callable[[], Epoch | None],
+        on_failure: Failed,
+        on_certified: Callable[[Operation, float], None],
+    ) -> None:
+        self._standing = standing
+        self._settings = settings
+        self._present = present
+        self._on_failure = on_failure
+        self._on_certified = on_certified
+        self._lanes = [_Lane() for _ in range(LANES)]
+        self._aborted: dict[int, Operation] = {}
+
+    # ---- what can be seen --------------------------------------------------------------------
+
+    def operation(self, lane: int) -> Operation | None:
+        """What runs in that lane."""
+        running = self._lanes[lane].running
+        return None if running is None else running.operation
+
+    @property
+    def operations(self) -> list[Operation]:
+        """What runs, by lane."""
+        return [run.operation for run in self._runs()]
+
+    def awaited(self, lane: int) -> bool:
+        """True when another member has begun what comes next in that lane, and this node has not."""
+        here = self._lanes[lane]
+        return here.running is None and bool(here.begun(here.sequence))
+
+    @property
+    def pending(self) -> bool:
+        """True when anything runs, or is awaited."""
+        return any(here.running or self.awaited(n) for n, here in enumerate(self._lanes))
+
+    def lacks_vote(self, member: NodeId) -> bool:
+        """True when something runs here that cannot be certified without `member`, which has not voted."""
+        return any(
+            member in operation.epoch.members and not operation.voted(member)
+            for operation in self.operations
+        )
+
+    def _runs(self) -> list[_Running]:
+        return [lane.running for lane in self._lanes if lane.running is not None]
+
+    # ---- what the owner tells ----------------------------------------------------------------
+
+    def clear(self) -> None:
+        """An epoch begins or ends: every lane is at number 0, and nothing is known."""
+        self._lanes = [_Lane() for _ in range(LANES)]
+
+    def forget(self, member: NodeId) -> None:
+        """What a lost member has said does not count any more."""
+        for lane in self._lanes:
+            lane.begins.pop(member, None)
+            lane.votes.pop(member, None)
+
+    def begin(self, epoch: Epoch, lane: int, descriptor: bytes, now: float) -> Operation:
+        """Start the lane's next operation; it may have failed already when this returns."""
+        here = self._lanes[lane]
+        operation = Operation(epoch, here.sequence, descriptor, self._standing.identity, lane)
+        here.sequence += 1
+        settings = self._settings
+        here.running = _Running(
+            operation, now, now + settings.announce_s, now + settings.straggler_s
+        )
+        for member, begin in sorted(here.begins.items()):
+            self._check_begin(operation, member, begin, now)
+        for member, vote in sorted(here.votes.items()):
+            if self.operation(lane) is operation and vote.sequence == operation.sequence:
+                self._count(operation, member, vote, now)
+        return operation
+
+    def result(self, lane: int, root: bytes, now: float) -> None:
+        """The data plane holds the result of what runs there."""
+        operation = self.operation(lane)
+        if operation is None or operation.state is not OperationState.RUNNING:
+            return
+        vote = operation.vote(root)
+        self._standing.doubt(operation.epoch)
+        self._standing.send_all(operation.epoch.members, vote)
+        self._certify(operation, now)
+
+    def abort(self, reason: str, *, tell: bool, mismatch: bool, lane: int) -> list[Operation]:
+        """End everything that runs without a result; returns it.
+
+        `lane` is the one that failed; `mismatch` is about that one alone.
+        """
+        ended = self.operations
+        for operation in ended:
+            wrong = mismatch and operation.lane == lane
+            if tell:
+                self._standing.send_all(
+                    operation.epoch.members,
+                    Abort(
+                        operation.epoch_id,
+                        operation.sequence,
+                        reason[:200],
+                        wrong,
+                        (),
+                        operation.lane,
+                    ),
+                )
+            self._standing.events.append(OperationAborted(operation, reason, wrong))
+        if ended:
+            self._aborted = {operation.lane: operation for operation in ended}
+        self.clear()
+        return ended
+
+    # ---- messages ----------------------------------------------------------------------------
+
+    def on_begin(self, sender: NodeId, begin: Begin, now: float) -> None:
+        """A member of the present epoch has begun an operation."""
+        epoch = self._present()
+        assert epoch is not None
+        here = self._lanes[begin.lane]
+        here.begins[sender] = begin
+        operation = self.operation(begin.lane)
+        if operation is not None:
+            self._check_begin(operation, sender, begin, now)
+        elif begin.sequence == here.sequence and begin.lane == ROUND_LANE:
+            waiting = len(here.begun(here.sequence))
+            self._standing.events.append(MembersWaiting(waiting, len(epoch.members)))
+
+    def _check_begin(self, operation: Operation, sender: NodeId, begin: Begin, now: float) -> None:
+        if (
+            self.operation(operation.lane) is operation
+            and begin.sequence == operation.sequence
+            and begin.descriptor != operation.descriptor
+        ):
+            reason = f"{sender.short} called another operation than this node"
+            self._on_failure(reason, now, mismatch=True, lane=operation.lane)
+
+    def on_vote(self, sender: NodeId, vote: Vote, now: float) -> None:
+        """A member of the present epoch has signed a result."""
+        here, operation = self._lanes[vote.lane], self.operation(vote.lane)
+        if operation is not None and vote.sequence == operation.sequence:
+            self._count(operation, sender, vote, now)
+        elif vote.sequence == here.sequence:
+            here.votes[sender] = vote
+
+    def _count(self, operation: Operation, sender: NodeId, vote: Vote, now: float) -> None:
+        key = self._standing.peers[sender].public_key
+        reason = operation.add_vote(sender, key, vote)
+        if reason is None:
+            self._certify(operation, now)
+            return
+        if not operation.is_signed(key, vote):
+            self._standing.accuse(sender, "signed a result with a wrong signature", now)
+        # Its `Begin` may come later, or never: the vote says as well that it means another operation.
+        mismatch = vote.descriptor != operation.descriptor
+        self._on_failure(reason, now, mismatch=mismatch, lane=operation.lane)
+
+    def _certify(self, operation: Operation, now: float) -> None:
+        standing = self._standing
+        keys = {node: peer.public_key for node, peer in standing.peers.items()}
+        keys[standing.me] = standing.identity.public_key
+        if not set(operation.epoch.members) <= set(keys):
+            return
+        reason = operation.certify(keys)
+        if reason is not None:
+            self._on_failure(reason, now, lane=operation.lane)
+        elif operation.certificate is not None:
+            self._lanes[operation.lane].running = None
+            self._on_certified(operation, now)
+
+    def on_abort(self, sender: NodeId, abort: Abort, now: float) -> None:
+        """A member gave up on an operation of the present epoch, or of the last one here."""
+        epoch, running = self._present(), self._lanes[abort.lane].running
+        reason = f"{sender.short}: {abort.reason}"
+        if (
+            epoch is not None
+            and abort.epoch == epoch.id
+            and sender in epoch.members
+            and (running is None or abort.sequence == running.operation.sequence)
+        ):
+            if running is not None and now >= running.began + self._settings.straggler_s / 2:
+                # Believed only as far as this node has waited in vain for them itself.
+                late = self._late(running.operation)
+                self._bench([member for member in late if member in abort.late])
+            self._on_failure(reason, now, tell=False, mismatch=abort.mismatch, lane=abort.lane)
+            return
+        aborted = self._aborted.get(abort.lane)
+        if (
+            abort.mismatch
+            and aborted is not None
+            and sender in aborted.epoch.members
+            and (abort.epoch, abort.sequence) == (aborted.epoch_id, aborted.sequence)
+        ):
+            # A broken link told this node first; the reason says that no retry can help.
+            del self._aborted[abort.lane]
+            self._standing.events.append(OperationAborted(aborted, reason, mismatch=True))
+
+    # ---- time --------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When `tick` wants to be called next."""
+        return min(
+            (
+                run.straggler_due if run.announce_due is None else run.announce_due
+                for run in self._runs()
+            ),
+            default=None,
+        )
+
+    def tick(self, now: float) -> None:
+        """Announce what takes long, and end what somebody never begins."""
+        for run in self._runs():
+            operation = run.operation
+            if run.announce_due is not None and now >= run.announce_due:
+                run.announce_due = None
+                begin = Begin(
+                    operation.epoch_id, operation.sequence, operation.descriptor, operation.lane
+                )
+                self._standing.send_all(operation.epoch.members, begin)
+            if now >= run.straggler_due and self.operation(operation.lane) is operation:
+                self._bench_stragglers(run, now)
+
+    def _bench_stragglers(self, run: _Running, now: float) -> None:
+        """Go on without members that are connected, but have not begun what the others have."""
+        operation, wait_s = run.operation, self._settings.straggler_s
+        run.straggler_due = now + wait_s
+        late = self._late(operation)
+        if not late:
+            self._on_failure(f"no result in {wait_s:.0f} s", now, lane=operation.lane)
+            return
+        self._bench(late)
+        names = ", ".join(member.short for member in late)
+        reason = f"{names} did not begin in {wait_s:.0f} s"
+        self._standing.send_all(
+            operation.epoch.members,
+            Abort(
+                operation.epoch_id,
+                operation.sequence,
+                reason[:200],
+                late=tuple(late),
+                lane=operation.lane,
+            ),
+        )
+        self._on_failure(reason, now, tell=False, lane=operation.lane)
+
+    def _late(self, operation: Operation) -> list[NodeId]:
+        """Members that have not said that they began `operation`, or have not voted when this one has."""
+        if operation.state is OperationState.VOTED:
+            return [member for member in operation.epoch.members if not operation.voted(member)]
+        begun = self._lanes[operation.lane].begun(operation.sequence)
+        return [m for m in operation.epoch.members if m not in {*begun, self._standing.me}]
+
+    def _bench(self, members: list[NodeId]) -> None:
+        for member in members:
+            peer = self._standing.peers.get(member)
+            if peer is not None:
+                peer.benched = True
