@@ -129,6 +129,10 @@ NODE_CORES = {
     "node/joining/source_budget.py",
     "node/run/layout.py",
     "node/run/manifest.py",
+    "node/simulation/chance.py",
+    "node/simulation/contacts.py",
+    "node/simulation/heap.py",
+    "node/simulation/trace.py",
     "node/trainer_messages.py",
 }
 
