@@ -5,6 +5,8 @@
   `wire` has their bytes and `room` bounds what waits).
 * For protocols with neighbours: `topology` (graphs that all nodes derive alike, and their weights), `rounds` (the base of those with
   rounds: a barrier with a deadline, both ends of an edge, catching up).
+* What is made of the models: `mixing` (mean, median, trimmed mean), `variance_correction` (for models that began apart),
+  `composition` (which protocol bears which of these).
 * For tests: `rehearsal` (many cores of a protocol on a virtual clock, with a toy model).
 * Clocks and accounts: `poisson` (timers in units of a node's own gradients), `token_account` (how often a node may send),
   `graph_numbers` (what a graph costs those who gossip over it).

@@ -175,15 +175,26 @@ class LocalWork:
 class DecentralizedProtocol(Plugin):
     """One node's core of a protocol without agreement.
 
-    `Settings` documents and bounds every option. Which mixing rules and local rules may be combined with a
-    protocol is declared by the class variables below and enforced by `gossip.decentralized.composition`
-    when the settings are read, with the reason.
+    `Settings` documents and bounds every option. Which mixing rules may be combined with a protocol is looked
+    up in `gossip.decentralized.composition` when the settings are read, and refused with the reason.
     """
 
     conserves_mean: ClassVar[bool] = False
-    """The network's mean of the parameters is unchanged by mixing: what a mixing rule must not destroy."""
+    """The network's mean of the parameters is unchanged by mixing, with default settings and while all messages arrive."""
+    depends_on_mean: ClassVar[bool] = False
+    """It is not merely that the mean is conserved: without that, the result is wrong."""
     needs_common_start: ClassVar[bool] = False
     """There is one model line (or one token): all nodes have to start from the run's seeded model."""
+
+    @classmethod
+    def parse_settings(cls, raw: Mapping[str, Any]) -> msgspec.Struct:
+        """As `Plugin`; combinations that do not work are refused with the reason (`composition`)."""
+        from gossip.decentralized import composition
+
+        composition.check(
+            cls.name, raw, cls.Settings.__struct_fields__, depends_on_mean=cls.depends_on_mean
+        )
+        return super().parse_settings(raw)
 
     def __init__(self, settings: msgspec.Struct, context: Context) -> None:
         super().__init__(settings)

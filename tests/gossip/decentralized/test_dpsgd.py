@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gossip.decentralized.rehearsal import Links, Quadratic, World, idle, node_id
-from gossip.decentralized.topology import KINDS, graph, mixing_matrix, second_eigenvalue
+from gossip.decentralized.rehearsal import World, idle
+from gossip.decentralized.topology import KINDS
 from gossip.protocols.dpsgd import DPSGD
 
 
