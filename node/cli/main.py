@@ -26,6 +26,7 @@ from node.cli.base import Settings, Verbs, current_settings
 from node.cli.blocks import add_block_verbs
 from node.cli.joining import add_joining_verbs
 from node.cli.network import add_network_verbs
+from node.cli.simulate import add_simulate_verb
 from node.cli.state import add_state_verb
 from node.cli.top import add_top_verb
 from node.cli.trust import add_trust_verb
@@ -53,6 +54,7 @@ Examples:
   noded invite                      a code with which another machine joins: noded join CODE
   noded status --watch              how it is doing
   noded peers --json                the same for a script
+  noded simulate --nodes 100        a swarm in one process, on a virtual clock
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 daemon not running, 4 not healthy or not ready,
 5 timed out, 6 peer unreachable, 7 bad configuration, 8 refused, 130 interrupted."""
@@ -161,6 +163,7 @@ def peers(everything: bool, sort: str | None) -> None:
 add_joining_verbs(cli)
 add_block_verbs(cli)
 add_network_verbs(cli)
+add_simulate_verb(cli)
 add_state_verb(cli)
 add_top_verb(cli)
 add_trust_verb(cli)

@@ -30,7 +30,7 @@ def struck(
         blow: what is to happen.
         ids: of all nodes.
         run: the run's id.
-        protocol: the settings of its protocol; hubs and leaves are those of its `topology` and `degree`.
+        protocol: the settings of its protocol; hubs and leaves are those of its `graph` and `degree`.
         seed: of the random choice, and of that among equals.
 
     Raises:
@@ -43,12 +43,12 @@ def struck(
     stream(seed, "disruption").shuffle(order)
     if blow.case == "random":
         return sorted(order[:count])
-    kind = getattr(protocol, "topology", None)
+    kind = getattr(protocol, "graph", None)
     if kind not in KINDS:
         raise ConfigError(
             f'disruption.case: this protocol has no lasting graph in which "{blow.case}" could be found',
             key="disruption.case",
-            hint='use "random", or a protocol with a topology (dpsgd)',
+            hint='use "random", or a protocol that has a graph, such as dpsgd',
         )
     edges = graph(kind, ids, run, degree=getattr(protocol, "degree", 4))
     order.sort(key=lambda index: len(edges[ids[index]]), reverse=blow.case != "leaf")

@@ -184,6 +184,10 @@ class Writer:
     def __init__(self, files: Iterable[BinaryIO]) -> None:
         self._files = list(files)
 
+    def add(self, file: BinaryIO) -> None:
+        """Write what follows to this one, too."""
+        self._files.append(file)
+
     def write(self, record: Record) -> None:
         """One more line."""
         line = encode(record) + b"\n"

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from gossip.decentralized.protocol import Context, DecentralizedProtocol, Vector
+from gossip.errors import InvalidSettings, UnknownProtocol
 from gossip.protocol import load_plugin
 from node import __version__
 from node.errors import ConfigError
@@ -90,7 +91,7 @@ class Simulation:
         protocol: its class instead of the one that the scenario names (for tests).
 
     Raises:
-        ConfigError, GossipError, TaskError, EngineError: the scenario cannot be run; the message says why.
+        ConfigError, TaskError, EngineError: the scenario cannot be run; the message says why.
     """
 
     def __init__(
@@ -112,8 +113,11 @@ class Simulation:
         self._progress = progress
         self._reported_s = 0.0
         self._interrupted = False
-        self.plugin = protocol or load_plugin(scenario.protocol)
-        self.settings = self.plugin.parse_settings(scenario.protocol_settings)
+        try:
+            self.plugin = protocol or load_plugin(scenario.protocol)
+            self.settings = self.plugin.parse_settings(scenario.protocol_settings)
+        except (UnknownProtocol, InvalidSettings) as error:
+            raise ConfigError(str(error), key="protocol", hint=error.hint) from None
         blow = scenario.disruption
         self.struck = struck(blow, self.ids, self.run_id, self.settings, scenario.seed)
         relays = self.struck if blow.case == "hub-relay" else []
