@@ -117,13 +117,13 @@ class Member:
         log.setLevel(logging.INFO)
         log.propagate = False
         log.addHandler(self.steps)
-        ring, told = group._ring, group._ring._on_change
+        mesh, told = group._mesh, group._mesh._on_change
 
         def links_are_there() -> None:
             self.steps.seen.append((time.monotonic(), "links"))
             told()
 
-        ring._on_change = links_are_there
+        mesh._on_change = links_are_there
 
     # ---- where it stands -------------------------------------------------------------------
 

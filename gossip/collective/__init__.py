@@ -1,8 +1,8 @@
 """Exact collectives with no master: epochs, certificates, and the ring that moves the bytes.
 
 Sans-IO: `epoch` (with `epoch_events`, `formation`, `former`, `scrutiny`, `lineage`, `standing`, `lanes`, `operation`, `settlement`, `certificate`, `messages`) agrees on who takes part and on the outcome of each
-operation, of which one may run in each lane; `rhythm` tells from their timing who has become slow. Drivers: `dataplane` carries out a `call` over the links of a `mesh` (`ring` reduces, over `ring_links` so far), `handover` brings a member up to date, `group` ties them to the run's members, each
-reached through an `outgoing` stream. Vectors: `operands` checks what goes in, `buffers` shows them as bytes.
+operation, of which one may run in each lane; `rhythm` tells from their timing who has become slow. Drivers: `dataplane` carries out a `call` over the links of a `mesh` (`ring` reduces, over `ring_links` so far), `handover` brings a member up to date, `group` ties them to the run's members: `calls` are what is to be done there,
+`talk` what members say to each other, each through an `outgoing` stream. Vectors: `operands` checks what goes in, `buffers` shows them as bytes.
 
 The folder `formats` holds the wire formats: how values become bytes; `algorithms` cores that are not driven yet.
 """

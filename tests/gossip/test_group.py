@@ -179,8 +179,8 @@ async def test_a_call_ends_by_its_deadline_and_says_what_is_known(autojump_clock
         assert trio.current_time() <= soon + 2
 
         # Now the other member takes part, but its vote is lost on the way.
-        post = nodes[1].group._enqueue
-        nodes[1].group._enqueue = lambda to, message: (
+        post = nodes[1].group._talk.send
+        nodes[1].group._talk.send = lambda to, message: (
             None if isinstance(message, Vote) else post(to, message)
         )
 

@@ -1,0 +1,330 @@
+"""Callers' operations: from the call to the certificate, through as many epochs as it takes (trio driver).
+
+Each lane has a queue: calls of one tag are carried out one after another, those of different tags at once. A call that its
+epoch's end cut off is done again in the next one from its source, which is never written, unless it turns out that the
+others hold a certificate for what this node has signed: then that is the result. The data plane runs in the
+task of the call, and is cancelled when its operation is aborted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import attrs
+import trio
+
+from gossip.collective.call import Array, Call, Kind, check_call
+from gossip.collective.certificate import LANES, Certificate, Epoch
+from gossip.collective.dataplane import Outcome, execute
+from gossip.collective.epoch import EpochMachine
+from gossip.collective.lanes import ROUND_LANE
+from gossip.collective.mesh import Mesh
+from gossip.collective.operands import first_error
+from gossip.collective.operation import Operation, OperationState
+from gossip.errors import (
+    CollectiveAborted,
+    DescriptorMismatch,
+    GossipError,
+    Indeterminate,
+    InvalidOperation,
+)
+from transport.errors import TransportError
+from transport.identity import NodeId
+
+MAX_CALLS: Final = 64
+"""Under way or waiting for their turn at one member; more are refused."""
+
+
+@attrs.frozen
+class Reduced:
+    """A certified operation."""
+
+    epoch: Epoch
+    certificate: Certificate
+    weight: float
+    """Sum of the members' weights; of kinds that do not reduce, the number of members."""
+    seconds: float
+    """From begin to certificate."""
+    length: int = 0
+    """Values at the start of `out` that are the result."""
+    algorithm: str = ""
+
+
+class Behind(GossipError):
+    """This node's state is not the epoch's start state: fetch it from `holders` first."""
+
+    def __init__(self, epoch: Epoch, holders: tuple[NodeId, ...]) -> None:
+        super().__init__(f"behind: epoch {epoch.number} starts at round {epoch.round}")
+        self.epoch = epoch
+        self.holders = holders
+
+
+@attrs.frozen
+class Job:
+    """What is to be done: a call, the caller's vectors, and where.
+
+    Attributes:
+        call: with the descriptor that all members have to agree on.
+        source: 1-D contiguous values of this node; only read.
+        out: 1-D contiguous; undefined until the job is done.
+        tag: the lane, 0 to 15; 0 is that of the rounds.
+        deadline: trio time by which it ends, one way or another.
+    """
+
+    call: Call
+    source: Array
+    out: Array
+    tag: int = ROUND_LANE
+    deadline: float = math.inf
+
+    def check(self) -> None:
+        """Refuse with InvalidOperation what cannot be carried out, before anybody hears of it."""
+        if not 0 <= self.tag < LANES:
+            raise InvalidOperation(f"a tag is a number from 0 to {LANES - 1}, not {self.tag}")
+        check_call(self.call, self.source, self.out)
+
+
+@attrs.define
+class _Running:
+    """The operation whose data plane runs, or has run, in the caller's task."""
+
+    operation: Operation
+    started: float
+    scope: trio.CancelScope
+    done: trio.Event = attrs.field(factory=trio.Event)
+    outcome: Outcome | None = None
+    certificate: Certificate | None = None
+    reason: str = ""
+    mismatch: bool = False
+
+
+class Handle:
+    """An operation that was started and is waited for later."""
+
+    def __init__(self) -> None:
+        self._ended = trio.Event()
+        self._reduced: Reduced | None = None
+        self._error: GossipError | None = None
+        self._scope = trio.CancelScope()
+
+    @property
+    def done(self) -> bool:
+        """True when `wait` returns or raises at once."""
+        return self._ended.is_set()
+
+    async def wait(self) -> Reduced:
+        """Wait for the end; raises what the call would have raised. Cancelling the wait does not end the operation."""
+        await self._ended.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._reduced is not None
+        return self._reduced
+
+    def cancel(self) -> None:
+        """Give the operation up, which aborts the epoch of all members if it runs; `wait` raises then."""
+        self._scope.cancel()
+
+    async def run(self, work: Callable[[], Awaitable[Reduced]]) -> None:
+        """Of `Calls`: do the work and keep how it ended."""
+        self._error = CollectiveAborted("given up")
+        try:
+            with self._scope:
+                self._reduced = await work()
+                self._error = None
+        except GossipError as error:
+            self._error = error
+        finally:
+            self._ended.set()
+
+
+class Calls:
+    """What callers at this node want done; `changed` gives the event of the next change of anything."""
+
+    def __init__(
+        self,
+        machine: EpochMachine,
+        mesh: Mesh,
+        *,
+        flush: Callable[[], None],
+        notify: Callable[[], None],
+        changed: Callable[[], trio.Event],
+        behind: Callable[[], Behind | None],
+    ) -> None:
+        self._machine = machine
+        self._mesh = mesh
+        self._flush = flush
+        self._notify = notify
+        self._changed = changed
+        self._behind = behind
+        self._queues: list[deque[object]] = [deque() for _ in range(LANES)]
+        self._running: list[_Running | None] = [None] * LANES
+
+    # ---- what callers call -------------------------------------------------------------------
+
+    def enqueue(self, job: Job) -> object:
+        """Take a place in the queue of the job's lane; `carry_out` needs it, or `leave`.
+
+        Raises:
+            InvalidOperation: it cannot be carried out, or MAX_CALLS are under way.
+        """
+        job.check()
+        if sum(map(len, self._queues)) >= MAX_CALLS:
+            raise InvalidOperation(
+                f"{MAX_CALLS} collectives are under way here", hint="wait for one of them first"
+            )
+        place = object()
+        self._queues[job.tag].append(place)
+        return place
+
+    async def carry_out(self, job: Job, place: object) -> Reduced:
+        """Carry out a job that has a place; see `Group.run`."""
+        lane, queue = job.tag, self._queues[job.tag]
+        waiting = True
+        try:
+            with trio.CancelScope(deadline=job.deadline):
+                while queue[0] is not place:
+                    await self._changed().wait()
+                waiting = False
+                self._forget_other(lane, job.call.descriptor)
+                while True:
+                    reduced = await self._attempt(job)
+                    if reduced is not None:
+                        return reduced
+            raise (None if waiting else self.outcome_unknown(lane)) or CollectiveAborted(
+                "no certificate by the deadline" + self._last_reason(lane)
+            )
+        finally:
+            queue.remove(place)
+            if queue:
+                self._notify()
+
+    def outcome_unknown(self, lane: int) -> Indeterminate | None:
+        """After a call that was given up: an error if this node had signed a result."""
+        running = self._running[lane]
+        if running is not None and running.operation.root is not None and not running.certificate:
+            operation = running.operation
+            where = f" of tag {lane}" if lane else ""
+            return Indeterminate(
+                f"operation {operation.sequence}{where} of epoch {operation.epoch.number}"
+            )
+        return None
+
+    def _last_reason(self, lane: int) -> str:
+        running = self._running[lane]
+        return (
+            f"; the last attempt ended with: {running.reason}" if running and running.reason else ""
+        )
+
+    def _forget_other(self, lane: int, descriptor: bytes) -> None:
+        """Drop what a cancelled call left behind, unless this call asks for the same."""
+        running = self._running[lane]
+        if running is not None and running.operation.descriptor == descriptor:
+            running.mismatch = False
+            return
+        self._running[lane] = None
+        self._machine.forget_unsettled(lane)
+
+    # ---- one attempt -------------------------------------------------------------------------
+
+    async def _attempt(self, job: Job) -> Reduced | None:
+        lane = job.tag
+        await self._wait_turn(lane)
+        settled = self._take_certified(lane)
+        if settled is not None:
+            return settled
+        self._check_root(job.call)
+        operation = self._machine.begin(job.call.descriptor, trio.current_time(), lane)
+        running = _Running(operation, trio.current_time(), trio.CancelScope())
+        self._running[lane] = running
+        self._flush()
+        fatal: GossipError | None = None
+        try:
+            with running.scope:
+                links = self._mesh.lane(operation.epoch, lane)
+                if links is None:
+                    raise CollectiveAborted("the epoch has ended")
+                call = attrs.evolve(job.call, sequence=operation.sequence)
+                running.outcome = await execute(links, call, job.source, job.out)
+                self._machine.result(running.outcome.root, trio.current_time(), lane)
+                self._flush()
+                await running.done.wait()
+        except* (TransportError, GossipError) as group:
+            fatal = self._data_plane_failed(running, group)
+        except* BaseException:
+            # Cancelled by the caller, or a mistake of its own: the others must not wait for it.
+            self._machine.fail("given up by its caller", trio.current_time(), lane=lane)
+            self._flush()
+            raise
+        if fatal is not None:
+            raise fatal
+        if running.certificate is None and running.mismatch:
+            raise DescriptorMismatch(running.reason)
+        return self._take_certified(lane)
+
+    def _check_root(self, call: Call) -> None:
+        epoch = self._machine.epoch
+        if call.kind is Kind.BROADCAST and epoch is not None and call.root not in epoch.members:
+            raise CollectiveAborted("whose values are to be broadcast is not a member of the epoch")
+
+    async def _wait_turn(self, lane: int) -> None:
+        while not self._machine.may_begin(lane):
+            behind = self._behind() if lane == ROUND_LANE else None
+            if behind is not None:
+                raise behind
+            running = self._running[lane]
+            if running is not None and running.certificate is not None:
+                return
+            if running is not None and running.mismatch:
+                raise DescriptorMismatch(running.reason)
+            await self._changed().wait()
+
+    def _take_certified(self, lane: int) -> Reduced | None:
+        """The result of the last data plane run, if a certificate (perhaps a late one) is here."""
+        running = self._running[lane]
+        if running is None or running.certificate is None or running.outcome is None:
+            return None
+        self._running[lane] = None
+        outcome = running.outcome
+        return Reduced(
+            running.operation.epoch,
+            running.certificate,
+            outcome.weight,
+            trio.current_time() - running.started,
+            outcome.length,
+            outcome.algorithm,
+        )
+
+    def _data_plane_failed(
+        self, running: _Running, group: BaseExceptionGroup[Exception]
+    ) -> GossipError | None:
+        """Abort the operation; returns the error if trying again cannot help."""
+        error = first_error(group)
+        running.mismatch = running.mismatch or isinstance(error, DescriptorMismatch)
+        if not running.reason:
+            running.reason = str(error)
+        operation = running.operation
+        if operation.state is OperationState.RUNNING:
+            self._machine.fail(
+                str(error), trio.current_time(), mismatch=running.mismatch, lane=operation.lane
+            )
+            self._flush()
+        return error if isinstance(error, InvalidOperation) else None
+
+    # ---- what the machine has decided ----------------------------------------------------------
+
+    def certified(self, operation: Operation, certificate: Certificate) -> None:
+        """That operation succeeded."""
+        running = self._running[operation.lane]
+        if running is not None and running.operation is operation:
+            running.certificate = certificate
+            running.done.set()
+
+    def aborted(self, operation: Operation, reason: str, *, mismatch: bool) -> None:
+        """That operation will not succeed in its epoch."""
+        running = self._running[operation.lane]
+        if running is not None and running.operation is operation:
+            running.reason, running.mismatch = reason, mismatch
+            running.scope.cancel()

@@ -1,0 +1,254 @@
+"""Several operations at once: tags, handles, and what becomes of the others when one fails."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import numpy as np
+import pytest
+import trio
+
+from gossip.collective.call import Call
+from gossip.collective.calls import MAX_CALLS
+from gossip.collective.epoch_events import EpochSettings
+from gossip.collective.group import Handle, Job, Reduced
+from gossip.collective.messages import Message, Vote
+from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation
+from tests.gossip.swarm import Node, open_swarm
+
+START = hashlib.sha256(b"start").digest()
+LENGTH = 5000
+
+
+def values(index: int, tag: int, step: int = 0) -> np.ndarray:
+    rng = np.random.default_rng((index, tag % 99, step))
+    return (rng.standard_normal(LENGTH) * 10).astype(np.float32)
+
+
+def expected(members: list[int], tag: int, step: int = 0) -> np.ndarray:
+    return sum(values(index, tag, step).astype(np.float64) for index in members)
+
+
+def job(node: Node, index: int, tag: int, step: int = 0, deadline: float = np.inf) -> Job:
+    source = values(index, tag, step)
+    call = Call().bind(b"%d/%d" % (tag, step), source)
+    return Job(call, source, np.empty_like(source), tag=tag, deadline=deadline)
+
+
+async def test_tags_may_be_called_in_any_order(autojump_clock: object) -> None:
+    async with open_swarm(3) as (_, nodes):
+        outs: dict[tuple[int, int], np.ndarray] = {}
+        for node in nodes:
+            node.group.set_position(0, START)
+
+        async def member(index: int) -> None:
+            tags = list(range(16))
+            random.Random(index).shuffle(tags)
+            handles: list[tuple[int, Job, Handle]] = []
+            for tag in tags:
+                work = job(nodes[index], index, tag)
+                handles.append((tag, work, nodes[index].group.start(work)))
+            for tag, work, handle in handles:
+                reduced = await handle.wait()
+                assert handle.done
+                assert reduced.certificate.lane == tag
+                outs[index, tag] = work.out
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for index in range(3):
+                    nursery.start_soon(member, index)
+        for tag in range(16):
+            assert len({outs[index, tag].tobytes() for index in range(3)}) == 1
+            np.testing.assert_allclose(outs[0, tag], expected([0, 1, 2], tag), rtol=1e-5, atol=1e-4)
+        assert all(node.group.aborted_operations == 0 for node in nodes)
+        assert all(node.group.machine.epoch is not None for node in nodes)
+
+
+async def test_one_step_delayed_results_overlap_with_work(autojump_clock: object) -> None:
+    """Start step t, do the work of step t + 1, then apply step t: what DiLoCo with a delay does."""
+    steps, work_s = 8, 1.0
+    async with open_swarm(2) as (_, nodes):
+        for node in nodes:
+            node.group.set_position(0, START)
+        sums: dict[int, list[np.ndarray]] = {0: [], 1: []}
+
+        async def member(index: int) -> None:
+            group, pending = nodes[index].group, None
+            for step in range(steps + 1):
+                await trio.sleep(work_s)
+                if pending is not None:
+                    await pending[1].wait()
+                    sums[index].append(pending[0].out)
+                work = job(nodes[index], index, 1, step)
+                pending = (work, group.start(work)) if step < steps else None
+
+        await nodes[0].group.wait_entered()
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for index in range(2):
+                nursery.start_soon(member, index)
+        assert trio.current_time() - began == pytest.approx((steps + 1) * work_s, abs=0.2)
+        for step in range(steps):
+            assert np.array_equal(sums[0][step], sums[1][step])
+            np.testing.assert_allclose(
+                sums[0][step], expected([0, 1], 1, step), rtol=1e-5, atol=1e-4
+            )
+
+
+async def test_of_one_tag_the_order_of_the_calls_counts(autojump_clock: object) -> None:
+    async with open_swarm(2) as (_, nodes):
+        for node in nodes:
+            node.group.set_position(0, START)
+        works = [[job(nodes[i], i, 3, step) for step in range(10)] for i in range(2)]
+        handles = [[nodes[i].group.start(work) for work in works[i]] for i in range(2)]
+        with trio.fail_after(30):
+            for handle in (*handles[0], *handles[1]):
+                await handle.wait()
+        for step in range(10):
+            assert np.array_equal(works[0][step].out, works[1][step].out)
+
+
+async def test_a_lost_member_aborts_all_tags_and_each_is_done_again_exactly(
+    autojump_clock: object,
+) -> None:
+    tags = [0, 2, 5, 9]
+    for after_s in (0.0, 0.002, 0.02):
+        async with open_swarm(4, settings=EpochSettings(min_members=4)) as (network, nodes):
+            ids = {node.endpoint.node_id: index for index, node in enumerate(nodes)}
+            for node in nodes:
+                node.group.set_position(0, START)
+            await nodes[3].group.wait_entered()
+            works = [[job(nodes[i], i, tag) for tag in tags] for i in range(4)]
+            handles = [[nodes[i].group.start(work) for work in works[i]] for i in range(4)]
+            await trio.sleep(after_s)
+            network.kill_host("10.0.0.4")
+            with trio.fail_after(60):
+                for place, tag in enumerate(tags):
+                    ended: list[Reduced] = [await handles[i][place].wait() for i in range(3)]
+                    for index, reduced in enumerate(ended):
+                        members = [ids[member] for member in reduced.epoch.members]
+                        np.testing.assert_allclose(
+                            works[index][place].out, expected(members, tag), rtol=1e-5, atol=1e-4
+                        )
+                    assert len({reduced.certificate.root for reduced in ended}) == 1, tag
+
+
+async def test_a_result_that_an_epochs_end_cut_off_is_settled_by_those_who_hold_it(
+    autojump_clock: object,
+) -> None:
+    """One member's vote reaches two of four, and then it is gone: the others ask, and do not do it again."""
+    async with open_swarm(4, settings=EpochSettings(min_members=4)) as (network, nodes):
+        for node in nodes:
+            node.group.set_position(0, START)
+        await nodes[3].group.wait_entered()
+        post = nodes[3].group._talk.send
+        heard = {nodes[0].endpoint.node_id, nodes[1].endpoint.node_id}
+
+        def some_hear(to: object, message: Message) -> None:
+            if not isinstance(message, Vote) or to in heard:
+                post(to, message)
+
+        nodes[3].group._talk.send = some_hear
+        works = [job(nodes[i], i, 7) for i in range(4)]
+        handles = [nodes[i].group.start(works[i]) for i in range(4)]
+        first = [await handles[i].wait() for i in (0, 1)]
+        assert not handles[2].done
+        network.kill_host("10.0.0.4")
+        with trio.fail_after(30):
+            late = await handles[2].wait()
+            assert late.certificate == first[0].certificate == first[1].certificate
+            assert late.epoch == first[0].epoch
+            assert np.array_equal(works[2].out, works[0].out)
+            # And the lane goes on as if nothing had been.
+            more = [job(nodes[i], i, 7, step=1) for i in range(3)]
+            again = [nodes[i].group.start(more[i]) for i in range(3)]
+            ended = [await handle.wait() for handle in again]
+        assert len(ended[0].epoch.members) == 3
+        np.testing.assert_allclose(more[0].out, expected([0, 1, 2], 7, 1), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda s: (Call().bind(b"x", s.astype(np.float64)), s.astype(np.float64)),
+        lambda s: (Call().bind(b"x", s[1:]), s[1:]),
+        lambda s: (Call().bind(b"y", s), s),
+    ],
+    ids=["type", "length", "descriptor"],
+)
+async def test_members_that_disagree_are_told_at_once(
+    other: object, autojump_clock: object
+) -> None:
+    async with open_swarm(2) as (_, nodes):
+        for node in nodes:
+            node.group.set_position(0, START)
+        await nodes[0].group.wait_entered()
+        source = values(0, 0)
+        call, theirs = other(source)
+        good = nodes[0].group.start(Job(Call().bind(b"x", source), source, source.copy(), tag=4))
+        bad = nodes[1].group.start(Job(call, theirs, theirs.copy(), tag=4))
+        began = trio.current_time()
+        with pytest.raises(DescriptorMismatch):
+            await good.wait()
+        with pytest.raises(DescriptorMismatch):
+            await bad.wait()
+        assert trio.current_time() - began < 1.0
+
+
+async def test_a_mismatch_in_one_tag_is_no_mismatch_in_another(autojump_clock: object) -> None:
+    async with open_swarm(2) as (_, nodes):
+        for node in nodes:
+            node.group.set_position(0, START)
+        fine = [job(nodes[i], i, 1) for i in range(2)]
+        wrong = [job(nodes[i], i, 2, step=i) for i in range(2)]
+        good = [nodes[0].group.start(fine[0])]
+        bad = [nodes[i].group.start(wrong[i]) for i in range(2)]
+        with trio.fail_after(30):
+            for handle in bad:
+                with pytest.raises(DescriptorMismatch):
+                    await handle.wait()
+            good.append(nodes[1].group.start(fine[1]))
+            for handle in good:
+                await handle.wait()
+        np.testing.assert_allclose(fine[0].out, expected([0, 1], 1), rtol=1e-5, atol=1e-4)
+
+
+async def test_too_many_calls_and_wrong_tags_are_refused_and_leave_nothing(
+    autojump_clock: object,
+) -> None:
+    async with open_swarm(2) as (_, nodes):
+        group = nodes[0].group
+        for tag in (-1, 16):
+            with pytest.raises(InvalidOperation, match="tag"):
+                group.start(job(nodes[0], 0, tag))
+        handles = [group.start(job(nodes[0], 0, n % 16)) for n in range(MAX_CALLS)]
+        with pytest.raises(InvalidOperation, match="under way"):
+            group.start(job(nodes[0], 0, 1))
+        for handle in handles:
+            handle.cancel()
+        for handle in handles:
+            with pytest.raises(CollectiveAborted):
+                await handle.wait()
+        group.start(job(nodes[0], 0, 1)).cancel()
+
+
+async def test_handles_end_by_their_deadlines_and_the_lane_goes_on(autojump_clock: object) -> None:
+    async with open_swarm(2) as (_, nodes):
+        for node in nodes:
+            node.group.set_position(0, START)
+        await nodes[0].group.wait_entered()
+        soon = trio.current_time() + 2
+        alone = [
+            nodes[0].group.start(job(nodes[0], 0, 6, step, deadline=soon)) for step in range(3)
+        ]
+        for handle in alone:
+            with pytest.raises(CollectiveAborted):
+                await handle.wait()
+        assert trio.current_time() <= soon + 2
+        works = [job(nodes[i], i, 6, 9) for i in range(2)]
+        with trio.fail_after(30):
+            for handle in [nodes[i].group.start(works[i]) for i in range(2)]:
+                await handle.wait()
+        assert np.array_equal(works[0].out, works[1].out)
