@@ -6,14 +6,12 @@ a link, or anything but a plain file is refused.
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
 
 import trio
 
 from dht.saved import MAX_SAVED_BYTES, InvalidSaved
-from transport.durable import replace_file
+from transport.durable import NotPlain, read_plain, replace_file
 
 _limiter = trio.CapacityLimiter(1)  # one small file, now and then
 
@@ -40,20 +38,10 @@ async def write_table(path: Path, data: bytes) -> None:
 
 def _read(path: Path) -> bytes | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        return read_plain(path, MAX_SAVED_BYTES, ours=True)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise InvalidSaved(f"it cannot be opened ({error.strerror})") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise InvalidSaved("it is not a plain file")
-        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-            raise InvalidSaved("others can write to it")
-        with os.fdopen(os.dup(descriptor), "rb") as file:
-            return file.read(MAX_SAVED_BYTES + 1)
+    except NotPlain as error:
+        raise InvalidSaved(error.strerror) from None
     except OSError as error:
         raise InvalidSaved(f"it cannot be read ({error.strerror})") from None
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 import trio
 
-from transport.durable import replace_file
+from transport.durable import read_plain, replace_file
 from transport.relay.settings import RelaySettings
 
 SAVE_S: Final = 300.0
@@ -52,11 +52,7 @@ def load_spent(path: Path, settings: RelaySettings, *, now: float | None = None)
         now: seconds since 1970; the clock's by default.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise msgspec.ValidationError(f"longer than {MAX_FILE_BYTES} bytes")
-        spending = msgspec.json.decode(data, type=Spending)
+        spending = msgspec.json.decode(read_plain(path, MAX_FILE_BYTES), type=Spending)
     except FileNotFoundError:
         return 0
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -1,19 +1,55 @@
-"""Files that a crash leaves whole, on the disk, and for the owner's eyes only.
+"""Small files that a crash leaves whole, on the disk, and for the owner's eyes only; and reading them again, warily.
 
 A file is written beside its place, flushed to the disk and renamed, and the rename is flushed as well (rename(2) alone promises an
 order in memory, not on the disk: https://lwn.net/Articles/457667/). `replace_file` is all of that for a small file; who renames a whole folder, or
-many files at once, does it in the same order with `write_new` and `sync_folder`. Everything here blocks. It lives here because every room
+many files at once, does it in the same order with `write_new` and `sync_folder`. `read_plain` reads what may have been planted, damaged
+or grown meanwhile. Everything here blocks. It lives here because every room
 above may keep such files.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 from transport.buffer import Buffer
 
-__all__ = ["replace_file", "sync_folder", "write_new"]
+__all__ = ["NotPlain", "read_plain", "replace_file", "sync_folder", "write_new"]
+
+
+class NotPlain(OSError):
+    """What has the name is a link, a folder, a pipe or a device, larger than it may be, or others' to write."""
+
+
+def read_plain(path: Path, most: int, *, ours: bool = False) -> bytes:
+    """The content of a plain file of at most `most` bytes; with `ours`, of one that nobody else could have written.
+
+    Raises:
+        NotPlain: see there.
+        FileNotFoundError, OSError: it is not there, or cannot be read.
+    """
+    try:
+        # Without O_NONBLOCK, opening a planted pipe would wait for ever.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotPlain(error.errno, "it is a symbolic link", str(path)) from None
+        raise
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotPlain(errno.EINVAL, "it is not a plain file", str(path))
+        if ours and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
+            raise NotPlain(errno.EPERM, "others can write to it", str(path))
+        with os.fdopen(os.dup(fd), "rb") as file:
+            data = file.read(most + 1)
+    finally:
+        os.close(fd)
+    if len(data) > most:
+        raise NotPlain(errno.EFBIG, f"it is larger than {most} bytes", str(path))
+    return data
 
 
 def replace_file(path: Path, data: bytes) -> None:

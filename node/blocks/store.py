@@ -44,7 +44,7 @@ from gossip.blocks.library import Sink
 from gossip.blocks.manifest import MAX_BLOCKS, MAX_MANIFEST_BYTES, Manifest
 from gossip.blocks.merkle import BLOCK_BYTES, HASH_BYTES, PAGE, leaf_hash
 from transport.buffer import Buffer
-from transport.durable import sync_folder, write_new
+from transport.durable import NotPlain, read_plain, sync_folder, write_new
 
 __all__ = ["BlockStore", "Putting", "StoredSink", "Usage", "read_regular"]
 
@@ -449,17 +449,10 @@ def read_regular(path: Path, most: int) -> bytes:
         OSError: it cannot be read.
         InvalidArtefact: it is a link, a folder, a device, or larger.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-            raise InvalidArtefact("a file of the store is no plain file, or too large")
-        data = b""
-        while len(data) < status.st_size and (more := os.read(fd, status.st_size - len(data))):
-            data = data + more if data else more
-        return data
-    finally:
-        os.close(fd)
+        return read_plain(path, most)
+    except NotPlain as error:
+        raise InvalidArtefact(f"a file of the store cannot be used: {error.strerror}") from None
 
 
 def _free(path: Path) -> int:

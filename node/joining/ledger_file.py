@@ -15,8 +15,8 @@ invite is not known any more, so nothing is granted from it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
-import os
 import re
 from pathlib import Path
 from typing import Final
@@ -24,7 +24,7 @@ from typing import Final
 from node.errors import NodedError
 from node.joining.ledger import MAX_FILE_BYTES, Invite, LedgerDamaged, decode_invite, encode_invite
 from node.paths import ensure_private_dir
-from transport.durable import replace_file
+from transport.durable import NotPlain, read_plain, replace_file
 
 __all__ = ["CannotRecord", "LedgerFile"]
 
@@ -91,15 +91,19 @@ class LedgerFile:
 
     def _read(self, name: str) -> Invite:
         path = self._folder / name
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb") as file:  # noqa: PTH123 (a file descriptor)
-            data = file.read(MAX_FILE_BYTES + 1)
+        damaged = LedgerDamaged(
+            f"{path} is damaged: its invite is refused from now on",
+            hint="restore it from a copy, or remove it and make a new invite",
+        )
+        try:
+            data = read_plain(path, MAX_FILE_BYTES)
+        except NotPlain as error:
+            if error.errno == errno.EFBIG:
+                raise damaged from None
+            raise
         body = data[_DIGEST_BYTES:]
-        if len(data) > MAX_FILE_BYTES or hashlib.sha256(body).digest() != data[:_DIGEST_BYTES]:
-            raise LedgerDamaged(
-                f"{path} is damaged: its invite is refused from now on",
-                hint="restore it from a copy, or remove it and make a new invite",
-            )
+        if hashlib.sha256(body).digest() != data[:_DIGEST_BYTES]:
+            raise damaged
         invite = decode_invite(body)
         if invite.id.hex() != name:
             raise LedgerDamaged(f"{path} holds another invite than its name says")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from transport.codec import MAX_MESSAGE_BYTES
-from transport.durable import replace_file
+from transport.durable import read_plain, replace_file
 
 _log = logging.getLogger(__name__)
 
@@ -23,8 +23,7 @@ class EpochFile:
     def load(self) -> bytes | None:
         """What was stored last; None when there is nothing, or nothing that can be read."""
         try:
-            with self._path.open("rb") as file:
-                return file.read(_LIMIT)
+            return read_plain(self._path, _LIMIT)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -1,8 +1,9 @@
 """The file in which a node keeps every statement of the swarm's document: who was certified, and who is out for good.
 
 Problem: a revoked node must not come back because those who knew were all restarted, or because one of them lost power in the middle of writing.
-Idea: a log that is only appended to, each piece with its length and check, synced after every batch. A torn end is cut off when it is read;
-a statement proves itself, so a piece that was changed is noticed as well (`gossip.swarm.document` verifies what it loads).
+Idea: a log that is only appended to, each piece with its length and check, synced after every batch. A torn end is cut off when it is read, and
+what is damaged in the middle is passed over; a statement proves itself, so a piece that was changed is noticed as well (`gossip.swarm.document`
+verifies what it loads).
 
     noded-trust-1 0a | pieces:  length (2, big-endian) | first 4 bytes of SHA-256 of the statement | statement
 
@@ -12,6 +13,7 @@ Invariants: at most `MAX_LOG_BYTES` and what counts; `read` never raises for wha
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import struct
 from collections.abc import Iterable
@@ -19,12 +21,16 @@ from pathlib import Path
 from typing import Final
 
 from node.errors import NodedError
-from transport.durable import replace_file
+from transport.durable import read_plain, replace_file
 
 __all__ = ["TrustLog"]
 
+_log = logging.getLogger(__name__)
+
 MAX_LOG_BYTES: Final = 32 << 20
 """Two documents of the largest size, all of which is verified at a start: beyond it, the file is written anew with what counts."""
+MAX_DAMAGED_BYTES: Final = 1 << 20
+"""Searched for the next piece that holds; with more than that the disk is broken, and a start must not take minutes."""
 _MAGIC: Final = b"noded-trust-1\n"
 _PIECE: Final = struct.Struct(">H4s")
 
@@ -44,7 +50,7 @@ class TrustLog:
             NodedError: the file cannot be read.
         """
         try:
-            data = self._path.read_bytes()
+            data = read_plain(self._path, 2 * MAX_LOG_BYTES)
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -52,16 +58,22 @@ class TrustLog:
                 f"cannot read who was revoked ({self._path}): {error.strerror or error}",
                 hint="run as the user who owns it; without this file a revoked node might get in",
             ) from error
-        found, place = [], len(_MAGIC)
-        while place + _PIECE.size <= len(data) and data.startswith(_MAGIC):
-            length, check = _PIECE.unpack_from(data, place)
-            start = place + _PIECE.size
-            raw = data[start : start + length]
-            if len(raw) != length or hashlib.sha256(raw).digest()[:4] != check:
-                break
-            found.append(raw)
-            place = start + length
-        self._fresh, self._size = data.startswith(_MAGIC) and place == len(data), place
+        if not data.startswith(_MAGIC):
+            return []
+        found, place, damaged = [], len(_MAGIC), 0
+        while place < len(data) and damaged < MAX_DAMAGED_BYTES:
+            raw = _piece(data, place)
+            if raw is None:
+                damaged += (
+                    1  # until the next piece that holds; the next append writes the file anew
+                )
+                place += 1
+            else:
+                found.append(raw)
+                place += _PIECE.size + len(raw)
+        if damaged:
+            _log.warning("%s: %d bytes are damaged or torn, and passed over", self._path, damaged)
+        self._fresh, self._size = not damaged, len(data)
         return found
 
     def append(self, statements: Iterable[bytes], everything: Iterable[bytes]) -> None:
@@ -93,6 +105,18 @@ class TrustLog:
                 f"cannot write who was revoked ({self._path}): {error.strerror or error}",
                 hint="check the permissions and the free space of its directory",
             ) from error
+
+
+def _piece(data: bytes, place: int) -> bytes | None:
+    """The statement that begins there; None if none does."""
+    if place + _PIECE.size > len(data):
+        return None
+    length, check = _PIECE.unpack_from(data, place)
+    start = place + _PIECE.size
+    if not length or start + length > len(data):
+        return None
+    raw = data[start : start + length]
+    return raw if hashlib.sha256(raw).digest()[:4] == check else None
 
 
 def _encode(statements: Iterable[bytes]) -> bytes:

@@ -1,11 +1,12 @@
 """A file that is replaced: whole, the owner's alone, and the old one where the disk fails."""
 
+import os
 import stat
 
 import pytest
 
 from transport import durable
-from transport.durable import replace_file, write_new
+from transport.durable import NotPlain, read_plain, replace_file, write_new
 
 
 def test_the_file_is_whole_and_the_owners_alone(tmp_path):
@@ -58,3 +59,34 @@ def test_a_disk_that_takes_little_at_a_time_gets_all_of_it(tmp_path, monkeypatch
     monkeypatch.setattr(durable.os, "write", lambda fd, data: write(fd, data[:3]))
     write_new(tmp_path / "block", bytearray(b"0123456789"))
     assert (tmp_path / "block").read_bytes() == b"0123456789"
+
+
+def test_what_is_read_is_a_plain_file_of_bounded_size(tmp_path):
+    path = tmp_path / "file"
+    replace_file(path, b"12345")
+    assert read_plain(path, 5) == b"12345"
+    with pytest.raises(NotPlain, match="larger than 4"):
+        read_plain(path, 4)
+    with pytest.raises(FileNotFoundError):
+        read_plain(tmp_path / "none", 5)
+
+
+def test_links_pipes_and_folders_are_refused_at_once(tmp_path):
+    target = tmp_path / "file"
+    replace_file(target, b"x")
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(target)
+    os.mkfifo(pipe)
+    for path in (link, pipe, tmp_path):
+        with pytest.raises(NotPlain):
+            read_plain(path, 5)
+
+
+def test_what_others_can_write_is_not_ours(tmp_path):
+    path = tmp_path / "file"
+    replace_file(path, b"x")
+    assert read_plain(path, 5, ours=True) == b"x"
+    path.chmod(0o622)
+    assert read_plain(path, 5) == b"x"
+    with pytest.raises(NotPlain, match="others can write"):
+        read_plain(path, 5, ours=True)

@@ -48,3 +48,22 @@ async def test_a_disk_that_takes_nothing_makes_no_list_grow_and_loses_nothing(tm
     await writer.flush()
     assert not writer._news
     assert sorted(TrustLog(path).read()) == sorted(held.values())
+
+
+def test_a_flipped_bit_costs_one_piece_and_no_revocation_behind_it(tmp_path):
+    path = tmp_path / "log"
+    log = TrustLog(path)
+    log.read()
+    said = [bytes([1, number]) * 40 for number in range(5)]
+    log.append(said, said)
+    whole = bytearray(path.read_bytes())
+    for place in range(len(whole) // 3, len(whole) // 3 + 90, 7):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        again = TrustLog(path)
+        left = again.read()
+        assert len(left) >= 4
+        assert [each for each in said if each in left] == left
+        again.append([b"new"], [*left, b"new"])
+        assert TrustLog(path).read() == [*left, b"new"]
