@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 
 from node.data.errors import DataCorrupt, DataMissing
-from node.data.files import check_sum, read_bytes
+from node.data.files import check_sum, read_file
 from node.data.labelled import Labelled
 
 __all__ = ["load_digits"]
@@ -30,8 +30,8 @@ BRIGHTEST: Final = 16
 HELD_OUT: Final = 0.2
 _MEAN, _DEVIATION = 0.3, 0.37
 _MAX_BYTES: Final = 4 << 20
-_KNOWN: Final = {
-    "digits.csv.gz": "sha256:09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
+_PUBLISHED: Final = {
+    "digits.csv.gz": ["sha256:09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"]
 }
 
 
@@ -44,9 +44,9 @@ def load_digits(path: str = "", *, any_version: bool = False) -> Labelled:
         DataCorrupt: not the published file, or not 65 numbers on every line.
     """
     file = Path(path) if path else _packaged()
-    check_sum(file, _KNOWN, allow_other=any_version)
+    check_sum(file, _PUBLISHED, any_version=any_version)
     try:
-        lines = read_bytes(file, limit=_MAX_BYTES).decode("ascii").split("\n")
+        lines = read_file(file, limit=_MAX_BYTES).decode("ascii").split("\n")
     except UnicodeDecodeError:
         raise DataCorrupt(f"{file} is no CSV file of digits", hint="it is no ASCII text") from None
     table = np.array(

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Final
+from functools import lru_cache
+from typing import Annotated, Literal, TypeVar
 
 import attrs
 import msgspec
@@ -19,7 +20,11 @@ import numpy as np
 from msgspec import Meta
 
 from gossip.decentralized.protocol import TensorSpec, Vector
+from node.data.cifar import load_cifar
 from node.data.digits import load_digits
+from node.data.errors import DataMissing
+from node.data.femnist import load_femnist
+from node.data.idx import load_idx
 from node.data.labelled import Labelled
 from node.data.sampling import stream_of, uniform
 from node.run.layout import Layout
@@ -27,7 +32,17 @@ from node.run.manifest import Setting
 from node.task import InvalidTaskSettings
 from node.tasks.portion import SplitSettings
 
-__all__ = ["PerceptronSettings", "Recipe", "draw", "own_seed", "recipe"]
+__all__ = [
+    "ImagesSettings",
+    "PerceptronSettings",
+    "Recipe",
+    "draw",
+    "load_images",
+    "own_seed",
+    "recipe",
+]
+
+Settings = TypeVar("Settings", bound="PerceptronSettings")
 
 
 class PerceptronSettings(SplitSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -47,6 +62,15 @@ class PerceptronSettings(SplitSettings, frozen=True, forbid_unknown_fields=True,
     """Added to the gradient by the optimizer; no part of the loss."""
     l2: Annotated[float, Meta(ge=0, le=100)] = 0.0
     """The loss gets l2 / 2 times the squared norm of all parameters: strongly convex if depth is 0."""
+
+
+class ImagesSettings(PerceptronSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[run.task_settings]` of the task `images`."""
+
+    format: Literal["idx", "cifar", "femnist"] = "idx"
+    """idx: MNIST, Fashion-MNIST and whatever has their format; cifar: CIFAR-10, binary version; femnist: as LEAF writes it."""
+    model: Literal["cnn", "mlp"] = "cnn"
+    """cnn: two convolutions and a linear layer, `hidden` channels in the second; mlp: a perceptron of `hidden` and `depth`."""
 
 
 @attrs.frozen(eq=False)
@@ -107,24 +131,46 @@ def own_seed(seed: int, node: str) -> int:
     return stream_of("own start", seed, node) >> 11
 
 
-_SETTINGS: Final[dict[str, type[PerceptronSettings]]] = {"digits": PerceptronSettings}
+def load_images(settings: ImagesSettings, path: str) -> Labelled:
+    """The data set that the settings of `images` name; raises `DataError`."""
+    if not path:
+        raise DataMissing(
+            "the task images has no data of its own",
+            hint='set [run] data to the folder or archive in which the data set lies, and its "format"',
+        )
+    return _read_images(settings.format, path, settings.any_version)
+
+
+@lru_cache(maxsize=1)  # the simulator's exact engine builds a task for each of its nodes
+def _read_images(format_: str, path: str, any_version: bool) -> Labelled:
+    if format_ == "femnist":
+        return load_femnist(path)
+    load = load_cifar if format_ == "cifar" else load_idx
+    return load(path, any_version=any_version)
 
 
 def recipe(task: str, raw: Mapping[str, Setting], data: str) -> Recipe | None:
-    """The recipe of an installed task's name; None if that task is no perceptron.
+    """The recipe of an installed task's name and settings; None if that is no perceptron.
 
     Raises:
         InvalidTaskSettings: an unknown key or a value out of range.
         DataError: what is wrong with the data.
     """
-    class_ = _SETTINGS.get(task)
-    if class_ is None:
-        return None
+    if task == "digits":
+        settings = _parsed(task, raw, PerceptronSettings)
+        return Recipe.of(settings, load_digits(data, any_version=settings.any_version))
+    if task == "images":
+        images = _parsed(task, raw, ImagesSettings)
+        if images.model == "mlp":
+            return Recipe.of(images, load_images(images, data))
+    return None
+
+
+def _parsed(task: str, raw: Mapping[str, Setting], class_: type[Settings]) -> Settings:
     try:
-        settings = msgspec.convert(dict(raw), class_)
+        return msgspec.convert(dict(raw), class_)
     except msgspec.ValidationError as error:
+        known = ", ".join(class_.__struct_fields__)
         raise InvalidTaskSettings(
-            f"task {task!r}: {error}",
-            hint=f"its settings are: {', '.join(class_.__struct_fields__)}",
+            f"task {task!r}: {error}", hint=f"its settings are: {known}"
         ) from None
-    return Recipe.of(settings, load_digits(data, any_version=settings.any_version))
