@@ -11,8 +11,9 @@ What is modelled, beyond messages and delays:
 * the **data plane**: a result arrives some time after everybody has begun; when a member leaves the
   epoch, the links of the others break.
 
-A `Call` is what a caller of `Group.all_reduce` sees: one deadline, one outcome. The rules checked at
-every step are in `Checker`.
+A `Call` is what a caller of `Group.all_reduce` sees: one deadline, one outcome. With `tags`, every node also calls operations of
+that many other lanes, each again and again at moments of its own; in the even ones the result needs the first member alone, as in a
+broadcast, so that votes come before others have begun. The rules checked at every step are in `Checker`.
 """
 
 from __future__ import annotations
@@ -89,6 +90,9 @@ class Call:
     round: int
     deadline: float
     outcome: str = ""
+    lane: int = 0
+    signed: list[Operation] = attrs.field(factory=list)
+    """Attempts whose result this node has signed."""
 
 
 @attrs.define(eq=False)
@@ -111,12 +115,12 @@ class Checker:
     def __init__(self, *, quorum: str) -> None:
         self.quorum = quorum
         self.epochs: dict[bytes, Epoch] = {}
-        self.roots: dict[tuple[bytes, int], bytes] = {}
+        self.roots: dict[tuple[bytes, int, int], bytes] = {}
         self.began: dict[tuple[bytes, int], set[tuple[int, bytes]]] = defaultdict(set)
         self.spans: dict[bytes, list[float]] = {}
         """Per epoch: when the first vote for its first and for its last certified operation was cast. A frozen
         member that wakes may complete what the others have redone without it; that is no progress."""
-        self.voted: dict[tuple[bytes, int], float] = {}
+        self.voted: dict[tuple[bytes, int, int], float] = {}
 
     def entered(self, node: NodeId, epoch: Epoch) -> None:
         assert self.epochs.setdefault(epoch.id, epoch) == epoch, "two contents of one epoch"
@@ -128,12 +132,14 @@ class Checker:
         self.began[epoch.id, sequence].add((round_, state))
 
     def certified(self, operation: Operation, certificate: Certificate) -> None:
-        key = (certificate.epoch, certificate.sequence)
+        key = (certificate.epoch, certificate.lane, certificate.sequence)
         fresh = key not in self.roots
         assert self.roots.setdefault(key, certificate.root) == certificate.root, "two results"
         assert certificate.verify(operation.epoch.members)
         assert certificate.root == operation.root, "certified something else than was signed"
-        assert len(self.began[key]) == 1, "an operation from two states was certified"
+        if certificate.lane == 0:
+            states = self.began[certificate.epoch, certificate.sequence]
+            assert len(states) == 1, "an operation from two states was certified"
         if not fresh:
             return
         epoch, decided = operation.epoch, self.voted[key]
@@ -171,6 +177,7 @@ class Node:
         self.disk = Disk()
         self.round, self.state = 0, START
         self.call: Call | None = None
+        self.tagged: dict[int, Call] = {}
         self.applying = False
         self.epoch: Epoch | None = None
         self.machine = self._new_machine()
@@ -199,6 +206,7 @@ class Node:
         self.life += 1
         self.round, self.state = self.disk.round, self.disk.state
         self.call, self.applying, self.epoch = None, False, None
+        self.tagged = {}
         self.paused_until = 0.0
         self.machine = self._new_machine()
         self.alive = True
@@ -213,12 +221,15 @@ class Swarm:
         settings: EpochSettings | None = None,
         train: tuple[float, float] = (0.02, 0.15),
         wanted_rounds: int = 1 << 30,
+        tags: int = 0,
     ) -> None:
         self.seed = seed
         self.rng = random.Random(f"swarm/{seed}")
         self.settings = settings or EpochSettings(min_members=count)
         self.train = train
         self.wanted_rounds = wanted_rounds
+        self.tags = tags
+        self.tag_pause = (0.0, 0.2)
         self.now = 0.0
         self.heap: list[tuple[float, int, Callable[[], None]]] = []
         self.count = 0
@@ -231,6 +242,8 @@ class Swarm:
         self.order = sorted(self.nodes)
         self.sessions: dict[frozenset[NodeId], Session] = {}
         self.cuts: set[frozenset[NodeId]] = set()
+        self.broadcast: set[tuple[bytes, int, int]] = set()
+        """Operations of even lanes whose values have left the first member."""
         self.checker = Checker(quorum=self.settings.quorum)
         self.markers: Counter[str] = Counter()
         self.tamper: Callable[[NodeId, NodeId, Message], list[Message]] = lambda _s, _t, m: [m]
@@ -407,6 +420,8 @@ class Swarm:
             return
         self.markers[f"crash {self.where(node)}"] += 1
         self._call_ends(node, "crashed")
+        for call in node.tagged.values():
+            call.outcome = "crashed"
         node.alive = False
         for other, session in self._sessions_of(victim):
             session.open_at.discard(victim)
@@ -494,6 +509,9 @@ class Swarm:
 
     def ready(self, node: Node) -> None:
         node.machine.set_ready(node.round, node.state, self.now)
+        for lane in range(1, self.tags + 1):
+            if lane not in node.tagged:
+                self.calls_tag(node, lane)
         self.pump(node)
 
     def pump(self, node: Node) -> None:
@@ -529,6 +547,9 @@ class Swarm:
                 if node.epoch is not None:
                     self.break_data_plane(node, node.epoch)
                 node.epoch = None
+            case OperationCertified(operation, certificate) if operation.lane:
+                self.checker.certified(operation, certificate)
+                self.tag_certified(node, operation)
             case OperationCertified(operation, certificate):
                 self.checker.certified(operation, certificate)
                 self.markers["certified"] += 1
@@ -629,14 +650,79 @@ class Swarm:
             call.outcome = outcome
             self.markers[f"call {outcome}"] += 1
 
+    # ---- operations of other lanes -------------------------------------------------------------
+
+    def calls_tag(self, node: Node, lane: int) -> None:
+        call = node.tagged[lane] = Call(0, self.now + CALL_S, lane=lane)
+        self.later(node, CALL_S, lambda: self.tag_expired(node, call))
+        life = node.life
+
+        def audit() -> None:
+            if node.paused_until > call.deadline and node.paused_until + GRACE_S > self.now:
+                self.at(node.paused_until + GRACE_S, audit)
+                return
+            assert node.life != life or call.outcome, "a call of a tag outlived its deadline"
+
+        self.after(CALL_S + GRACE_S, audit)
+
+    def tag_expired(self, node: Node, call: Call) -> None:
+        if call.outcome:
+            return
+        node.machine.fail("given up by its caller", self.now, lane=call.lane)
+        node.machine.forget_unsettled(call.lane)
+        self._tag_ends(node, call, "no certificate in time")
+        self.pump(node)
+
+    def tag_certified(self, node: Node, operation: Operation) -> None:
+        call = node.tagged[operation.lane]
+        self.markers["tag certified"] += 1
+        if operation.state is OperationState.ABORTED:
+            self.markers["tag settled"] += 1
+            assert operation in call.signed, "settled for another call"
+        self._tag_ends(node, call, "certified")
+
+    def _tag_ends(self, node: Node, call: Call, outcome: str) -> None:
+        assert not call.outcome, "one call of a tag, two outcomes"
+        call.outcome = outcome
+        self.markers[f"tag call {outcome}"] += 1
+
+        def again() -> None:
+            if node.tagged.get(call.lane) is call:
+                self.calls_tag(node, call.lane)
+                self.try_begin(node)
+
+        self.later(node, self.rng.uniform(*self.tag_pause), again)
+
+    def begin_tags(self, node: Node) -> bool:
+        began = False
+        for lane, call in node.tagged.items():
+            if call.outcome or not node.machine.may_begin(lane):
+                continue
+            if call.signed:
+                self._not_redone_for_nothing(node, call)
+            operation = node.machine.begin(b"%032d" % lane, self.now, lane)
+            self.data_plane(operation)
+            began = True
+        return began
+
+    def _not_redone_for_nothing(self, node: Node, call: Call) -> None:
+        """Nobody in the present epoch holds the certificate of what this node had signed."""
+        self.markers["tag redone"] += 1
+        present = node.machine.epoch
+        for signed in call.signed:
+            for member in {*present.members} & {*signed.epoch.members} - {node.id}:
+                there = self.nodes[member].machine
+                held = there.certificate(signed.epoch_id, signed.lane, signed.sequence)
+                assert held is None, "done again what a member of the epoch holds a certificate for"
+
+    # ---- operations --------------------------------------------------------------------------
+
     def try_begin(self, node: Node) -> None:
-        if (
-            not node.alive
-            or node.paused_until > self.now
-            or node.call is None
-            or node.applying
-            or not node.machine.can_begin
-        ):
+        if not node.alive or node.paused_until > self.now:
+            return
+        if node.tagged and self.begin_tags(node):
+            self.pump(node)
+        if node.call is None or node.applying or not node.machine.can_begin:
             return
         descriptor = hashlib.sha256(b"op%d" % node.round + node.state).digest()
         operation = node.machine.begin(descriptor, self.now)
@@ -644,53 +730,81 @@ class Swarm:
         self.pump(node)
         self.data_plane(operation)
 
+    def running(self, member: NodeId, like: Operation) -> Operation | None:
+        """That member's side of an operation, if it runs there."""
+        there = self.nodes[member]
+        if there.alive:
+            for theirs in there.machine.operations:
+                if (theirs.epoch_id, theirs.lane, theirs.sequence) == (
+                    like.epoch_id,
+                    like.lane,
+                    like.sequence,
+                ):
+                    return theirs
+        return None
+
     def data_plane(self, operation: Operation) -> None:
-        """Once every member has begun it, each gets the result after a delay of its own."""
-        running = []
-        for member in operation.epoch.members:
-            there = self.nodes[member]
-            theirs = there.machine.operation
-            if (
-                not there.alive
-                or theirs is None
-                or (theirs.epoch_id, theirs.sequence) != (operation.epoch_id, operation.sequence)
-            ):
-                return
-            running.append((there, theirs))
-        digest = hashlib.sha256(operation.epoch_id + b"%d" % operation.sequence)
-        for there, _ in running:
-            digest.update(there.id)
-        root = digest.digest()
-        for there, theirs in running:
-            self.later(
-                there,
-                self.rng.uniform(0.001, 0.04),
-                lambda there=there, theirs=theirs: self.got(there, theirs, root),
+        """Once every member that counts has begun it, each that has gets the result after a delay of its own."""
+        members = operation.epoch.members
+        needed = members[:1] if operation.lane and operation.lane % 2 == 0 else members
+        if (
+            any(self.running(member, operation) is None for member in needed)
+            and (
+                operation.epoch_id,
+                operation.lane,
+                operation.sequence,
             )
+            not in self.broadcast
+        ):
+            return
+        if needed != members:
+            self.broadcast.add((operation.epoch_id, operation.lane, operation.sequence))
+        digest = hashlib.sha256(
+            operation.epoch_id + b"%d/%d" % (operation.lane, operation.sequence)
+        )
+        for member in members:
+            digest.update(member)
+        root = digest.digest()
+        for member in members:
+            theirs = self.running(member, operation)
+            if theirs is not None and theirs.state is OperationState.RUNNING:
+                self.later(
+                    self.nodes[member],
+                    self.rng.uniform(0.001, 0.04),
+                    lambda there=self.nodes[member], theirs=theirs: self.got(there, theirs, root),
+                )
 
     def got(self, node: Node, operation: Operation, root: bytes) -> None:
-        if node.machine.operation is operation and operation.state is OperationState.RUNNING:
-            key = (operation.epoch_id, operation.sequence)
+        if (
+            node.machine._lanes.operation(operation.lane) is operation
+            and operation.state is OperationState.RUNNING
+        ):
+            key = (operation.epoch_id, operation.lane, operation.sequence)
             self.checker.voted.setdefault(key, self.now)
-            node.machine.result(root, self.now)
+            if operation.lane:
+                node.tagged[operation.lane].signed.append(operation)
+            node.machine.result(root, self.now, operation.lane)
             self.pump(node)
 
     def break_data_plane(self, node: Node, previous: Epoch) -> None:
         """This node closes its links: its neighbours notice, if they still need them."""
         for member in previous.members:
             there = self.nodes[member]
-            theirs = there.machine.operation
-            if member != node.id and theirs is not None and theirs.epoch_id == previous.id:
-                self.later(
-                    there,
-                    self.rng.uniform(0.001, 0.03),
-                    lambda t=there, o=theirs: self.link_lost(t, o),
-                )
+            for theirs in there.machine.operations if member != node.id else ():
+                if theirs.epoch_id == previous.id:
+                    self.later(
+                        there,
+                        self.rng.uniform(0.001, 0.03),
+                        lambda t=there, o=theirs: self.link_lost(t, o),
+                    )
 
     def link_lost(self, node: Node, operation: Operation) -> None:
-        if node.machine.operation is operation and operation.state is OperationState.RUNNING:
+        if (
+            node.machine._lanes.operation(operation.lane) is operation
+            and operation.state is OperationState.RUNNING
+        ):
             self.markers["link lost"] += 1
-            node.machine.fail("the ring's link was closed", self.now)
+            node.machine.fail("the ring's link was closed", self.now, lane=operation.lane)
             self.pump(node)
 
     # ---- what tests ask ----------------------------------------------------------------------

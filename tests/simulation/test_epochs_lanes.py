@@ -1,0 +1,125 @@
+"""Several operations at once, under every fault: the same worlds as without, with calls of other lanes all the time.
+
+What is checked beside the rules of `Checker`, which hold in every lane: a call of a tag ends once and by its deadline; what a
+member signed and saw cut off is not done again while a member of its new epoch holds the certificate; and a
+newcomer gets in though something always runs, at the price of no running operation.
+
+All of it (ten minutes of one core) is made by
+
+    NODED_SLOW=1 python -m pytest tests/simulation/test_epochs_lanes.py
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+
+import pytest
+
+from gossip.collective.epoch_events import EpochSettings
+from gossip.collective.messages import Message
+from tests.simulation.epoch_swarm import Swarm, fast_signatures  # noqa: F401
+from tests.simulation.test_epochs_exhaustive import FAULTS, strike
+from tests.simulation.test_epochs_random import CLASSES, churn
+from transport.identity import NodeId
+
+SLOW = os.environ.get("NODED_SLOW") == "1"
+STRIDE = {3: 1, 4: 5} if SLOW else {3: 67, 4: 409}
+SEEDS, BATCHES = (25, 12) if SLOW else (4, 3)
+OPERATIONS = 100 if SLOW else 25
+TAGS = 3
+
+SOMETIMES = ("tag settled", "tag redone", "Ask", "Answer", "tag call certified", "aborted")
+
+
+def swarm_with(count: int, index: int, victim: int, fault: str) -> Swarm:
+    swarm = Swarm(count, f"lanes/{count}", wanted_rounds=10_000, tags=TAGS)
+
+    def on_message(_source: NodeId, _target: NodeId, _message: Message) -> None:
+        if swarm.delivered == index:
+            strike(swarm, swarm.order[victim], fault)
+
+    swarm.on_message = on_message
+    swarm.start()
+    swarm.run(60, lambda: swarm.all_reach(2))
+    swarm.run(swarm.now + 1.0)
+    swarm.recovers()
+    return swarm
+
+
+def messages_of(count: int) -> int:
+    swarm = Swarm(count, f"lanes/{count}", wanted_rounds=10_000, tags=TAGS)
+    swarm.start()
+    swarm.run(60, lambda: swarm.all_reach(2))
+    return swarm.delivered
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_fault_at_every_message(count: int, fault: str) -> None:
+    for case in range(0, messages_of(count) * count, STRIDE[count]):
+        index, victim = divmod(case, count)
+        try:
+            swarm_with(count, index + 1, victim, fault)
+        except AssertionError as error:
+            raise AssertionError(f"{count} members, {fault} of {victim} at {index + 1}") from error
+
+
+def run_seed(seed: int, operations: int) -> Swarm:
+    rng = random.Random(f"lanes/{seed}")
+    count = rng.choice([3, 4, 5])
+    classes = {name for name in CLASSES if rng.random() < 0.5} - {"disk"} or {"crash"}
+    swarm = Swarm(
+        count,
+        f"lanes/{seed}",
+        settings=EpochSettings(min_members=count),
+        tags=rng.choice([1, TAGS, 15]) if SLOW else TAGS,
+    )
+    swarm.calm_s = rng.choice([0.3, 1.0, 3.0])
+    swarm.start()
+    swarm.after(0.5, lambda: churn(swarm, rng, classes))
+    swarm.run(400.0, lambda: swarm.markers["certified"] >= operations * count)
+    swarm.recovers(3, 120.0)
+    return swarm
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_random_faults(batch: int) -> None:
+    markers: Counter[str] = Counter()
+    for seed in range(batch * SEEDS, (batch + 1) * SEEDS):
+        try:
+            markers += run_seed(seed, OPERATIONS).markers
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+    missing = [marker for marker in SOMETIMES if not markers[marker]]
+    assert not missing, "these seeds never met the hard cases"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_newcomer_gets_in_though_something_always_runs(seed: int) -> None:
+    """Every lane begins again at once: without the rule that nothing new starts beside what runs, no gap would ever come."""
+    swarm = Swarm(
+        4,
+        f"joins/{seed}",
+        settings=EpochSettings(min_members=3),
+        train=(0.0, 0.001),
+        tags=TAGS,
+    )
+    swarm.tag_pause = (0.0, 0.001)
+    new = swarm.nodes[swarm.order[seed]]
+    new.alive = False
+    swarm.start()
+    swarm.run(3.0)
+    done = dict(swarm.markers)
+    swarm.restart(new.id)
+    swarm.run(swarm.now + 20, lambda: new.round > 0 and new.epoch is not None)
+    assert new.epoch is not None, "it never got in"
+    assert swarm.now < 3.0 + 5.0
+    running = len(swarm.order) * (1 + TAGS)
+    assert swarm.markers["aborted"] - done.get("aborted", 0) <= running, "each at most once"
+    entered = swarm.markers["entered"] - done["entered"]
+    assert entered <= 4, "one epoch takes it in, and no other is formed for it"
+    before = swarm.markers["tag certified"]
+    swarm.run(swarm.now + 2)
+    assert swarm.markers["tag certified"] > before + 100
