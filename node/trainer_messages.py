@@ -21,6 +21,20 @@ A trainer's life::
     ...                                   <-  Hurry, SaveNow, Resync, Stop  (at any time)
     Sample, Finished                      ->
 
+In a run whose protocol needs no agreement (`gossip.decentralized`) the daemon says when to train::
+
+    Layout ..., Ready                     ->      where each tensor lies; "params" is initialised or loaded
+                                          <-  Leg ("params" is where it begins)
+    LegDone ("params", "gradient")        ->
+    ...                                   <-  CancelLeg  (its LegDone is answered all the same)
+                                          <-  Look ("model" is filled: evaluate it, save it)
+    Evaluated, Saved, Sample, Looked      ->
+                                          <-  Conclude
+    Finished                              ->
+
+There "params" is the daemon's between `LegDone` and the next `Leg`, and before the first; "model" is until it has sent a
+`Look`, and again from the `Looked` that answers it.
+
 Who may write the shared vectors: the trainer, except between `Contribute` and the `Outcome` or
 `Resync` that answers it, and except before `Start`. A `Resync` at another time arrives after the
 daemon has overwritten the consensus vectors, which the trainer reads only when it handles a message
@@ -49,6 +63,8 @@ __all__ = [
     "Applied",
     "Attach",
     "Attached",
+    "CancelLeg",
+    "Conclude",
     "Contribute",
     "DaemonMessage",
     "Evaluated",
@@ -56,6 +72,11 @@ __all__ = [
     "Finished",
     "FrameReader",
     "Hurry",
+    "Layout",
+    "Leg",
+    "LegDone",
+    "Look",
+    "Looked",
     "Outcome",
     "Ready",
     "Report",
@@ -66,6 +87,7 @@ __all__ = [
     "Saved",
     "Start",
     "Stop",
+    "TensorPlace",
     "TrainerMessage",
     "TrainerProtocolError",
     "decode_daemon_message",
@@ -80,6 +102,10 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024
 MAX_SAMPLE_CHARACTERS: Final = 8192
 """Longest text in `Sample` and `Failed`; senders cut theirs to it."""
 HEADER_BYTES: Final = 4
+TENSORS_PER_LAYOUT: Final = 128
+"""Of one `Layout`: fits a frame, whatever the names are."""
+MAX_TENSORS: Final = 65536
+"""Of a model."""
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -175,6 +201,8 @@ class Evaluated(_Message, frozen=True):
     loss: float
     tokens: Count
     """Tokens that the loss is the mean of."""
+    accuracy: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """Share of right answers, where the task has any."""
 
 
 class Saved(_Message, frozen=True):
@@ -196,6 +224,43 @@ class SaveFailed(_Message, frozen=True):
 
     step: Count
     error: Text
+
+
+class TensorPlace(msgspec.Struct, frozen=True, array_like=True):
+    """Where one trainable tensor lies in the flat vector."""
+
+    name: Annotated[str, Meta(max_length=256)]
+    offset: Count
+    shape: Annotated[tuple[Count, ...], Meta(max_length=16)]
+
+
+class Layout(_Message, frozen=True):
+    """The next tensors of the model, ascending; all of them have been told before `Ready`."""
+
+    tensors: Annotated[tuple[TensorPlace, ...], Meta(max_length=TENSORS_PER_LAYOUT)]
+
+
+class LegDone(_Message, frozen=True):
+    """A leg is over, or was given up; "params" holds where it ended."""
+
+    number: Count
+    """Of the `Leg`."""
+    steps: Count
+    """Local steps that were done."""
+    samples: Rate
+    """Tokens (or samples) that they saw."""
+    loss: float | None
+    """Mean over the leg."""
+    step: Count
+    """Local steps of this node in this run, this leg included."""
+    finite: bool
+    """False: the parameters (or the gradient) are not, and are not to be used."""
+
+
+class Looked(_Message, frozen=True):
+    """All that a `Look` asked for is done; the daemon may write "model" again."""
+
+    number: Count
 
 
 class Sample(_Message, frozen=True):
@@ -276,6 +341,40 @@ class SaveNow(_Message, frozen=True):
     """Write a checkpoint at the next step boundary."""
 
 
+class Leg(_Message, frozen=True):
+    """Train from "params"; answered with `LegDone`."""
+
+    number: Count
+    round: Count
+    """Rounds that this node's protocol has completed, for people."""
+    steps: Annotated[int, Meta(ge=1, le=1_000_000)]
+    kind: Annotated[str, Meta(pattern="^(task|gradient|sam)$")] = "task"
+    """As `gossip.decentralized.protocol.LocalRule` has it; a script's own loop knows "task" alone."""
+    rho: Rate = 0.0
+
+
+class CancelLeg(_Message, frozen=True):
+    """Give the leg up at the next step boundary; no effect on one that is over."""
+
+    number: Count
+
+
+class Look(_Message, frozen=True):
+    """Vector "model" holds this node's model after a round."""
+
+    number: Count
+    round: Count
+    evaluate: bool = False
+    save: bool = False
+    sample: bool = False
+
+
+class Conclude(_Message, frozen=True):
+    """All rounds are done: end with `Finished`."""
+
+    round: Count
+
+
 class Stop(_Message, frozen=True):
     """End; before `Attached` it means that the trainer is refused."""
 
@@ -291,11 +390,16 @@ TrainerMessage = (
     | Evaluated
     | Saved
     | SaveFailed
+    | Layout
+    | LegDone
+    | Looked
     | Sample
     | Finished
     | Failed
 )
-DaemonMessage = Attached | Start | Outcome | Resync | Hurry | SaveNow | Stop
+DaemonMessage = (
+    Attached | Start | Outcome | Resync | Hurry | SaveNow | Leg | CancelLeg | Look | Conclude | Stop
+)
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _trainer_decoder: Final[Any] = msgspec.msgpack.Decoder(TrainerMessage)

@@ -197,8 +197,11 @@ SOCKET = {
 # The trainer's side: code that never runs in the daemon's process.
 TORCH = {
     "node/simulation/engine_torch.py",  # simulated nodes with the real task
+    "node/training/attachment.py",
     "node/training/binding.py",
     "node/training/leg.py",
+    "node/training/legs.py",
+    "node/training/meter.py",
     "node/training/session.py",
     "node/training/snapshot.py",
     "node/training/solo.py",  # a process of its own: training without a swarm, to compare with

@@ -17,12 +17,17 @@ ROOMS = ("node", "transport", "gossip", "dht", "crdt")
 # The trainer's side, which is never imported by a daemon.
 TRAINER_SIDE = (
     "node.simulation.engine_torch",
+    "node.training.attachment",
     "node.training.binding",
     "node.training.leg",
+    "node.training.legs",
+    "node.training.meter",
+    "node.training.rounds",
     "node.training.session",
     "node.training.snapshot",
     "node.training.solo",
     "node.training.task_loop",
+    "node.training.work",
     "node.tasks.*",
     "node.training.worker",
 )

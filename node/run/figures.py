@@ -32,6 +32,8 @@ class Figures:
     step: int = 0
     loss: float | None = None
     val_loss: float | None = None
+    accuracy: float | None = None
+    """Of the last evaluation, for tasks that have right answers."""
     tokens: int = 0
     tokens_per_s: float = 0.0
     members_last_round: int | None = None

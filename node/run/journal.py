@@ -13,7 +13,7 @@ from node.run.figures import Figures, MetricsFile
 from node.run.manifest import RunManifest
 from node.run.presence import Presence
 from node.run.saves import Saves
-from node.run.trainer_link import Note
+from node.run.trainer_connection import Note
 from node.trainer_messages import Evaluated, Failed, Ready, Report, Sample, Saved, SaveFailed
 
 __all__ = ["Journal"]
@@ -102,9 +102,12 @@ class Journal:
                     round=figures.round,
                 )
                 self._presence.progress(figures)
-            case Evaluated(round=round_, step=step, loss=loss, tokens=tokens):
-                figures.val_loss = loss
-                self._metrics.write("eval", round=round_, step=step, loss=loss, tokens=tokens)
+            case Evaluated(round=round_, step=step, loss=loss, tokens=tokens, accuracy=accuracy):
+                figures.val_loss, figures.accuracy = loss, accuracy
+                known = {} if accuracy is None else {"accuracy": accuracy}
+                self._metrics.write(
+                    "eval", round=round_, step=step, loss=loss, tokens=tokens, **known
+                )
             case Sample(text=text):
                 self._write_sample(text)
             case Saved():

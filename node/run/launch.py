@@ -46,6 +46,8 @@ class WorkerOptions:
     device: str = "cpu"
     data: str = ""
     """Corpus folder or file; "" is the task's default."""
+    part: str = ""
+    """Which part of the data, as "3/8" (the third of eight); "" for all of it."""
     task: str = ""
     """Task the operator allows, if it is `module:Class`; "" allows installed tasks only."""
     user_path: str = ""
@@ -67,6 +69,7 @@ def worker_command(options: WorkerOptions, python: str = sys.executable) -> list
     command += ["--evaluate-every", str(options.evaluate_every)]
     for flag, value in (
         ("--data", options.data),
+        ("--part", options.part),
         ("--task", options.task),
         ("--user-path", options.user_path),
         ("--approved", options.approved),

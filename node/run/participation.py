@@ -67,7 +67,7 @@ class Participation:
         finder: RunFinder,
         presence: Presence,
         group: Group,
-        trainers: Trainers,
+        trainers: Trainers[TrainerLink],
         journal: Journal,
         saves: Saves,
         log_file: Path,
@@ -242,6 +242,8 @@ async def open_participation(
         async with open_trainers(
             manifest,
             config.paths.trainer_socket,
+            vectors=load_protocol(manifest.protocol).averager(manifest.protocol_settings).vectors,
+            link=TrainerLink,
             node=str(identity.node_id),
             checkpoints=saves.folder,
             newest_checkpoint=lambda: saves.newest_path,

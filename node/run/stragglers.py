@@ -13,6 +13,7 @@ import trio
 from gossip.collective.group import Group
 from node.run.figures import Figures
 from node.run.trainer import Trainers
+from node.run.trainer_link import TrainerLink
 
 __all__ = ["Stragglers"]
 
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 class Stragglers:
     """Watches over one node's trainer; `watch` must be running for anything to happen."""
 
-    def __init__(self, group: Group, trainers: Trainers, figures: Figures) -> None:
+    def __init__(self, group: Group, trainers: Trainers[TrainerLink], figures: Figures) -> None:
         self._group = group
         self._trainers = trainers
         self._figures = figures

@@ -22,17 +22,16 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import attrs
 import trio
 
-from gossip.protocol import load_protocol
 from node import private_socket
 from node.errors import ExitCode, NodedError
 from node.run.launch import WorkerOptions, worker_command, worker_environment
 from node.run.manifest import RunManifest
-from node.run.trainer_link import Note, TrainerLink
+from node.run.trainer_connection import Note, TrainerConnection
 from node.shared_buffer import BufferMismatch, SharedBuffer, fd_ancillary
 from node.trainer_messages import (
     VERSION,
@@ -66,6 +65,8 @@ EXIT_USELESS: Final = int(ExitCode.BAD_CONFIG)
 
 _log = logging.getLogger(__name__)
 
+Link = TypeVar("Link", bound=TrainerConnection)
+
 
 @attrs.define
 class TrainerStatus:
@@ -78,29 +79,31 @@ class TrainerStatus:
     error: str = ""
 
 
-class Trainers:
+class Trainers(Generic[Link]):
     """Accepts trainers of one run; made by `open_trainers`."""
 
     def __init__(
         self,
         manifest: RunManifest,
         *,
+        vectors: tuple[str, ...],
+        link: Callable[
+            [trio.SocketStream, Attach, RunManifest, SharedBuffer, Callable[[Note], None]], Link
+        ],
         node: str,
         checkpoints: Path,
         newest_checkpoint: Callable[[], str | None],
         on_note: Callable[[Note], None],
     ) -> None:
         self.status = TrainerStatus()
-        self.current: TrainerLink | None = None
+        self.current: Link | None = None
         self._manifest = manifest
         self._node = node
         self._checkpoints = checkpoints
         self._newest_checkpoint = newest_checkpoint
         self._on_note = on_note
-        self._vectors = (
-            load_protocol(manifest.protocol).averager(manifest.protocol_settings).vectors
-        )
-        self._attached, self._links = trio.open_memory_channel[TrainerLink](0)
+        self._vectors, self._make_link = vectors, link
+        self._attached, self._links = trio.open_memory_channel[Link](0)
         self._stopping = False
         self._attaching = False
         self._slots = trio.Semaphore(MAX_CONNECTIONS)
@@ -115,7 +118,7 @@ class Trainers:
         since = trio.current_time() - RECENT_S
         return sum(at >= since for at in self._restarted_at)
 
-    async def next_link(self) -> TrainerLink:
+    async def next_link(self) -> Link:
         """Wait for the next trainer to attach."""
         return await self._links.receive()
 
@@ -166,7 +169,7 @@ class Trainers:
             await self._live(link)
             nursery.cancel_scope.cancel()
 
-    async def _live(self, link: TrainerLink) -> None:
+    async def _live(self, link: Link) -> None:
         try:
             await link.run()
         finally:
@@ -182,7 +185,7 @@ class Trainers:
             else:
                 self.status.state = "restarting"
 
-    async def _offer(self, link: TrainerLink) -> None:
+    async def _offer(self, link: Link) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await self._attached.send(link)
 
@@ -198,7 +201,7 @@ class Trainers:
         self._attaching = True  # until `current` is set: two that come together are not both taken
         return ""
 
-    async def _hand_over(self, stream: trio.SocketStream, attach: Attach) -> TrainerLink:
+    async def _hand_over(self, stream: trio.SocketStream, attach: Attach) -> Link:
         try:
             buffer = SharedBuffer.create(attach.numel, self._vectors)
         except (BufferMismatch, OSError) as error:
@@ -218,7 +221,7 @@ class Trainers:
         sent = await stream.socket.sendmsg([frame], fd_ancillary(buffer.fd))
         if sent < len(frame):
             await stream.send_all(frame[sent:])
-        return TrainerLink(stream, attach, self._manifest, buffer, self._on_note)
+        return self._make_link(stream, attach, self._manifest, buffer, self._on_note)
 
     async def stop(self, reason: str) -> None:
         """Ask the trainer to save and end, and wait for it; at most STOP_S."""
@@ -330,24 +333,31 @@ async def open_trainers(
     manifest: RunManifest,
     socket_path: Path,
     *,
+    vectors: tuple[str, ...],
+    link: Callable[
+        [trio.SocketStream, Attach, RunManifest, SharedBuffer, Callable[[Note], None]], Link
+    ],
     node: str,
     checkpoints: Path,
     newest_checkpoint: Callable[[], str | None],
     on_note: Callable[[Note], None],
     supervised: WorkerOptions | None,
     log_file: Path,
-) -> AsyncIterator[Trainers]:
+) -> AsyncIterator[Trainers[Link]]:
     """Take trainers of `manifest`'s run on `socket_path`; start one if `supervised` is given.
+
+    `vectors` are shared with each of them, and `link` makes what its connection is seen as: it depends on the run's protocol.
 
     Leaving the context ends the supervised process within about three seconds; `Trainers.stop`
     before that lets it save first.
 
     Raises:
         Refused: another daemon serves this socket.
-        UnknownProtocol, InvalidSettings: the manifest cannot be run here.
     """
     trainers = Trainers(
         manifest,
+        vectors=vectors,
+        link=link,
         node=node,
         checkpoints=checkpoints,
         newest_checkpoint=newest_checkpoint,

@@ -12,7 +12,7 @@ keeps (buffers, moments, random state) is private: saved with a checkpoint, neve
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -81,6 +81,28 @@ class Binding:
             with torch.no_grad():
                 for name, view in self.layout.split(self._flat):
                     self._parameters[name].copy_(torch.from_numpy(view))
+
+    @contextlib.contextmanager
+    def lend(self, flat: Vector) -> Iterator[None]:
+        """Inside the block the model's parameters have the values of `flat`; afterwards those that they had."""
+        assert self._flat is not None, "bound to nothing"
+        parameters = self._parameters.values()
+        kept = [p.data if self.shares_memory else p.detach().clone() for p in parameters]
+        with torch.no_grad():
+            for name, view in self.layout.split(flat):
+                if self.shares_memory:
+                    self._parameters[name].data = torch.from_numpy(view)
+                else:
+                    self._parameters[name].copy_(torch.from_numpy(view))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, kept, strict=True):
+                    if self.shares_memory:
+                        parameter.data = value
+                    else:
+                        parameter.copy_(value)
 
 
 def capture_private(

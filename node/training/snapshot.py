@@ -30,7 +30,7 @@ from node.run.tensor_file import WrittenFile, write_tensors
 from node.shared_buffer import Vector
 from node.training.binding import Binding, capture_private, restore_private
 
-__all__ = ["Loop", "Position", "read_snapshot", "write_snapshot"]
+__all__ = ["Loop", "Position", "read_snapshot", "saved_vectors", "write_snapshot"]
 
 METADATA_KEY: Final = "noded"
 _DISCARDED: Final = ("params", "delta", "reduced")
@@ -62,24 +62,26 @@ class Loop:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     binding: Binding
-    averager: Averager
     views: Mapping[str, Vector]
-
-    def saved_vectors(self) -> tuple[str, ...]:
-        """The consensus vectors, the parameters first, and private ones that outlive a round."""
-        consensus = self.averager.consensus
-        own = [n for n in self.averager.vectors if n not in consensus and n not in _DISCARDED]
-        return (*consensus, *own)
+    vectors: tuple[str, ...]
+    """Those that are saved; the first one is the model, whose tensors have their own names in the file."""
 
     def prefix(self, vector: str) -> str:
         """What names of the tensors of `vector` begin with."""
-        return "" if vector == self.averager.consensus[0] else f"noded.{vector}."
+        return "" if vector == self.vectors[0] else f"noded.{vector}."
+
+
+def saved_vectors(averager: Averager) -> tuple[str, ...]:
+    """The consensus vectors, the parameters first, and private ones that outlive a round."""
+    consensus = averager.consensus
+    own = [n for n in averager.vectors if n not in consensus and n not in _DISCARDED]
+    return (*consensus, *own)
 
 
 def write_snapshot(path: Path, loop: Loop, position: Position) -> WrittenFile:
     """Write a new file and fsync it; raises `BadTensorFile` or OSError and leaves nothing then."""
     tensors, numbers = capture_private(loop.model, loop.optimizer, loop.binding)
-    for vector in loop.saved_vectors():
+    for vector in loop.vectors:
         for name, view in loop.binding.layout.split(loop.views[vector]):
             tensors[loop.prefix(vector) + name] = view
     metadata = msgspec.json.encode(_Metadata(position, numbers)).decode()
@@ -87,7 +89,9 @@ def write_snapshot(path: Path, loop: Loop, position: Position) -> WrittenFile:
 
 
 def read_snapshot(path: Path, run_id: bytes, loop: Loop) -> Position:
-    """Load a published checkpoint into the loop: vectors, model, optimizer, random state.
+    """Load a published checkpoint into the loop: saved vectors, buffers, optimizer, random state.
+
+    The parameters are for the caller to set from the vectors.
 
     Raises:
         CheckpointMissing: nothing there.
@@ -97,15 +101,13 @@ def read_snapshot(path: Path, run_id: bytes, loop: Loop) -> Position:
     layout = loop.binding.layout
     try:
         metadata = msgspec.json.decode(found.metadata.get(METADATA_KEY, ""), type=_Metadata)
-        for vector in loop.saved_vectors():
+        for vector in loop.vectors:
             prefix = loop.prefix(vector)
             parts = {slot.name: found.tensors[prefix + slot.name] for slot in layout.slots}
             layout.join(parts, loop.views[vector])
     except (KeyError, ValueError, TypeError, msgspec.MsgspecError) as error:
         raise CheckpointCorrupt(checkpoint.path, f"it does not fit the model: {error}") from error
     restore_private(loop.model, loop.optimizer, loop.binding, found.tensors, metadata.numbers)
-    loop.averager.resume(loop.views)
-    loop.binding.fetch()
     # Signed, where the file's own metadata is only covered by the hash: the same numbers.
     return msgspec.structs.replace(
         metadata.position, round=checkpoint.manifest.round, step=checkpoint.manifest.step

@@ -22,16 +22,20 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
 import torch
 
+from gossip.decentralized.protocol import LocalRule
 from node.errors import DaemonNotRunning, ExitCode, NodedError
 from node.run.manifest import MAX_MANIFEST_BYTES, InvalidManifest, RunManifest
+from node.task import Evaluation
 from node.training.daemon_link import DaemonLink, DaemonLost
+from node.training.leg import local_step, take_gradients
+from node.training.legs import Legs
 from node.training.session import Session
 from node.training.task_loop import TaskLoop
 
@@ -85,6 +89,7 @@ def _train(options: argparse.Namespace, signals: _Signals) -> None:
     loop = TaskLoop(
         manifest,
         data=options.data,
+        part=options.part,
         device=options.device,
         allowed_task=options.task,
         user_path=options.user_path,
@@ -99,13 +104,55 @@ def _train(options: argparse.Namespace, signals: _Signals) -> None:
         every=manifest.every,
         supervised=True,
         expected=manifest,
+        examiner=_Examiner(loop),
     )
     with session as run:
         signals.session = run
         loop.set_node(run.node)
+        if run.legs is not None:
+            _train_legs(run, run.legs, loop)
+            return
         while not run.wait_synced(3600.0) and run.stop_reason is None:
             continue
         _loop(run, loop, options)
+
+
+class _Examiner:
+    """What a decentralized run has looked at between and in legs."""
+
+    def __init__(self, loop: TaskLoop) -> None:
+        self._loop = loop
+
+    def evaluate(self) -> Evaluation:
+        return self._loop.task.evaluate(self._loop.model)
+
+    def sample(self) -> str:
+        return self._loop.task.sample(self._loop.model)
+
+
+def _train_legs(run: Session, legs: Legs, loop: TaskLoop) -> None:
+    """Legs for as long as the daemon has any; evaluations and checkpoints are its wish, too."""
+    while (leg := legs.next_leg()) is not None:
+        rule = LocalRule(leg.kind, leg.rho)
+        if rule.kind == "gradient":
+            batches = take_gradients(loop, run.global_step, leg.steps, legs.gradients())
+        else:
+            batches = _steps(run, loop, rule, leg.steps)
+        for loss, tokens in batches:
+            run.log(loss=loss, tokens=tokens)
+            legs.step_done()
+            if legs.cancelled or run.stop_reason is not None:
+                break
+        if run.stop_reason is not None:
+            return
+        legs.finish_leg()
+
+
+def _steps(
+    run: Session, loop: TaskLoop, rule: LocalRule, steps: int
+) -> Iterator[tuple[float, int]]:
+    for _ in range(steps):
+        yield local_step(loop, rule, run.global_step)
 
 
 def _loop(run: Session, loop: TaskLoop, options: argparse.Namespace) -> None:
@@ -140,7 +187,7 @@ def _due(rounds: int, every: int) -> bool:
 
 def _evaluate(run: Session, loop: TaskLoop) -> None:
     evaluation = loop.task.evaluate(loop.model)
-    run.evaluated(evaluation.loss, evaluation.tokens)
+    run.evaluated(evaluation.loss, evaluation.tokens, evaluation.accuracy)
 
 
 def _read_manifest(path: Path) -> RunManifest:
@@ -184,6 +231,12 @@ def _say(text: str) -> None:
     sys.stderr.write(f"noded trainer: {text}\n")
 
 
+def _part(text: str) -> tuple[int, int]:
+    """As people count: "3/8" is the third of eight, whose index is 2."""
+    number, _, count = text.partition("/")
+    return int(number) - 1, int(count)
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -P -m node.training.worker", description=__doc__)
     parser.add_argument("--socket", type=Path, required=True)
@@ -191,6 +244,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", default="")
+    parser.add_argument("--part", type=_part, default=None)
     parser.add_argument("--task", default="")
     parser.add_argument("--user-path", default="")
     parser.add_argument("--approved", default="")

@@ -85,6 +85,11 @@ TRAINER = (
         "saved",
         {"file": "/x", "round": 1, "step": 16, "size": 3, "sha256": KEY, "state_sha256": KEY},
     ),
+    ("layout", {"tensors": [["0.weight", 0, [3, 4]], ["scale", 16, []]]}),
+    (
+        "leg_done",
+        {"number": 1, "steps": 4, "samples": 8.0, "loss": 1.0, "step": 4, "finite": True},
+    ),
     ("attach", {"version": "x"}),
     ("unknown", {}),
 )

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from gossip.protocol import load_protocol
+from gossip.decentralized.protocol import DecentralizedProtocol
+from gossip.protocol import Protocol, load_plugin
+from node.run.leg_link import VECTORS as LEG_VECTORS
 from node.run.manifest import RunManifest
 from node.shared_buffer import SharedBuffer, send_with_fd
 from node.trainer_messages import (
@@ -108,8 +110,11 @@ class FakeDaemon:
     # ---- answers ----
 
     def vectors(self) -> tuple[str, ...]:
-        settings = self.manifest.protocol_settings
-        return load_protocol(self.manifest.protocol).averager(settings).vectors
+        protocol, settings = load_plugin(self.manifest.protocol), self.manifest.protocol_settings
+        if issubclass(protocol, DecentralizedProtocol):
+            return LEG_VECTORS
+        assert issubclass(protocol, Protocol)
+        return protocol.averager(settings).vectors
 
     def start_own(self, ready: Ready) -> None:
         self.post(Start(ready.round, ready.step, "own"))

@@ -74,7 +74,7 @@ def test_afterwards_the_model_owns_its_memory(socket_path):
             theirs = daemon.buffer.view("params")
             assert parameters[0].data_ptr() % 64 == 0
             train(model, optimizer, 2, run=run)
-            shared = dict(run._binding.layout.split(theirs))
+            shared = dict(run._attachment.binding.layout.split(theirs))
             assert np.array_equal(shared["0.weight"], parameters[0].detach().numpy())
         assert list(model.parameters()) == parameters
         theirs[:] = 0
