@@ -315,12 +315,14 @@ class Calls:
 
     # ---- what the machine has decided ----------------------------------------------------------
 
-    def certified(self, operation: Operation, certificate: Certificate) -> None:
-        """That operation succeeded."""
+    def certified(self, operation: Operation, certificate: Certificate) -> float | None:
+        """That operation succeeded; returns when it began here, unless that is long ago."""
         running = self._running[operation.lane]
-        if running is not None and running.operation is operation:
-            running.certificate = certificate
-            running.done.set()
+        if running is None or running.operation is not operation:
+            return None
+        running.certificate = certificate
+        running.done.set()
+        return running.started
 
     def aborted(self, operation: Operation, reason: str, *, mismatch: bool) -> None:
         """That operation will not succeed in its epoch."""

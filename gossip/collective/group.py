@@ -14,7 +14,7 @@ import logging
 import math
 import random
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -36,8 +36,10 @@ from gossip.collective.epoch_events import (
 )
 from gossip.collective.lanes import ROUND_LANE
 from gossip.collective.lineage import Memory
-from gossip.collective.mesh import Mesh
-from gossip.collective.messages import AnyMessage
+from gossip.collective.mesh import Lane, Mesh
+from gossip.collective.messages import AnyMessage, Begin, Vote
+from gossip.collective.operation import Operation
+from gossip.collective.rhythm import Measure, Rhythm
 from gossip.collective.standing import NO_MODEL
 from gossip.collective.talk import Talk
 from gossip.errors import Indeterminate
@@ -75,6 +77,11 @@ class Group:
         """How often each member was caught breaking the rules; `notes` say how."""
         self.on_waiting: Callable[[int, int], None] = lambda _count, _of: None
         """Told when `count` of `of` members wait in an operation of lane 0 that this node has not begun."""
+        self._me = endpoint.node_id
+        self.rhythm = Rhythm(self._me)
+        """Who has become slow, told from the operations of lane 0."""
+        self.on_measured: Callable[[Measure], None] = lambda _measure: None
+        """Told what an operation of lane 0 got over a link to this node."""
         self._nursery = nursery
         self._remember = remember
         self._remembered: tuple[object, ...] | None = None
@@ -288,8 +295,11 @@ class Group:
                     _log.info("left the epoch: %s", reason)
                     self._behind = None
                     self._mesh.drop(reason)
+                    self.rhythm.given_up()
                 case OperationCertified(operation, certificate):
-                    self._calls.certified(operation, certificate)
+                    began = self._calls.certified(operation, certificate)
+                    if operation.lane == ROUND_LANE and began is not None:
+                        self._measure(operation, began)
                 case OperationAborted(operation, reason, mismatch):
                     self.aborted_operations += 1
                     where = f" of tag {operation.lane}" if operation.lane else ""
@@ -306,6 +316,15 @@ class Group:
             self._talk.send(node, message)
         self._set_alarm()
         self._notify()
+
+    def _measure(self, operation: Operation, began: float) -> None:
+        """What a certified operation says about its members and links."""
+        self.rhythm.began(operation.sequence, self._me, began)
+        links = self._mesh.lane(operation.epoch, operation.lane)
+        measures = [] if links is None else list(_measures(links))
+        self.rhythm.ended(operation.sequence, operation.epoch.members, measures)
+        for measure in measures:
+            self.on_measured(measure)
 
     def _set_alarm(self) -> None:
         """Let the timer's sleep end no later than the machine wants.
@@ -346,9 +365,12 @@ class Group:
 
     def _peer_down(self, node: NodeId, reason: str) -> None:
         self.machine.peer_down(node, reason, trio.current_time())
+        self.rhythm.forget(node)
         self._flush()
 
     def _receive(self, node: NodeId, message: AnyMessage) -> None:
+        if isinstance(message, Begin | Vote) and message.lane == ROUND_LANE:
+            self.rhythm.began(message.sequence, node, trio.current_time())
         self.machine.receive(node, message, trio.current_time())
         self._flush()
 
@@ -379,6 +401,17 @@ class Group:
             endpoint.unserve(protocol)
             self._mesh.drop("the group is closed")
             self._talk.close()
+
+
+def _measures(links: Lane) -> Iterator[Measure]:
+    """What has come over the links of a lane since they were asked last."""
+    members = links.epoch.members
+    for rank, member in enumerate(members):
+        link = links.accepted(rank)
+        if link is not None:
+            seconds, size = link.take_measure()
+            if size:
+                yield Measure(member, members[links.rank], seconds, size)
 
 
 @asynccontextmanager

@@ -43,7 +43,11 @@ ALARM_IN: Final = 5
 LATE_FLOOR_S: Final = 0.05
 """Added to how late a member began: below this, beginning late is scheduling."""
 LEAST_FACTOR: Final = 1.25
-"""A finding that slows things down by less is not worth a word."""
+LEAST_LATE_FACTOR: Final = 2.0
+"""A finding that slows things down by less is not worth a word. Word of a beginning shares its link with what slows
+that, so it takes more to say that a member begins late."""
+MAX_OPERATIONS: Final = 4
+"""Begun by somebody and not ended here; members are at most one apart, unless they lie."""
 MAX_SERIES: Final = 4096
 """Members and links followed at once; the least recently seen goes."""
 
@@ -89,7 +93,8 @@ class Measure:
 class Series:
     """Measurements of one thing over time, with what is usual for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, least_factor: float) -> None:
+        self._least_factor = least_factor
         self._history: deque[float] = deque(maxlen=HISTORY)
         self._flags: deque[bool] = deque(maxlen=ALARM_IN)
         self._last = 0.0
@@ -123,7 +128,7 @@ class Series:
     @property
     def alarmed(self) -> bool:
         """Flagged often enough to be said."""
-        return sum(self._flags) >= ALARM_OF and self.factor >= LEAST_FACTOR
+        return sum(self._flags) >= ALARM_OF and self.factor >= self._least_factor
 
     @property
     def factor(self) -> float:
@@ -141,37 +146,43 @@ class Rhythm:
 
     def __init__(self, me: NodeId) -> None:
         self._me = me
-        self._begun: dict[NodeId, float] = {}
+        self._begun: dict[int, dict[NodeId, float]] = {}
         self._late: dict[NodeId, Series] = {}
         self._links: dict[tuple[NodeId, NodeId], Series] = {}
 
     # ---- what the driver tells ---------------------------------------------------------------
 
-    def began(self, member: NodeId, now: float) -> None:
-        """A member (or this node) says that it has begun the operation that is due; the first word counts."""
-        self._begun.setdefault(member, now)
+    def began(self, operation: int, member: NodeId, now: float) -> None:
+        """A member (or this node) has begun an operation, whose number grows by one; the first word counts."""
+        if operation in self._begun or len(self._begun) < MAX_OPERATIONS:
+            self._begun.setdefault(operation, {}).setdefault(member, now)
 
-    def ended(self, members: Iterable[NodeId], measures: Iterable[Measure] = ()) -> None:
-        """The operation has succeeded: its members, and what this node measured of its links."""
-        known = {member: self._begun[member] for member in members if member in self._begun}
-        self._begun.clear()
+    def ended(
+        self, operation: int, members: Iterable[NodeId], measures: Iterable[Measure] = ()
+    ) -> None:
+        """An operation has succeeded: its members, and what this node measured of its links."""
+        begun = self._begun.get(operation, {})
+        known = {member: begun[member] for member in members if member in begun}
+        self._begun = {number: of for number, of in self._begun.items() if number > operation}
         if len(known) > 1:
             first = min(known.values())
             for member in sorted(known):
                 late = math.log(known[member] - first + LATE_FLOOR_S)
-                _series(self._late, member).observe(late)
+                _series(self._late, member, LEAST_LATE_FACTOR).observe(late)
         for measure in measures:
             self.measured(measure)
 
     def given_up(self) -> None:
-        """The operation has not succeeded: who began it late says nothing."""
+        """The epoch has ended, and its numbers with it: who began late says nothing."""
         self._begun.clear()
 
     def measured(self, measure: Measure) -> None:
         """A link's measurement, of this node's or reported by another member."""
         if measure.seconds > 0 and measure.size > 0:
             link = (measure.source, measure.destination)
-            _series(self._links, link).observe(math.log(measure.seconds / measure.size))
+            _series(self._links, link, LEAST_FACTOR).observe(
+                math.log(measure.seconds / measure.size)
+            )
 
     def forget(self, member: NodeId) -> None:
         """A member is gone; when it comes back it begins anew."""
@@ -227,11 +238,11 @@ class Rhythm:
         }
 
 
-def _series(table: dict[Key, Series], key: Key) -> Series:
+def _series(table: dict[Key, Series], key: Key, least_factor: float) -> Series:
     """The series of `key`, which is now the one seen last."""
     series = table.pop(key, None)
     if series is None:
-        series = Series()
+        series = Series(least_factor)
         if len(table) >= MAX_SERIES:
             del table[next(iter(table))]
     table[key] = series

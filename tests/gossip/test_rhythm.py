@@ -8,6 +8,8 @@ import pytest
 from gossip.collective.rhythm import (
     ALARM_IN,
     HISTORY,
+    LEAST_HISTORY,
+    MAX_OPERATIONS,
     MAX_SERIES,
     Ailment,
     Measure,
@@ -31,14 +33,15 @@ class Swarm:
         }
         self.slow: dict[tuple[NodeId, NodeId], float] = {}
         self.late: dict[NodeId, float] = {}
-        self.now = 0.0
+        self.now, self.number = 0.0, 0
         self.rhythm = Rhythm(MEMBERS[0])
 
     def operation(self, *, bytes_each: int = MIB) -> None:
         self.now += 10.0
+        self.number += 1
         for member in MEMBERS:
             lag = self.rng.lognormvariate(math.log(0.2), NOISE) + self.late.get(member, 0.0)
-            self.rhythm.began(member, self.now + lag)
+            self.rhythm.began(self.number, member, self.now + lag)
         measures = [
             Measure(
                 a,
@@ -48,7 +51,7 @@ class Swarm:
             )
             for (a, b), base in self.base.items()
         ]
-        self.rhythm.ended(MEMBERS, measures)
+        self.rhythm.ended(self.number, MEMBERS, measures)
 
     def run(self, count: int) -> "Swarm":
         for _ in range(count):
@@ -133,21 +136,20 @@ def test_who_was_always_slower_is_not_sick_but_its_lateness_is_known():
 
 def test_rates_are_the_usual_ones_whatever_the_sizes_were():
     swarm = Swarm(5)
-    for size in (MIB, 4 * MIB) * 10:
-        swarm.now += 1
+    for number, size in enumerate((MIB, 4 * MIB) * 10):
         measures = [Measure(a, b, size / 1e6, size) for a, b in swarm.base]
-        swarm.rhythm.ended(MEMBERS, measures)
+        swarm.rhythm.ended(number, MEMBERS, measures)
     assert all(rate == pytest.approx(1e6) for rate in swarm.rhythm.rates().values())
 
 
 def test_an_operation_that_failed_says_nothing_about_who_began_late():
     rhythm = Rhythm(MEMBERS[0])
-    rhythm.began(MEMBERS[0], 0.0)
-    rhythm.began(MEMBERS[1], 9.0)
+    rhythm.began(0, MEMBERS[0], 0.0)
+    rhythm.began(0, MEMBERS[1], 9.0)
     rhythm.given_up()
-    rhythm.began(MEMBERS[0], 20.0)
-    rhythm.began(MEMBERS[1], 20.1)
-    rhythm.ended(MEMBERS[:2])
+    rhythm.began(0, MEMBERS[0], 20.0)
+    rhythm.began(0, MEMBERS[1], 20.1)
+    rhythm.ended(0, MEMBERS[:2])
     assert rhythm.lateness_s()[MEMBERS[1]] == pytest.approx(0.1)
 
 
@@ -172,3 +174,21 @@ def test_a_measurement_of_nothing_is_left_out(seconds, size):
     rhythm = Rhythm(MEMBERS[0])
     rhythm.measured(Measure(MEMBERS[1], MEMBERS[0], seconds, size))
     assert rhythm.rates() == {}
+
+
+def test_who_has_gone_on_to_the_next_operation_is_not_early_in_this_one():
+    rhythm = Rhythm(MEMBERS[0])
+    for number in range(LEAST_HISTORY):
+        rhythm.began(number, MEMBERS[0], 10.0 * number)
+        rhythm.began(number, MEMBERS[1], 10.0 * number)
+        # Its certificate was complete earlier, and what it began next is heard before this one ends here.
+        rhythm.began(number + 1, MEMBERS[1], 10.0 * number + 10.0)
+        rhythm.ended(number, MEMBERS[:2])
+    assert rhythm.lateness_s() == {MEMBERS[0]: pytest.approx(0), MEMBERS[1]: pytest.approx(0)}
+
+
+def test_word_of_operations_that_nobody_runs_is_not_kept():
+    rhythm = Rhythm(MEMBERS[0])
+    for number in range(10_000):
+        rhythm.began(number, MEMBERS[1], 0.0)
+    assert len(rhythm._begun) == MAX_OPERATIONS

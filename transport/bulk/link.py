@@ -54,6 +54,8 @@ _NEAR_BYTES = 4096
 _RECEIVE_BYTES = BULK_RECORD_BYTES + OVERHEAD_BYTES + _NEAR_BYTES
 _NOWHERE = memoryview(b"")
 _SHARED, _NOT_SHARED = b"shared", b"not shared"
+MEASURED_BYTES = 1 << 16
+"""Payload that is received at once, from which on the time says something about the network."""
 
 
 class LinkClosed(TransportError):
@@ -96,6 +98,7 @@ class BulkLink:
         self._receive_buffer = memoryview(bytearray(_RECEIVE_BYTES + len(result.leftover)))
         self._target = _NOWHERE  # of the transfer being received
         self._due = 0  # bytes of it that are still to be received
+        self._measured_s, self._measured_bytes = 0.0, 0
         self._lane_out: shared.Outgoing | None = None
         self._lane_in: shared.Incoming | None = None
         self.ended_in_order = False
@@ -345,7 +348,7 @@ class BulkLink:
             raise UsageError(f"{size} bytes wanted, {self._due} are left of the transfer")
         self._check_open()
         self._target = target
-        done = 0
+        done, began = 0, trio.current_time()
         try:
             while done < size:
                 most = min(BULK_RECORD_BYTES, size - done)
@@ -362,6 +365,9 @@ class BulkLink:
                     await self._fill(whole, whole + HEADER_BYTES)
                 done += self._open_record(length, self._target[done:])
             self._due -= size
+            if size >= MEASURED_BYTES:
+                self._measured_s += trio.current_time() - began
+                self._measured_bytes += size
         except BaseException as error:
             failure = self._ended_by(error)
             if failure is None:
@@ -369,6 +375,16 @@ class BulkLink:
             raise failure from None
         finally:
             self._target = _NOWHERE  # the caller's memory is the caller's again
+
+    def take_measure(self) -> tuple[float, int]:
+        """Seconds spent in receiving payload since the last call, and its bytes.
+
+        Counted from a transfer's head on, so a sender that has nothing to send does not count; small transfers
+        are left out, for of those the network's time is not seen.
+        """
+        measure = self._measured_s, self._measured_bytes
+        self._measured_s, self._measured_bytes = 0.0, 0
+        return measure
 
     def redirect(self, target: memoryview) -> None:
         """Have what is still to come of the transfer being received go to `target` instead.
