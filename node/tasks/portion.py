@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from node.data.sampling import batch_draws
+from node.data.sampling import batch_draws, stream_of, uniform
 from node.data.splits import split
 from node.task import InvalidTaskSettings
 
@@ -33,6 +33,8 @@ class SplitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Pieces of equal class for each node in the split by shards."""
     minimum: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     """Least examples of a node."""
+    examples: Annotated[int, Meta(ge=0, le=100_000_000)] = 0
+    """Train on so many examples in all, chosen at random with the run's seed, alike on all nodes; 0: all there are."""
     any_version: bool = False
     """Accept files whose checksums are not those of the published data set."""
 
@@ -61,7 +63,7 @@ class Portion:
             InvalidTaskSettings: there is no such part.
         """
         if part is None:
-            return cls(np.arange(len(labels)))
+            return cls(_used(settings, len(labels), seed))
         index, count = part
         if not 0 <= index < count:
             raise InvalidTaskSettings(
@@ -87,14 +89,29 @@ def all_parts(
     seed: int,
     users: npt.NDArray[Any] | None = None,
 ) -> list[Indices]:
-    """Every part of the split among `count` nodes."""
-    return split(
+    """Every part of the split among `count` nodes; raises `InvalidSplit`."""
+    used = _used(settings, len(labels), seed)
+    parts = split(
         settings.split,
-        labels,
+        labels[used],
         count,
         seed=seed,
         alpha=settings.alpha,
         shards=settings.shards,
         minimum=settings.minimum,
-        users=users,
+        users=None if users is None else users[used],
     )
+    return [used[part] for part in parts]
+
+
+def _used(settings: SplitSettings, total: int, seed: int) -> Indices:
+    """The examples that are trained on by anybody, ascending."""
+    wanted = settings.examples
+    if not wanted or wanted == total:
+        return np.arange(total)
+    if wanted > total:
+        raise InvalidTaskSettings(
+            f"examples = {wanted:,}, but the data set has {total:,}", hint="0 takes all of them"
+        )
+    keys = uniform(stream_of("examples", seed), total)
+    return np.sort(np.argsort(keys, kind="stable")[:wanted])

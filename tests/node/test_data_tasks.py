@@ -88,6 +88,23 @@ def test_parts_are_disjoint_and_alike_on_all_nodes():
         class_(TaskContext(part=(6, 6)))
 
 
+def test_fewer_examples_are_the_same_ones_on_all_nodes():
+    class_ = load_task("digits")
+    few = {"examples": 100, "split": "dirichlet", "alpha": 1.0}
+    whole = set(class_(TaskContext(settings=few, seed=1))._portion.indices.tolist())
+    parts = [
+        set(class_(TaskContext(settings=few, seed=1, part=(at, 4)))._portion.indices.tolist())
+        for at in range(4)
+    ]
+    assert len(whole) == 100
+    assert set.union(*parts) == whole
+    assert sum(map(len, parts)) == 100
+    other = set(class_(TaskContext(settings=few, seed=2))._portion.indices.tolist())
+    assert other != whole
+    with pytest.raises(InvalidTaskSettings, match="the data set has 1,438"):
+        class_(TaskContext(settings={"examples": 2000}))
+
+
 @pytest.mark.parametrize("task", ["images", "ratings"])
 def test_a_task_without_its_data_says_what_to_do(task):
     with pytest.raises(DataMissing, match="no data of its own") as caught:
