@@ -67,4 +67,4 @@ async def test_a_link_that_has_lost_its_speed_is_named_by_who_receives_over_it(a
         assert (found.ailment, found.member) == (Ailment.LINK, sender.endpoint.node_id)
         assert found.other == receiver.endpoint.node_id
         assert found.factor > 2
-        assert {each.source for each in measured} == {sender.endpoint.node_id}
+        assert sender.endpoint.node_id in {each.source for each in measured}
