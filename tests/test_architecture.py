@@ -33,7 +33,7 @@ THIRD_PARTY = {
     "crdt": {"attrs", "msgspec"},
     "transport": {"attrs", "msgspec", "msgpack", "cryptography", "trio", "miniupnpc"},
     "dht": {"attrs", "msgspec", "trio"},
-    "gossip": {"attrs", "msgspec", "numpy", "blake3", "trio", "zstandard"},
+    "gossip": {"attrs", "msgspec", "numpy", "blake3", "trio", "zstandard", "ml_dtypes"},
 }
 
 # Drivers: the files that meet the event loop. Every other file of these rooms is a core (see CORE_BANS).

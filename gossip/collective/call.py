@@ -59,6 +59,16 @@ AUTO = "auto"
 
 
 @attrs.frozen
+class Path:
+    """What the slowest path between members is like."""
+
+    rtt_s: float
+    """Round trip, seconds."""
+    bytes_per_s: float
+    """What it carries in one direction."""
+
+
+@attrs.frozen
 class Call:
     """One operation, as one member asks for it.
 
@@ -70,6 +80,8 @@ class Call:
         root: whose values are broadcast.
         wire: how values travel: `exact`, or the name of a format for float32 values (`formats.registry`).
         algorithm: `auto`, or the name of one (`gossip.collective.choice`).
+        sites: for the hierarchical algorithm, at which site each member is, by index; else empty.
+        path: what the slowest path between members is like, as far as all agree on it.
         sequence: number of the operation in its lane of the epoch.
         descriptor: 32 bytes that all members must agree on; `bind` makes them.
     """
@@ -80,6 +92,8 @@ class Call:
     root: NodeId | None = None
     wire: str = EXACT
     algorithm: str = AUTO
+    sites: tuple[int, ...] = ()
+    path: Path | None = None
     sequence: int = 0
     descriptor: bytes = bytes(32)
 
@@ -93,8 +107,10 @@ class Call:
         words = (self.kind, self.reduce, self.wire, self.algorithm, source.dtype.name)
         for word in words:
             digest.update(struct.pack(">B", len(word)) + word.encode())
-        digest.update(self.root or b"")
-        digest.update(struct.pack(">QB", source.size, len(self.root or b"")))
+        digest.update(struct.pack(">QBH", source.size, len(self.root or b""), len(self.sites)))
+        digest.update((self.root or b"") + struct.pack(f">{len(self.sites)}I", *self.sites))
+        if self.path is not None:
+            digest.update(struct.pack(">dd", self.path.rtt_s, self.path.bytes_per_s))
         digest.update(descriptor)
         return attrs.evolve(self, descriptor=digest.digest())
 
@@ -132,14 +148,12 @@ def check_call(call: Call, source: Array, out: Array) -> None:
         raise InvalidOperation("source and out must be contiguous")
     if not (math.isfinite(call.weight) and call.weight >= 0):
         raise InvalidOperation(f"a weight must be finite and not negative, not {call.weight}")
-    if source.dtype.kind not in "fiu":
-        raise InvalidOperation(f"values of type {source.dtype} cannot be summed")
     if (call.kind is Kind.BROADCAST) != (call.root is not None):
         raise InvalidOperation("a broadcast has a root, and nothing else has one")
     if call.kind not in REDUCING:
         return
     plain = call.weight in {0.0, 1.0}
-    if source.dtype.kind != "f" and (call.reduce is Reduce.MEAN or not plain):
+    if source.dtype.kind in "iu" and (call.reduce is Reduce.MEAN or not plain):
         raise InvalidOperation(f"values of type {source.dtype} have a sum, but no weighted mean")
     if call.reduce in {Reduce.MIN, Reduce.MAX} and not plain:
         raise InvalidOperation("a minimum or maximum has no weights but 0 and 1")

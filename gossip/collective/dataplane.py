@@ -6,13 +6,24 @@ sign. It proves nothing by itself: a result counts once every member has signed 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
 import attrs
 import trio
 
-from gossip.collective.call import AUTO, EXACT, Array, Call, Kind, Reduce, check_call
+from gossip.collective.algorithms.butterfly import butterfly
+from gossip.collective.algorithms.chain import chain
+from gossip.collective.algorithms.doubling import partners, recursive_doubling
+from gossip.collective.algorithms.hierarchical import hierarchical, talks_to
+from gossip.collective.call import Array, Call, Kind, Reduce, check_call, result_length
+from gossip.collective.certificate import result_root
+from gossip.collective.choice import Algorithm, choose
+from gossip.collective.exchange import Links
+from gossip.collective.formats.wire_format import NotFinite, RefusedPayload
 from gossip.collective.mesh import Lane
 from gossip.collective.ring import Reduction, RingPlace, ring_all_reduce
-from gossip.errors import InvalidOperation
+from gossip.errors import DescriptorMismatch, InvalidOperation
 
 __all__ = ["Call", "Kind", "Outcome", "Reduce", "Timings", "execute"]
 
@@ -48,33 +59,127 @@ async def execute(lane: Lane, call: Call, source: Array, out: Array) -> Outcome:
     Cancellation leaves the lane's links unusable.
 
     Raises:
-        InvalidOperation: the call cannot be carried out; nothing was sent.
-        DescriptorMismatch: a member runs an operation with another descriptor.
+        InvalidOperation: the call cannot be carried out; nothing was sent. No retry can help.
+        NotFinite: values of this member, or a sum that it made, are not finite. No retry can help.
+        RefusedPayload: a member sent values that are none; it names the member.
+        DescriptorMismatch: a member runs an operation with another descriptor. No retry can help.
         CollectiveAborted: the epoch has ended, or a member sent bytes of another operation.
         LinkClosed: a link broke.
     """
     check_call(call, source, out)
-    if call.kind is not Kind.ALL_REDUCE or call.reduce not in {Reduce.SUM, Reduce.MEAN}:
-        raise InvalidOperation(f"{call.kind} of {call.reduce} is not there yet")
-    if call.wire != EXACT or call.algorithm not in {AUTO, "ring"}:
-        raise InvalidOperation(f"no {call.algorithm} with {call.wire} yet")
+    rank, world = lane.rank, lane.world
+    length = result_length(call.kind, source.size, rank, world)
+    if out.size < length:
+        raise InvalidOperation(f"the result has {length} values, out has room for {out.size}")
+    if call.kind is Kind.BARRIER:
+        # That all have begun is what their votes say; there is nothing to send.
+        return Outcome(result_root([]), float(world), 0, "votes", Timings(0.0, 0.0))
+    algorithm = choose(call, source.dtype, source.nbytes, world)
+    hub = _hub(lane.epoch.members, call)
     began = trio.current_time()
-    place = await _ring_place(lane)
-    linked = trio.current_time()
-    mean = call.reduce is Reduce.MEAN
-    reduction = Reduction(call.sequence, call.descriptor, mean=mean, weight=call.weight)
-    result = await ring_all_reduce(place, reduction, source, out)
+    try:
+        links = await _links(lane, call, algorithm, hub)
+        linked = trio.current_time()
+        root, weight = await _RUNNERS[algorithm](links, call, source, out)
+    except BaseExceptionGroup as group:
+        raise _one_of(group) from None
     timings = Timings(linked - began, trio.current_time() - linked)
-    return Outcome(result.root, result.weight, source.size, "ring", timings)
+    return Outcome(root, weight, length, algorithm, timings)
 
 
-async def _ring_place(lane: Lane) -> RingPlace:
-    if lane.world == 1:
-        return RingPlace.alone()
-    following, previous = (lane.rank + 1) % lane.world, (lane.rank - 1) % lane.world
-    return RingPlace(
+def _one_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error of several that says most; a cancellation, or what is no `Exception`, wins."""
+    if not isinstance(group, ExceptionGroup):
+        return group
+    leaves: list[Exception] = []
+    parts = [group]
+    while parts:
+        for error in parts.pop().exceptions:
+            if isinstance(error, ExceptionGroup):
+                parts.append(error)
+            else:
+                leaves.append(error)
+    for telling in (DescriptorMismatch, NotFinite, RefusedPayload):
+        for leaf in leaves:
+            if isinstance(leaf, telling):
+                return leaf
+    return leaves[0]
+
+
+# ---- who talks to whom ---------------------------------------------------------------------------
+
+
+async def _links(lane: Lane, call: Call, algorithm: Algorithm, hub: int) -> Links:
+    rank, world = lane.rank, lane.world
+    others = [other for other in range(world) if other != rank]
+    out, into = others, others
+    match algorithm:
+        case Algorithm.RING | Algorithm.CHAIN:
+            out, into = [(rank + 1) % world], [(rank - 1) % world]
+        case Algorithm.STAR:
+            out = into = others if rank == hub else [hub]
+        case Algorithm.DOUBLING:
+            out = into = partners(rank, world)
+        case Algorithm.HIERARCHICAL:
+            out = into = talks_to(call.sites, rank)
+    if world == 1:
+        out = into = []
+    return await _opened(lane, out, into)
+
+
+async def _opened(lane: Lane, out: Iterable[int], into: Iterable[int]) -> Links:
+    for rank in out:
+        lane.prepare(rank)
+    return Links(
+        lane.epoch.members,
         lane.rank,
-        lane.world,
-        lane.opened(following) or await lane.to(following),
-        lane.accepted(previous) or await lane.from_(previous),
+        {rank: lane.opened(rank) or await lane.to(rank) for rank in out},
+        {rank: lane.accepted(rank) or await lane.from_(rank) for rank in into},
     )
+
+
+def _hub(members: tuple[bytes, ...], call: Call) -> int:
+    """Who is in the middle of a star: who broadcasts, or else the first member."""
+    if call.root is None:
+        return 0
+    if call.root not in members:
+        raise InvalidOperation("who is to broadcast is no member of the epoch")
+    return members.index(call.root)
+
+
+# ---- the algorithms --------------------------------------------------------------------------------
+
+Result = tuple[bytes, float]
+
+
+async def _ring(links: Links, call: Call, source: Array, out: Array) -> Result:
+    reduction = Reduction(call.sequence, call.descriptor, call.reduce, call.weight)
+    rank, world = links.rank, links.world
+    following, previous = (rank + 1) % world, (rank - 1) % world
+    place = RingPlace(
+        rank, world, links.out.get(following), links.into.get(previous), links.names[previous]
+    )
+    result = await ring_all_reduce(place, reduction, source, out)
+    return result.root, result.weight
+
+
+async def _star(links: Links, call: Call, source: Array, out: Array) -> Result:
+    return await butterfly(links, call, source, out, owner=_hub(links.names, call))
+
+
+async def _chain(links: Links, call: Call, source: Array, out: Array) -> Result:
+    return await chain(links, call, _hub(links.names, call), source, out)
+
+
+async def _hierarchical(links: Links, call: Call, source: Array, out: Array) -> Result:
+    return await hierarchical(links, call, call.sites, source, out)
+
+
+_RUNNERS: Final[dict[Algorithm, Callable[[Links, Call, Array, Array], Awaitable[Result]]]] = {
+    Algorithm.RING: _ring,
+    Algorithm.BUTTERFLY: butterfly,
+    Algorithm.STAR: _star,
+    Algorithm.DOUBLING: recursive_doubling,
+    Algorithm.CHAIN: _chain,
+    Algorithm.HIERARCHICAL: _hierarchical,
+}

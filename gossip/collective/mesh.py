@@ -79,12 +79,16 @@ class Lane:
         Raises:
             CollectiveAborted: the epoch has ended, or the link cannot be had.
         """
-        while (link := self.opened(rank)) is None:
-            if rank not in self._dialing:
-                self._dialing.add(rank)
-                self._dial(self, rank)
+        self.prepare(rank)
+        while (link := self._out.get(rank)) is None or self._dropped:
             await self._wait()
         return link
+
+    def prepare(self, rank: int) -> None:
+        """Begin to open what `to` will be asked for, so that several are opened at once."""
+        if rank not in self._dialing and not self._dropped:
+            self._dialing.add(rank)
+            self._dial(self, rank)
 
     async def from_(self, rank: int) -> BulkLink:
         """The link on which another member sends to this one, once that one has opened it.
@@ -92,7 +96,7 @@ class Lane:
         Raises:
             CollectiveAborted: the epoch has ended.
         """
-        while (link := self.accepted(rank)) is None:
+        while (link := self._into.get(rank)) is None or self._dropped:
             await self._wait()
         return link
 

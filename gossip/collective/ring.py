@@ -37,7 +37,7 @@ import struct
 from collections import deque
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 import attrs
 import numpy as np
@@ -46,10 +46,14 @@ import trio
 from blake3 import blake3
 
 from gossip.collective.buffers import as_bytes
-from gossip.collective.call import chunk_bounds
+from gossip.collective.call import Reduce, chunk_bounds
 from gossip.collective.certificate import result_root
-from gossip.errors import CollectiveAborted, DescriptorMismatch
+from gossip.collective.elements import Elements
+from gossip.collective.formats.wire_format import NotFinite, RefusedPayload
+from gossip.collective.segment import DIGEST_BYTES, Place, read_head, write_head
+from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation
 from transport.bulk.link import BulkLink
+from transport.identity import NodeId
 
 SEGMENT_BYTES: Final = 1 << 19
 """Segments travel whole; half a MiB keeps source, target and wire buffers in a core's cache."""
@@ -60,9 +64,17 @@ few that what lies between two members stays in the cache. Between machines ther
 
 STALL_S: Final = 20.0
 """Longest wait for the next half MiB once data flows: 26 KiB/s is no link to reduce over."""
-_HEADER = struct.Struct(">Q16sBHHQd")
 _REDUCE, _GATHER = 0, 1
-DIGEST_BYTES = 32
+_OWN = "not all values are finite"
+_NOT_FINITE = "values that are not finite"
+_COMBINE: Final[dict[Reduce, np.ufunc]] = {
+    Reduce.SUM: np.add,
+    Reduce.MEAN: np.add,
+    Reduce.MIN: np.minimum,
+    Reduce.MAX: np.maximum,
+}
+
+NOBODY: Final = NodeId(bytes(32))
 
 Array = npt.NDArray[Any]
 
@@ -75,6 +87,8 @@ class RingPlace:
     world: int
     to_next: BulkLink | None
     from_previous: BulkLink | None
+    previous: NodeId = NOBODY
+    """Who is blamed for what comes."""
 
     @classmethod
     def alone(cls) -> RingPlace:
@@ -95,14 +109,19 @@ class Reduction:
     Attributes:
         sequence: number of the operation in its epoch.
         descriptor: digest that all members must agree on.
-        mean: divide the sum by the total weight.
+        reduce: how values become one.
         weight: this node's factor; 1.0 for a plain sum.
     """
 
     sequence: int
     descriptor: bytes
-    mean: bool = False
+    reduce: Reduce = Reduce.SUM
     weight: float = 1.0
+    mean: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if self.mean:
+            object.__setattr__(self, "reduce", Reduce.MEAN)
 
 
 @attrs.frozen
@@ -140,10 +159,17 @@ async def ring_all_reduce(
     Cancellation leaves both links unusable and `out` undefined; `source` is never written.
 
     Raises:
+        InvalidOperation: values of 16 bits would be rounded at every hop, others cannot be reduced.
+        NotFinite: values of this member are not finite, or become so when they are added.
+        RefusedPayload: the neighbour sent values that are not finite.
         CollectiveAborted: a link failed or brought bytes of another operation.
         DescriptorMismatch: the neighbour runs an operation with another descriptor.
         LinkClosed: as it says.
     """
+    if Elements(source.dtype).narrow:
+        raise InvalidOperation(
+            f"a ring would round {source.dtype.name} at every hop: use another algorithm"
+        )
     if place.world == 1:
         return _alone(reduction, source, out)
     async with trio.open_nursery() as nursery:
@@ -158,9 +184,11 @@ def _root(digests: list[bytes], weight: float) -> bytes:
 
 def _alone(reduction: Reduction, source: Array, out: Array) -> RingResult:
     weight = reduction.weight
+    if weight and not Elements(source.dtype).finite(source):
+        raise NotFinite(_OWN)
     if weight == 0.0:
         out.fill(0)
-    elif reduction.mean or weight == 1.0:
+    elif reduction.reduce is not Reduce.SUM or weight == 1.0:
         np.copyto(out, source)
     else:
         np.multiply(source, weight, out=out)
@@ -183,7 +211,10 @@ class _Run:
         rank, world = place.rank, place.world
         self._rank, self._world = rank, world
         self._to_next, self._from_previous = place.to_next, place.from_previous
+        self._previous = place.previous
         self._reduction = reduction
+        self._elements = Elements(source.dtype)
+        self._combine = _COMBINE[reduction.reduce]
         self._source, self._source_bytes = source, as_bytes(source)
         self._out, self._out_bytes = out, as_bytes(out)
         self._item = source.itemsize
@@ -271,21 +302,17 @@ class _Run:
                 await self._wake.wait()
 
     def _header(self, segment: _Segment) -> bytes:
-        place = _HEADER.pack(
-            self._reduction.sequence,
-            self._reduction.descriptor[:16],
-            segment.phase,
-            segment.step,
-            segment.chunk,
-            segment.start,
-            segment.weight,
+        reduction, place = self._reduction, Place(*segment[:4])
+        return write_head(
+            reduction.sequence, reduction.descriptor, place, segment.weight, segment.digest
         )
-        return place + segment.digest
 
     def _values(self, segment: _Segment) -> memoryview:
         first, last = segment.start * self._item, segment.stop * self._item
         if segment is not self._next_own:
             return self._out_bytes[first:last]
+        if not (self._silent or self._elements.finite(self._source[segment.start : segment.stop])):
+            raise NotFinite(_OWN)
         if not self._scaled:
             return self._source_bytes[first:last]
         scaled = self._own_scaled[: segment.stop - segment.start]
@@ -328,17 +355,11 @@ class _Run:
 
     def _expected(self, header: bytes, size: int) -> _Segment:
         """The segment that a header announces, which must be the next one of its stream."""
-        if len(header) < _HEADER.size:
-            raise CollectiveAborted("the neighbour sent a segment with a short header")
-        sequence, descriptor, phase, step, chunk, start, weight = _HEADER.unpack_from(header)
-        if sequence == self._reduction.sequence and (descriptor != self._reduction.descriptor[:16]):
-            raise DescriptorMismatch("the neighbour runs another operation")
+        reduction = self._reduction
+        place, weight, digest = read_head(reduction.sequence, reduction.descriptor, header)
+        phase, step, chunk, start = place
         stream = self._streams.get((phase, step))
-        if (
-            sequence != self._reduction.sequence
-            or stream is None
-            or (stream.chunk, stream.start) != (chunk, start)
-        ):
+        if stream is None or (stream.chunk, stream.start) != (chunk, start):
             raise CollectiveAborted("the neighbour is at another place of the operation")
         end = self._bounds[chunk + 1]
         stop = min(start + self._per_segment, end)
@@ -347,7 +368,6 @@ class _Run:
                 f"segment of {size} bytes, expected {(stop - start) * self._item}"
             )
         stream.start = None if stop == end else stop
-        digest = header[_HEADER.size :]
         if phase == _GATHER and stop == end and len(digest) != DIGEST_BYTES:
             raise CollectiveAborted("the neighbour sent a chunk without its digest")
         return _Segment(phase, step, chunk, start, stop, weight, digest)
@@ -359,11 +379,11 @@ class _Run:
         weight = segment.weight + self._reduction.weight
         target = self._out[start:stop]
         if step < self._world - 2:
-            self._add(arrived, start, stop, arrived)
+            self._add(segment, arrived, arrived)
             self._pass_on(_Segment(_REDUCE, step + 1, chunk, start, stop, weight), arrived)
             return
-        self._add(arrived, start, stop, target)
-        if self._reduction.mean and weight > 0:
+        self._add(segment, arrived, target)
+        if self._reduction.reduce is Reduce.MEAN and weight > 0:
             np.divide(target, weight, out=target)
         if chunk == 0:
             self.total_weight = weight
@@ -373,21 +393,44 @@ class _Run:
             digest = self.digests[chunk] = self._hasher.digest()
         self._pass_on(_Segment(_GATHER, 0, chunk, start, stop, weight, digest))
 
-    def _add(self, arrived: Array, start: int, stop: int, total: Array) -> None:
-        """`total` = `arrived` + the own values as they count; the place in `out` is free for use."""
+    def _add(self, segment: _Segment, arrived: Array, total: Array) -> None:
+        """`total` = `arrived` and the own values as they count; the place in `out` is free for use."""
+        start, stop = segment.start, segment.stop
         if self._silent:
+            if not self._elements.finite(arrived):
+                raise RefusedPayload(self._previous, _NOT_FINITE)
             if total is not arrived:
                 np.copyto(total, arrived)
             return
         own = self._source[start:stop]
         if self._scaled:
             own = np.multiply(own, self._reduction.weight, out=self._out[start:stop])
-        np.add(arrived, own, out=total)
+        if segment.weight == 0.0:  # nothing so far, which is no number to compare with
+            np.copyto(total, own)
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._combine(arrived, own, out=total)
+        if not self._elements.finite(total):
+            self._refuse(start, stop, total)
+
+    def _refuse(self, start: int, stop: int, total: Array) -> NoReturn:
+        """A sum is not finite: say because of whom."""
+        own = self._source[start:stop]
+        if not self._elements.finite(own):
+            raise NotFinite(_OWN)
+        # What came was finite only if the own values are so large that they carried it over the edge.
+        limits = np.finfo(own.dtype)
+        edge = float(limits.max) * float(limits.eps) / (8 * max(1.0, self._reduction.weight))
+        if (np.abs(own[~np.isfinite(total)]) > edge).all():
+            raise NotFinite("a sum of finite values became infinite")
+        raise RefusedPayload(self._previous, _NOT_FINITE)
 
     async def _gather(self, segment: _Segment) -> None:
         _, step, chunk, start, stop, weight, digest = segment
         item = self._item
         await self._from_previous.receive_data(self._out_bytes[start * item : stop * item])
+        if not self._elements.finite(self._out[start:stop]):
+            raise RefusedPayload(self._previous, _NOT_FINITE)
         if chunk == 0:
             self.total_weight = weight  # of the one order of additions that everybody reports
         if stop == self._bounds[chunk + 1]:

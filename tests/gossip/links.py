@@ -11,10 +11,12 @@ from typing import Any
 import trio
 import trio.testing
 
+from gossip.collective.exchange import Links
 from gossip.collective.ring import RingPlace
 from tests.transport.pool_links import ignore, result
 from transport.address import Address
 from transport.bulk.link import BulkLink
+from transport.identity import NodeId
 from transport.network import RawStream
 from transport.simulated.memory import MemoryNetwork
 from transport.tcp import TcpStream
@@ -66,6 +68,22 @@ async def ring_of(world: int, network: MemoryNetwork | None = None) -> list[Ring
         RingPlace(rank, world, to_next=ends[rank][0], from_previous=ends[rank - 1][1])
         for rank in range(world)
     ]
+
+
+def names(world: int) -> tuple[NodeId, ...]:
+    return tuple(NodeId(bytes([rank + 1]) * 32) for rank in range(world))
+
+
+async def links_between(world: int, network: MemoryNetwork | None = None) -> list[Links]:
+    """Links from everybody to everybody."""
+    network = network or MemoryNetwork(world)
+    out: list[dict[int, BulkLink]] = [{} for _ in range(world)]
+    into: list[dict[int, BulkLink]] = [{} for _ in range(world)]
+    for index, (one, other) in enumerate(itertools.permutations(range(world), 2)):
+        out[one][other], into[other][one] = await link_pair(
+            network, f"10.0.0.{one + 1}", f"10.0.0.{other + 1}", index
+        )
+    return [Links(names(world), rank, out[rank], into[rank]) for rank in range(world)]
 
 
 @asynccontextmanager

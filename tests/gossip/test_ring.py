@@ -17,13 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossip.collective import ring
-from gossip.collective.call import chunk_bounds
+from gossip.collective.call import Reduce, chunk_bounds
 from gossip.collective.certificate import result_root
+from gossip.collective.formats.wire_format import NotFinite, RefusedPayload
 from gossip.collective.ring import Reduction, RingPlace, RingResult, ring_all_reduce
 from gossip.errors import CollectiveAborted, DescriptorMismatch, GossipError
 from tests.gossip.links import Between, local_ring, ring_of, virtual
 from tests.gossip.swarm import open_swarm
 from transport.bulk.link import LinkClosed
+from transport.identity import NodeId
 from transport.simulated.memory import MemoryNetwork
 
 DESCRIPTOR = hashlib.sha256(b"what is reduced").digest()
@@ -55,7 +57,7 @@ async def reduce_on(
         except Exception as error:  # noqa: BLE001 - whatever it is, the tests look at it
             outcomes[rank] = [*leaves(error)]
             links = [place.from_previous, getattr(place.to_next, "_link", place.to_next)]
-            for link in links:
+            for link in filter(None, links):
                 link.abort("the operation failed here")
         assert source.tobytes() == before, "the source is only read"
 
@@ -214,14 +216,66 @@ def test_one_ring_serves_operation_after_operation() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_not_a_number_is_carried_to_everybody_and_stays_in_its_place(value: float) -> None:
-    sources = random_sources(3, 50, "float32", 4)
-    sources[1][17] = value
-    outcomes = virtual(lambda: reduce_in_ring(sources, [PLAIN] * 3))
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_not_a_number_is_refused_by_the_member_that_has_it(value: float, world: int) -> None:
+    sources = random_sources(world, 50, "float32", 4)
+    sources[0][17] = value
+
+    async def run() -> list[Outcome | list[BaseException]]:
+        return await reduce_on(await ring_of(world), sources, [PLAIN] * world)
+
+    outcomes = virtual(run)
+    assert [type(error) for error in outcomes[0]] == [NotFinite]
+    assert not any(isinstance(outcome, tuple) for outcome in outcomes)
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_who_sends_what_is_no_number_is_named(phase: int, value: float) -> None:
+    """The rank before is the one to blame: it had to refuse what it was sent itself."""
+
+    async def run() -> None:
+        places = [
+            attrs.evolve(place, previous=NodeId(bytes([rank or 3]) * 32))
+            for rank, place in enumerate(await ring_of(3))
+        ]
+        sources = random_sources(3, 30, "float32", 5)
+
+        def spoil(_index: int, header: bytes, payload: bytes) -> list[tuple[bytes, bytes]]:
+            if header[24] == phase:
+                payload = np.full(len(payload) // 4, value, np.float32).tobytes()
+            return [(header, payload)]
+
+        places[1] = attrs.evolve(places[1], to_next=Between(places[1].to_next, spoil))
+        outcomes = await reduce_on(places, sources, [PLAIN] * 3)
+        (refused,) = outcomes[2]
+        assert isinstance(refused, RefusedPayload)
+        assert refused.sender == places[2].previous
+
+    virtual(run)
+
+
+def test_a_sum_that_becomes_infinite_is_nobody_elses_fault() -> None:
+    sources = [np.full(9, 2.5e38, np.float32)] * 2
+
+    async def run() -> list[Outcome | list[BaseException]]:
+        return await reduce_on(await ring_of(2), sources, [PLAIN] * 2)
+
+    errors = [error for outcome in virtual(run) for error in outcome]
+    assert any(isinstance(error, NotFinite) for error in errors)
+    assert not any(isinstance(error, RefusedPayload) for error in errors)
+
+
+@pytest.mark.parametrize("reduce", [Reduce.MIN, Reduce.MAX])
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
+def test_minimum_and_maximum_of_those_that_count(reduce: Reduce, weights: tuple) -> None:
+    sources = random_sources(3, 40, "float64", 6)
+    reductions = [attrs.evolve(PLAIN, reduce=reduce, weight=weight) for weight in weights]
+    outcomes = virtual(lambda: reduce_in_ring(sources, reductions))
     assert_same_bits(outcomes, 3)
-    out = outcomes[0][0]
-    assert np.isfinite(np.delete(out, 17)).all()
-    assert np.array_equal(out[17], np.float32(value), equal_nan=True)
+    counted = [source for source, weight in zip(sources, weights, strict=True) if weight]
+    expected = (np.min if reduce is Reduce.MIN else np.max)(counted, axis=0)
+    assert np.array_equal(outcomes[0][0], expected)
 
 
 @pytest.mark.parametrize("mean", [False, True])
@@ -369,7 +423,7 @@ def test_a_leftover_of_the_last_operation_is_refused_by_the_next() -> None:
         await reduce_on(places, sources, [Reduction(6, DESCRIPTOR)] * 3)
         await direct.send(*sent[0])
         outcomes = await reduce_on(places, sources, [Reduction(7, DESCRIPTOR)] * 3)
-        assert "another place" in str(refused(outcomes[1]))
+        assert "another operation" in str(refused(outcomes[1]))
 
     virtual(run)
 

@@ -1,5 +1,7 @@
-"""How an operation's values travel and where they are added (pure cores, no input or output).
+"""Who sends what to whom in an operation, and where it is added.
 
-`range_owner` is the all-reduce of few hops, for which low-bit wire formats are made; `ring_order` says in which order members stand in
-a ring so that its slowest link is as fast as can be. No driver uses them yet: the ring of `gossip.collective.ring` does the work of today.
+`butterfly` reduces in two hops, by owners of parts (with one owner it is the star), and gathers and broadcasts by the second of them; `doubling` is for small
+vectors; `chain` broadcasts large ones; `hierarchical` goes by sites. The ring is `gossip.collective.ring`.
+
+`range_owner` is a core that nothing drives; `ring_order` says in which order members stand in a ring so that its slowest link is as fast as can be.
 """

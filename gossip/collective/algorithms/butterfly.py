@@ -1,0 +1,277 @@
+"""Reduce in two hops: each part of the vector has one owner, who adds it up (trio driver).
+
+Also called butterfly or reduce-scatter with direct exchange; as in hivemind (Ryabinin et al. 2021), with one
+difference on which the equality of members hangs: there an owner answers each contributor with a difference in bytes
+of its own, here with one encoding for all, and applies what that decodes to itself.
+
+Steps at one member, for every part p with its owner::
+
+    reduce: send the own values of p to its owner; as owner of p, add everybody's, in member order
+    gather: as owner, divide, encode once and send to everybody; take the parts of the others
+
+With a part for every member this is the *butterfly*; with all of the vector owned by one member it is the *star*, of
+the fewest messages. An all-gather is the second step alone, with values instead of sums; a broadcast is that
+with one owner; a reduce-scatter is the first step, after which owners tell only the digests of their parts.
+
+Invariants:
+
+* every value is encoded once on its way to the owner and once on its way back, so the error of a wire format is
+  that of two encodings however many members there are (a ring of N encodes N times);
+* sums are made in member order by one member, so they are the same for everybody;
+* weights travel beside the values, which the owner multiplies as it adds them: rounding does not depend on them;
+* unless the result stays in parts, each member hashes every part itself, as it came: an owner that sends different
+  bytes to different members makes their results, and so their votes, differ, and there is no forwarder who could;
+* beyond the vectors a member holds three segments, its own packed results and what links hold.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import trio
+from blake3 import blake3
+
+from gossip.collective.buffers import as_bytes
+from gossip.collective.call import REDUCING, Call, Kind, chunk_bounds
+from gossip.collective.carriage import Carriage
+from gossip.collective.certificate import result_root
+from gossip.collective.elements import Elements
+from gossip.collective.exchange import Exchange, Links
+from gossip.collective.formats.wire_format import NotFinite, RefusedPayload
+from gossip.collective.outbox import Transfer
+from gossip.collective.segment import DIGEST_BYTES, Place
+from gossip.errors import CollectiveAborted
+
+Array = npt.NDArray[Any]
+
+_REDUCE, _GATHER, _DIGEST = 0, 1, 2
+_WEIGHT = struct.Struct(">d")
+
+
+async def butterfly(
+    links: Links,
+    call: Call,
+    source: Array,
+    out: Array,
+    *,
+    owner: int | None = None,
+    weight: float | None = None,
+    stage: int = 0,
+) -> tuple[bytes, float]:
+    """Carry out any kind but a barrier; returns the root and the members' total weight.
+
+    `source` is only read; `out` begins with the result when this returns. Cancellation leaves the links unusable.
+
+    Args:
+        links: to and from every member, or with an `owner`, to and from that one.
+        call: what to do; who broadcasts is `owner`.
+        source: this member's values.
+        out: room for the result.
+        owner: who owns all of the vector.
+        weight: what members of a broadcast are told as the total.
+        stage: see `Exchange`.
+
+    Raises:
+        NotFinite: values of this member are not finite, or the sums of its part.
+        RefusedPayload: a member sent bytes that are no such values.
+        CollectiveAborted, DescriptorMismatch, LinkClosed: as for `gossip.collective.dataplane.execute`.
+    """
+    async with trio.open_nursery() as nursery:
+        run = _Butterfly(Exchange(links, call, nursery, stage), source, out, owner)
+        if call.kind in REDUCING:
+            await run.reduce()
+        else:
+            run.publish_own(float(links.world) if weight is None else weight)
+        if call.kind is Kind.REDUCE_SCATTER:
+            await run.tell_digests()
+        else:
+            await run.gather()
+    return run.root(), run.weight
+
+
+class _Butterfly:
+    """One operation at one member."""
+
+    def __init__(self, exchange: Exchange, source: Array, out: Array, owner: int | None) -> None:
+        links, call = exchange.links, exchange.call
+        self._exchange, self._call, self._links = exchange, call, links
+        self._source, self._out = source, out
+        self._elements = Elements(source.dtype)
+        self._carriage = Carriage(self._elements, call.wire)
+        self._me, world = links.rank, links.world
+        if owner is not None:
+            self._bounds = [0] * (owner + 1) + [source.size] * (world - owner)
+        elif call.kind is Kind.ALL_GATHER:
+            self._bounds = [source.size * rank for rank in range(world + 1)]
+        else:
+            self._bounds = chunk_bounds(source.size, world)
+        # Somebody owns even nothing, or nobody would tell the weights.
+        self._owners = [r for r in range(world) if self._size(r)] or [owner or 0]
+        # Others, beginning with the next member, so that not all send to the same one first.
+        self._others = [(self._me + step) % world for step in range(1, world)]
+        self._hashers = [blake3() for _ in range(world)]
+        self._digests = [b""] * world
+        self._weight: float | None = None
+
+    def _size(self, part: int) -> int:
+        return self._bounds[part + 1] - self._bounds[part]
+
+    def _segments(self, part: int) -> list[tuple[int, int]]:
+        """First and last value of each, counted from the start of the part."""
+        if part not in self._owners:
+            return []
+        length, step = self._size(part), self._carriage.per_segment
+        return [(start, min(start + step, length)) for start in range(0, max(length, 1), step)]
+
+    @property
+    def weight(self) -> float:
+        """The sum of all members' weights, once it is known."""
+        assert self._weight is not None, "asked before anybody could have told"
+        return self._weight
+
+    def root(self) -> bytes:
+        """What to vote for."""
+        digests = [
+            digest or hasher.digest()
+            for digest, hasher in zip(self._digests, self._hashers, strict=True)
+        ]
+        return result_root([*digests, _WEIGHT.pack(self.weight)])
+
+    # ---- towards the owners --------------------------------------------------------------------
+
+    async def reduce(self) -> None:
+        """Send everybody their parts of the own values, and add up the own part."""
+        for rank in self._others:
+            if rank in self._owners:
+                self._exchange.post(rank, self._contributions(rank))
+        segments = self._segments(self._me)
+        total = np.empty(segments[0][1] if segments else 0, self._elements.total)
+        for start, stop in segments:
+            summed = total[: stop - start]
+            self._weight = await self._add_up(start, stop, summed)
+            self._finish(start, stop, summed)
+
+    async def _add_up(self, start: int, stop: int, summed: Array) -> float:
+        """Let `summed` be the sum of everybody's values of a segment of the own part; returns their weight."""
+        elements, reduce, first = self._elements, self._call.reduce, self._bounds[self._me]
+        weight, begun = 0.0, False
+        for rank in range(self._links.world):
+            if rank == self._me:
+                share, values = self._call.weight, self._source[first + start : first + stop]
+                if share and not elements.finite(values):
+                    raise NotFinite(f"not all of {values.size} values are finite")
+            else:
+                share, values = await self._take(rank, start, stop - start)
+            if share:
+                combine = elements.combine if begun else elements.begin
+                combine(reduce, summed, values, share)
+                weight, begun = weight + share, True
+        if not begun:
+            summed.fill(0)
+        return weight
+
+    def _contributions(self, owner: int) -> Iterator[Transfer]:
+        first, weight = self._bounds[owner], self._call.weight
+        for start, stop in self._segments(owner):
+            head = self._exchange.head(Place(_REDUCE, 0, owner, start), weight)
+            # What counts nothing is not looked at, nor sent: it may be anything.
+            values = self._source[first + start : first + stop] if weight else self._source[:0]
+            yield head, self._carriage.pack(values)
+
+    async def _take(self, rank: int, start: int, count: int) -> tuple[float, Array]:
+        """The next contribution of a member to the own part: its weight and values."""
+        place = Place(_REDUCE, 0, self._me, start)
+        weight, _, size = await self._exchange.receive_head(rank, place)
+        count = count if weight else 0
+        self._refuse_size(rank, size, count)
+        await self._exchange.receive_data(rank, self._carriage.buffer(size))
+        if not count:
+            return weight, self._source[:0]
+        return weight, self._carriage.open(size, count, self._links.names[rank])
+
+    def _refuse_size(self, rank: int, size: int, count: int) -> None:
+        most = self._carriage.largest(count) if count else 0
+        if size > most or (self._carriage.exact and size != most):
+            raise RefusedPayload(self._links.names[rank], f"{size} bytes for {count} values")
+
+    # ---- and back --------------------------------------------------------------------------------
+
+    def _finish(self, start: int, stop: int, summed: Array) -> None:
+        """A segment of the own part is added up: put it in its place and send it, if it is to be sent."""
+        first = 0 if self._call.kind is Kind.REDUCE_SCATTER else self._bounds[self._me]
+        part = self._out[first + start : first + stop]
+        self._elements.settle(self._call.reduce, summed, self.weight, part)
+        if self._call.kind is not Kind.REDUCE_SCATTER:
+            self._publish(start, part)
+            return
+        if not self._elements.finite(part):
+            raise NotFinite(f"not all of {part.size} sums are finite")
+        self._hashers[self._me].update(as_bytes(part))
+
+    def publish_own(self, weight: float) -> None:
+        """Without a reduction: the own part is the own values."""
+        self._weight = weight
+        first = self._bounds[self._me]
+        for start, stop in self._segments(self._me):
+            part = self._out[first + start : first + stop]
+            np.copyto(part, self._source[start:stop])
+            self._publish(start, part)
+
+    def _publish(self, start: int, part: Array) -> None:
+        """Send a segment of the own part to everybody, and take what the others will decode for oneself."""
+        payload = self._carriage.pack(part)
+        self._hashers[self._me].update(payload)
+        head = self._exchange.head(Place(_GATHER, 0, self._me, start), self.weight)
+        for rank in self._others:
+            self._exchange.post(rank, iter([(head, payload)]))
+        if not self._carriage.exact:
+            self._carriage.buffer(len(payload))[:] = payload
+            self._carriage.accept(part, len(payload), self._links.names[self._me])
+
+    async def gather(self) -> None:
+        """Take the parts of all others."""
+        # Segment by segment from everybody: whoever is read last would else wait with a full link.
+        plans = [[(rank, *segment) for segment in self._segments(rank)] for rank in self._others]
+        for plan in itertools.zip_longest(*plans):
+            for rank, start, stop in filter(None, plan):
+                await self._take_result(rank, start, stop)
+
+    async def _take_result(self, rank: int, start: int, stop: int) -> None:
+        weight, _, size = await self._exchange.receive_head(rank, Place(_GATHER, 0, rank, start))
+        self._agree_on(weight, rank)
+        self._refuse_size(rank, size, stop - start)
+        first = self._bounds[rank]
+        part = self._out[first + start : first + stop]
+        memory = self._carriage.place(part, size)
+        await self._exchange.receive_data(rank, memory)
+        self._hashers[rank].update(memory)
+        self._carriage.accept(part, size, self._links.names[rank])
+
+    def _agree_on(self, weight: float, rank: int) -> None:
+        if self._weight is None:
+            self._weight = weight
+        if self._call.kind is Kind.BROADCAST:
+            self._weight = weight  # as the owner tells it
+        if weight != self._weight:
+            raise CollectiveAborted(f"{self._links.names[rank].short} counts another total weight")
+
+    async def tell_digests(self) -> None:
+        """Of a reduce-scatter: everybody learns what the parts of all are, by their digests."""
+        if self._me in self._owners:
+            own = self._digests[self._me] = self._hashers[self._me].digest()
+            head = self._exchange.head(Place(_DIGEST, 0, self._me, 0), self.weight, own)
+            for rank in self._others:
+                self._exchange.post(rank, iter([(head, b"")]))
+        for rank in self._others:
+            if rank in self._owners:
+                place = Place(_DIGEST, 0, rank, 0)
+                weight, digest, size = await self._exchange.receive_head(rank, place)
+                if len(digest) != DIGEST_BYTES or size:
+                    raise CollectiveAborted(f"{self._links.names[rank].short} sent no digest")
+                self._agree_on(weight, rank)
+                self._digests[rank] = digest

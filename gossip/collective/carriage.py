@@ -1,0 +1,124 @@
+"""How the values of one call travel: as they are, or in a wire format (sans-IO).
+
+`exact` carries the bytes of the vector's own type, and what arrives of a result is received in its final place.
+A wire format (`gossip.collective.formats`) carries float32 values in fewer bytes: what arrives is received in a buffer of one
+segment and decoded from there. Either way, what is not finite is refused: by the member that would send it, as
+NotFinite, and by the first that is sent it, as RefusedPayload with the sender's name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from gossip.collective.buffers import as_bytes
+from gossip.collective.call import EXACT
+from gossip.collective.elements import Elements
+from gossip.collective.formats.registry import format_named
+from gossip.collective.formats.wire_format import NotFinite, RefusedPayload, WireFormat
+from gossip.errors import InvalidOperation
+from transport.identity import NodeId
+
+Array = npt.NDArray[Any]
+
+SEGMENT_VALUE_BYTES: Final = 1 << 19
+"""Of values, as they are added, that travel and are worked on together: source, target and wire buffers stay in a core's cache."""
+ALIGN: Final = 256
+"""Parts of a vector begin at a wire format's block, so that a block is of one part."""
+
+
+class Carriage:
+    """Packs and opens the values of one call; keeps buffers of one segment.
+
+    Args:
+        elements: type of the values.
+        wire: `exact` or the name of a format.
+
+    Raises:
+        InvalidOperation: that format does not carry values of this type.
+        UnknownFormat: there is none of that name.
+    """
+
+    def __init__(self, elements: Elements, wire: str) -> None:
+        self._elements = elements
+        self._format: WireFormat | None = None if wire == EXACT else format_named(wire)
+        if self._format is not None and elements.dtype != np.float32:
+            raise InvalidOperation(f"{wire} carries float32 values, not {elements.dtype.name}")
+        self.per_segment = max(ALIGN, SEGMENT_VALUE_BYTES // elements.total.itemsize)
+        """Values per segment."""
+        self._wire = np.empty(self.largest(self.per_segment), np.uint8)
+        self._opened = np.empty(0, elements.total)
+
+    @property
+    def exact(self) -> bool:
+        """True when values travel as they are."""
+        return self._format is None
+
+    def largest(self, count: int) -> int:
+        """The most bytes that `count` values take."""
+        if self._format is None:
+            return count * self._elements.dtype.itemsize
+        return self._format.encoded_bytes(count)
+
+    def pack(self, values: Array) -> memoryview:
+        """The bytes of `values`; with `exact` their own memory.
+
+        Raises:
+            NotFinite: a value cannot be carried.
+        """
+        if self._format is None:
+            if not self._elements.finite(values):
+                raise NotFinite(f"not all of {values.size} values are finite")
+            return as_bytes(values)
+        data = np.empty(self._format.encoded_bytes(values.size), np.uint8)
+        return data[: self._format.encode_into(values, data)].data
+
+    # What arrives to be added
+
+    def buffer(self, size: int) -> memoryview:
+        """Where a payload of `size` bytes, at most the largest of a segment, is to be received."""
+        return as_bytes(self._wire[:size])
+
+    def open(self, size: int, count: int, sender: NodeId) -> Array:
+        """The `count` values that `buffer(size)` holds, until the next payload is received.
+
+        Raises:
+            RefusedPayload: they are not that many finite values.
+        """
+        data = self._wire[:size]
+        if self._format is None:
+            values: Array = data.view(self._elements.dtype)
+            self._check(values, count, sender)
+            return values
+        if not self._opened.size:
+            self._opened = np.empty(self.per_segment, self._elements.total)
+        opened = self._opened[:count]
+        self._format.decode_untrusted_into(data, opened, sender=sender)
+        return opened
+
+    # What arrives as a result
+
+    def place(self, part: Array, size: int) -> memoryview:
+        """Where the payload of a result that belongs into `part` is to be received."""
+        return as_bytes(part) if self.exact and size == part.nbytes else self.buffer(size)
+
+    def accept(self, part: Array, size: int, sender: NodeId) -> None:
+        """See that `part` holds the values that were received in `place(part, size)`.
+
+        Raises:
+            RefusedPayload: they are not that many finite values.
+        """
+        if self._format is not None:
+            self._format.decode_untrusted_into(self._wire[:size], part, sender=sender)
+            return
+        if size != part.nbytes:
+            raise RefusedPayload(sender, f"{size} bytes where {part.nbytes} were expected")
+        self._check(part, part.size, sender)
+
+    def _check(self, values: Array, count: int, sender: NodeId) -> None:
+        if values.size != count:
+            raise RefusedPayload(sender, f"{values.size} values where {count} were expected")
+        if not self._elements.finite(values):
+            raise RefusedPayload(sender, "values that are not finite")
