@@ -26,6 +26,7 @@ from node.cli.base import Settings, Verbs, current_settings
 from node.cli.blocks import add_block_verbs
 from node.cli.joining import add_joining_verbs
 from node.cli.network import add_network_verbs
+from node.cli.plot import add_plot_verb
 from node.cli.simulate import add_simulate_verb
 from node.cli.state import add_state_verb
 from node.cli.top import add_top_verb
@@ -164,6 +165,7 @@ add_joining_verbs(cli)
 add_block_verbs(cli)
 add_network_verbs(cli)
 add_simulate_verb(cli)
+add_plot_verb(cli)
 add_state_verb(cli)
 add_top_verb(cli)
 add_trust_verb(cli)
