@@ -29,7 +29,8 @@ def combine(vectors: Sequence[AnyVector], weights: Sequence[float]) -> Vector:
         total = np.zeros(stop - start)
         for vector, weight in zip(vectors, weights, strict=True):
             total += np.multiply(vector[start:stop], weight, dtype=np.float64)
-        out[start:stop] = total
+        with np.errstate(over="ignore"):  # what does not fit is infinite, and callers look for that
+            out[start:stop] = total
     return out
 
 

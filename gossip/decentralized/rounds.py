@@ -17,8 +17,8 @@ nobody may wait for ever. Theory of operation:
   itself to the stamp of most of those that it hears, tells the ones it leaves behind, and offers its work there. A model that
   comes too late is answered with a `Skip`, so that its sender knows. One that has just begun, far behind the others, has nothing
   to offer: it says so to its neighbours (`Skip`), and takes the mean of their models as its own.
-* **Bounds.** Of each peer at most two models are kept (of the current stamp, and the newest later one), and of at most
-  `capacity` peers. Whoever claims a stamp far ahead moves nobody alone: it takes a majority of the last few heard.
+* **Bounds.** Of each peer at most two models are kept (`gossip.decentralized.inbox`), and of at most `capacity` peers beside the
+  known neighbours. Who claims a stamp far ahead moves nobody alone: it takes most of the last few heard.
 
 Losses that the driver reports are repaired by sending again, a few times; other losses cost the deadline.
 
@@ -36,6 +36,7 @@ import msgspec
 import numpy as np
 
 from gossip.decentralized import arithmetic
+from gossip.decentralized.inbox import Inbox, Received
 from gossip.decentralized.protocol import (
     TASK_RULE,
     AnyVector,
@@ -56,7 +57,7 @@ from transport.errors import MalformedMessage
 from transport.identity import NodeId
 
 SPARE_PEERS: Final = 16
-"""Peers beyond the known neighbours whose models are kept: those that know of this node before it knows of them."""
+"""Peers beyond the known neighbours whose models are kept: graphs differ for a while when members come and go."""
 MAX_STAMP: Final = 1 << 48
 MAX_DEGREE: Final = 1 << 20
 MAX_RESENDS: Final = 3
@@ -91,34 +92,6 @@ class Plan:
     """Whose models it waits for; None: whoever sends, until the deadline."""
 
 
-@attrs.frozen(eq=False)
-class Received:
-    """A peer's payload of one stamp."""
-
-    sender: NodeId
-    stamp: int
-    degree: int
-    vectors: tuple[AnyVector, ...]
-
-
-@attrs.define(eq=False)
-class _Peer:
-    """What is known of one peer; forgotten when it is no member any more."""
-
-    stamp: int = -1
-    """Highest it has sent a model of."""
-    skipped: int = -1
-    """It has closed everything up to this stamp without this node."""
-    current: Received | None = None
-    later: Received | None = None
-    resends: int = 0
-    """Of this stamp's model."""
-
-    @property
-    def holds(self) -> bool:
-        return self.current is not None or self.later is not None
-
-
 class RoundProtocol(DecentralizedProtocol):
     """A core with rounds; see the module's words. `model` is the node's model after its last exchange or leg."""
 
@@ -128,9 +101,6 @@ class RoundProtocol(DecentralizedProtocol):
     def __init__(self, settings: msgspec.Struct, context: Context) -> None:
         super().__init__(settings, context)
         self.others: tuple[NodeId, ...] = ()
-        self.stamp = 0
-        self.late = 0
-        """Models that came too late to be mixed."""
         self.missing = 0
         """Models of sources that an exchange was closed without."""
         self.unusable = 0
@@ -138,15 +108,14 @@ class RoundProtocol(DecentralizedProtocol):
         self.jumps = 0
         """Times this node renumbered itself to catch up."""
         self._x: Vector = np.zeros(0, np.float32)
-        self._peers: dict[NodeId, _Peer] = {}
-        self._heard: dict[NodeId, int] = {}  # the last stamps heard, oldest first
+        self._inbox = Inbox()
         self._members: frozenset[NodeId] = frozenset()
         self._plan: Plan | None = None  # while an exchange is open
         self._planned: tuple[int, tuple[NodeId, ...], Plan] | None = None
         self._sent: tuple[AnyVector, ...] = ()
         self._deadline: float | None = None
         self._training = False
-        self._fresh = False  # has never taken part in an exchange, and began with round 0
+        self._fresh = False  # has never mixed with anybody, and began with round 0
         self._listening = False
         self._finished = False
 
@@ -217,11 +186,8 @@ class RoundProtocol(DecentralizedProtocol):
     def members(self, others: Sequence[NodeId], now: float) -> None:
         """Those that are gone are waited for no longer; newcomers take part from the next exchange on."""
         self.others = tuple(others)
-        known = frozenset(others)
-        for gone in [peer for peer in self._peers if peer not in known and peer in self._members]:
-            del self._peers[gone]
-            self._heard.pop(gone, None)
-        self._members = known
+        self._members = frozenset(others)
+        self._inbox.set_members(self._members)
         self._close_if_complete(now)
 
     def trained(self, work: LocalWork, now: float) -> None:
@@ -249,34 +215,26 @@ class RoundProtocol(DecentralizedProtocol):
         if isinstance(decoded, Skip):
             if vectors:
                 raise MalformedMessage("a skip carries no vectors")
-            peer = self._peer(sender)
+            peer = self._inbox.peer(sender)
             if peer is not None:
                 peer.skipped = max(peer.skipped, decoded.stamp)
-                self._hear(sender, decoded.stamp)
+                self._inbox.hear(sender, decoded.stamp)
         else:
             if not 0 <= decoded.degree <= MAX_DEGREE:
                 raise MalformedMessage("a degree out of range")
             self.check_payload(vectors)
             self._keep(sender, decoded, vectors)
-            if self._training and self._fresh and self._is_far(self._others_stamp()):
-                # What this leg learns would be thrown away: listen at once.
-                self._emit(Cancel())
-                self._training = False
-                self._jump(self._others_stamp())
-                self._open(now)
-                return
-        self._close_if_complete(now)
+        if self._fresh and not self._listening and self._is_far(self._others_stamp()):
+            self._listen(now)
+        else:
+            self._close_if_complete(now)
 
     def undelivered(self, to: NodeId, key: int, now: float) -> None:  # noqa: ARG002 - the contract's
         """Send the model of an open exchange again, a few times; others are not worth it any more."""
-        peer = self._peers.get(to)
-        if self._plan is None or key != self.stamp or to not in self._plan.targets:
+        if self._plan is None or key != self._key() or to not in self._plan.targets:
             return
-        if to not in self._members or self._listening:
-            return
-        if peer is None:
-            peer = self._peers[to] = _Peer()
-        if peer.resends < MAX_RESENDS:
+        peer = self._inbox.peer(to) if to in self._members else None
+        if peer is not None and peer.resends < MAX_RESENDS:
             peer.resends += 1
             self._send_model(to)
 
@@ -303,6 +261,16 @@ class RoundProtocol(DecentralizedProtocol):
         return self._x
 
     @property
+    def stamp(self) -> int:
+        """The exchange that this node is at, or trains for."""
+        return self._inbox.stamp
+
+    @property
+    def late(self) -> int:
+        """Models that came too late to be mixed."""
+        return self._inbox.late
+
+    @property
     def round(self) -> int:
         """Rounds completed."""
         return self.stamp // self.exchanges
@@ -323,7 +291,7 @@ class RoundProtocol(DecentralizedProtocol):
 
     def _enter(self, stamp: int, now: float) -> None:
         """Be at a stamp: train first if a round begins there, and exchange."""
-        self._at(stamp)
+        self._inbox.advance(stamp)
         if stamp % self.exchanges:
             self._open(now)
             return
@@ -333,20 +301,6 @@ class RoundProtocol(DecentralizedProtocol):
             return
         self._training = True
         self._emit(Train(self._x, self.context.every, self.rule()))
-
-    def _at(self, stamp: int) -> None:
-        """Move on: models that were early are current now, and those that were current are late."""
-        self.stamp = stamp
-        for peer in self._peers.values():
-            peer.resends = 0
-            for kept in (peer.current, peer.later):
-                self.late += kept is not None and kept.stamp < stamp
-            if peer.current is not None and peer.current.stamp != stamp:
-                peer.current = None
-            if peer.later is not None and peer.later.stamp <= stamp:
-                if peer.later.stamp == stamp:
-                    peer.current = peer.later
-                peer.later = None
 
     def _open(self, now: float) -> None:
         """Send the model to this stamp's targets and wait for those of its sources."""
@@ -358,9 +312,9 @@ class RoundProtocol(DecentralizedProtocol):
             else:
                 self._send_model(target)
         if plan.sources is not None:
-            for id_, peer in sorted(self._peers.items()):
-                if peer.current is not None and id_ not in plan.sources:
-                    peer.current = None
+            for id_ in sorted(self._inbox.peers):
+                # It came over an edge that this node's graph lacks: its sender need not wait.
+                if id_ not in plan.sources and self._inbox.take(id_) is not None:
                     self._skip(id_, self.stamp)
         self._deadline = now + self.patience
         self._close_if_complete(now)
@@ -374,47 +328,38 @@ class RoundProtocol(DecentralizedProtocol):
 
     def _is_settled(self, source: NodeId) -> bool:
         """Nothing more of this stamp is to be expected from it."""
-        peer = self._peers.get(source)
-        if peer is not None and (peer.current is not None or peer.skipped >= self.stamp):
-            return True
-        return source not in self._members
+        here = self._inbox.current(source) is not None or self._inbox.has_skipped(source)
+        return here or source not in self._members
 
     def _close(self, now: float) -> None:
         """Mix what is there, tell those that are missing, and go on."""
-        plan = self._plan
+        plan, listening = self._plan, self._listening
         assert plan is not None, "no exchange is open"
-        candidates = sorted(self._peers) if plan.sources is None else sorted(plan.sources)
         received = []
-        for source in candidates:
-            peer = self._peers.get(source)
-            if (
-                peer is not None
-                and peer.current is not None
-                and (peer.skipped < self.stamp or self._listening)
-            ):
-                received.append(peer.current)
-                peer.current = None
+        for source in sorted(self._inbox.peers if plan.sources is None else plan.sources):
+            given_up = self._inbox.has_skipped(source) and not listening
+            model = self._inbox.take(source)
+            if model is not None and not given_up:
+                received.append(model)
             elif plan.sources is not None:
                 self.missing += 1
-                if source in self._members and not self._listening:
+                if source in self._members and not listening:
                     self._skip(source, self.stamp)
-        self._plan, self._deadline, self._sent = None, None, ()
-        if self._listening:
-            mixed = self.adopt(received) if received else self._x
-        else:
+        self._plan, self._deadline, self._sent, self._listening = None, None, (), False
+        if not listening:
             mixed = self.mix(self._x, len(plan.targets), received)
+        else:
+            mixed = self.adopt(received) if received else self._x
         if arithmetic.is_finite(mixed):
             self._x = mixed
             mixed.flags.writeable = False
         else:
             self.unusable += 1
-        if received or not self._listening:
-            self._fresh = False
-        self._listening = False
-        closed = self.stamp
-        if (closed + 1) % self.exchanges == 0:
-            self._emit(Completed((closed + 1) // self.exchanges, self._x, 1 + len(received)))
-        self._enter(closed + 1, now)
+        self._fresh = self._fresh and not received
+        following = self.stamp + 1
+        if following % self.exchanges == 0:
+            self._emit(Completed(following // self.exchanges, self._x, 1 + len(received)))
+        self._enter(following, now)
 
     def _plan_now(self) -> Plan:
         """This stamp's plan among today's members; made once, because making it may draw."""
@@ -425,25 +370,17 @@ class RoundProtocol(DecentralizedProtocol):
     # ---- being behind ------------------------------------------------------------------------
 
     def _others_stamp(self) -> int:
-        """The stamp that more than half of the peers heard last have reached; -1 if none was heard."""
-        window = max(HEARD, len(self.neighbours()))
-        last = sorted(list(self._heard.values())[-window:], reverse=True)
-        reached = last[len(last) // 2] if last else -1
-        return (
-            min(reached, self.context.rounds * self.exchanges - 1)
-            if self.context.rounds
-            else reached
-        )
+        """The stamp of most of the others, as far as they were heard; -1 if none was."""
+        reached = self._inbox.reached(max(HEARD, len(self.neighbours())))
+        last = self.context.rounds * self.exchanges - 1
+        return min(reached, last) if self.context.rounds else reached
 
     def _is_given_up(self) -> bool:
         """Most of those that would mix this stamp's model have closed it already."""
         plan = self._plan_now()
         if plan.sources is None:
             return True  # they wait for nobody
-        closed = sum(
-            (peer := self._peers.get(target)) is not None and peer.skipped >= self.stamp
-            for target in plan.targets
-        )
+        closed = sum(self._inbox.has_skipped(target) for target in plan.targets)
         return 2 * closed > len(plan.targets)
 
     def _is_far(self, stamp: int) -> bool:
@@ -453,65 +390,57 @@ class RoundProtocol(DecentralizedProtocol):
         """Go to the others' stamp; who waits for a model of an earlier one need not."""
         self._listening = self._fresh and self._is_far(stamp)
         self.jumps += 1
-        for id_, peer in sorted(self._peers.items()):
+        for id_, peer in sorted(self._inbox.peers.items()):
             if self.stamp <= peer.stamp < stamp:
                 self._skip(id_, stamp - 1)
-        self._at(stamp)
+        self._inbox.advance(stamp)
 
-    # ---- peers -------------------------------------------------------------------------------
+    def _listen(self, now: float) -> None:
+        """Give up a leg or an exchange whose result nobody would want, and hear what the others have."""
+        if self._training:
+            self._emit(Cancel())
+            self._training = False
+        self._plan = None
+        self._jump(self._others_stamp())
+        self._open(now)
 
-    def _peer(self, sender: NodeId) -> _Peer | None:
-        """What is known of the sender; None if it would be one stranger too many."""
-        peer = self._peers.get(sender)
-        if peer is None:
-            if sender not in self._members:
-                strangers = sum(id_ not in self._members for id_ in self._peers)
-                if strangers >= SPARE_PEERS:
-                    return None
-            peer = self._peers[sender] = _Peer()
-        return peer
-
-    def _hear(self, sender: NodeId, stamp: int) -> None:
-        self._heard[sender] = max(stamp, self._heard.pop(sender, -1))
+    # ---- messages ----------------------------------------------------------------------------
 
     def _keep(self, sender: NodeId, message: Model, vectors: Sequence[AnyVector]) -> None:
-        """Keep a model if it is of use now or later."""
-        peer = self._peer(sender)
+        """Keep a model if it is of use now or later; tell its sender if it never will be."""
+        peer = self._inbox.peer(sender)
         if peer is None:
             return
         stamp = message.stamp
         peer.stamp = max(peer.stamp, stamp)
-        self._hear(sender, stamp)
+        self._inbox.hear(sender, stamp)
         if stamp < self.stamp:
-            self.late += 1
+            self._inbox.late += 1
             self._skip(sender, self.stamp - 1)
             return
         sources = self._plan.sources if self._plan is not None else None
         if stamp == self.stamp and sources is not None and sender not in sources:
             self._skip(sender, stamp)
             return
-        known = peer.current if stamp == self.stamp else peer.later
-        if known is not None and known.stamp >= stamp:
-            return
-        if not peer.holds and not self._has_room(sender):
-            return
-        kept = Received(sender, stamp, message.degree, tuple(frozen(vector) for vector in vectors))
-        if stamp == self.stamp:
-            peer.current = kept
-        else:
-            peer.later = kept
+        if self._inbox.wants(sender, stamp) and (peer.holds or self._has_room(sender)):
+            copies = tuple(frozen(vector) for vector in vectors)
+            self._inbox.keep(Received(sender, stamp, message.degree, copies))
 
     def _has_room(self, sender: NodeId) -> bool:
         near = self.neighbours()
         if sender in near or (self._plan is not None and sender in (self._plan.sources or ())):
             return True
-        guests = sum(peer.holds and id_ not in near for id_, peer in self._peers.items())
+        guests = sum(peer.holds and id_ not in near for id_, peer in self._inbox.peers.items())
         return guests < self.capacity()
+
+    def _key(self) -> int:
+        """Names this stamp's model to `undelivered`; 0 is for what is not sent again."""
+        return self.stamp + 1
 
     def _send_model(self, to: NodeId) -> None:
         assert self._plan is not None, "models are sent in an exchange"
         message = pack(Model(self.stamp, len(self._plan.targets)))
-        self._emit(Send(to, message, self._sent, self.stamp))
+        self._emit(Send(to, message, self._sent, self._key()))
 
     def _skip(self, to: NodeId, stamp: int) -> None:
         self._emit(Send(to, pack(Skip(stamp))))

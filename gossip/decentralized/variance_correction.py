@@ -100,4 +100,5 @@ def _rescale(tensor: Vector, target: float) -> None:
         return
     for at in range(0, tensor.size, PIECE):
         piece = tensor[at : at + PIECE]
-        piece[:] = np.subtract(piece, mean, dtype=np.float64) * scale + mean
+        with np.errstate(over="ignore"):  # what does not fit is infinite, and callers look for that
+            piece[:] = np.subtract(piece, mean, dtype=np.float64) * scale + mean

@@ -21,14 +21,15 @@ from typing import Annotated
 
 import msgspec
 
-from gossip.decentralized.mixing import Mixing, VarianceTarget, mix_rule
-from gossip.decentralized.protocol import Context, Vector
-from gossip.decentralized.rounds import Plan, Received, RoundProtocol
+from gossip.decentralized.inbox import Received
+from gossip.decentralized.model_rounds import MixingSettings, ModelRounds
+from gossip.decentralized.protocol import Context
+from gossip.decentralized.rounds import Plan
 from gossip.decentralized.topology import CHANGING, DIRECTED, Graph, Kind, graph, metropolis_row
 from transport.identity import NodeId
 
 
-class DPSGDSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DPSGDSettings(MixingSettings, frozen=True, forbid_unknown_fields=True):
     """Options of D-PSGD."""
 
     graph: Kind = "random-regular"
@@ -37,17 +38,9 @@ class DPSGDSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Neighbours of each node ("random-regular", "small-world"), or links that a new node brings ("barabasi-albert"). Others have no choice."""
     self_weight: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     """Share that a node's own model keeps; 0: Metropolis-Hastings weights, which give it what its neighbours leave."""
-    mixing: Mixing = "mean"
-    """How the models of a round become one. Any rule but "mean" gives up that the mean of all models is conserved."""
-    variance_target: VarianceTarget | None = None
-    """Whose spread "variance-corrected" restores: "others" (the default), "self", "blend", or "median" where peers are not trusted."""
-    trim: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
-    """Liars among a node's neighbours that "trimmed-mean" bears (default 1); with 2 * trim models or fewer a node keeps its own."""
-    patience: Annotated[float, msgspec.Meta(gt=0, le=86400)] = 60.0
-    """Seconds that a node waits for its neighbours' models of a round, from sending its own. More waits for slower nodes, less loses less time to silent ones."""
 
 
-class DPSGD(RoundProtocol):
+class DPSGD(ModelRounds):
     """Decentralized parallel SGD with Metropolis-Hastings weights."""
 
     name = "dpsgd"
@@ -57,17 +50,7 @@ class DPSGD(RoundProtocol):
 
     def __init__(self, settings: msgspec.Struct, context: Context) -> None:
         super().__init__(settings, context)
-        self.mixing = mix_rule(
-            self.settings.mixing,
-            variance_target=self.settings.variance_target,
-            trim=self.settings.trim,
-        )
         self._near: tuple[tuple[NodeId, ...], frozenset[NodeId]] = ((), frozenset())
-
-    @property
-    def patience(self) -> float:
-        """As set."""
-        return self.settings.patience
 
     def graph(self, stamp: int) -> Graph:
         """The graph of a stamp among the members known now."""
@@ -98,17 +81,6 @@ class DPSGD(RoundProtocol):
         """On a changing graph a node may be ahead of another by as many rounds as news takes to get around."""
         changing = self.settings.graph in CHANGING
         return super().far_rounds() + (len(self.others).bit_length() if changing else 0)
-
-    def mix(self, own: Vector, degree: int, received: Sequence[Received]) -> Vector:
-        """One row of W, or another rule over the same models."""
-        me, row = self.context.me, self.weights(degree, received)
-        return self.mixing.mix(
-            own,
-            [one.vectors[0] for one in received],
-            [row[me], *(row[one.sender] for one in received)],
-            self.context.tensors,
-            place=sum(one.sender < me for one in received),
-        )
 
     def weights(self, degree: int, received: Sequence[Received]) -> dict[NodeId, float]:
         """This node's row of W among the models that are there; they sum to 1."""
