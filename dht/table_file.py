@@ -42,6 +42,6 @@ def _read(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except NotPlain as error:
-        raise InvalidSaved(error.strerror) from None
+        raise InvalidSaved(str(error.strerror)) from None
     except OSError as error:
         raise InvalidSaved(f"it cannot be read ({error.strerror})") from None

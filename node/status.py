@@ -15,6 +15,7 @@ import trio
 
 from crdt.record import Progress
 from dht.service import Dht
+from gossip.collective.rhythm import Ailment, Rhythm
 from gossip.membership.service import Membership
 from gossip.membership.table import MemberState, MemberView
 from gossip.swarm.renewal import is_due
@@ -22,6 +23,7 @@ from gossip.swarm.service import SwarmService
 from node.blocks.service import NodeBlocks
 from node.health import Facts, assess, verdict
 from node.probe import LagProbe, descriptor_limit, open_descriptors, process_snapshot
+from node.run.measured import rhythm_report, sentence
 from node.run.run import RunService
 from node.run.trainer import TrainerStatus
 from node.schema import Config
@@ -154,6 +156,7 @@ def _run(run: RunService | None) -> dict[str, Any] | None:
         "failure": run.failure or None,
         "failure_hint": run.failure_hint or None,
         "quorum_missing": bool(group is not None and group.machine.quorum_missing),
+        "rhythm": None if group is None else rhythm_report(group.rhythm),
         "aborted_operations": 0 if group is None else group.aborted_operations,
         "events": [] if group is None else list(group.notes),
     }
@@ -306,6 +309,20 @@ def _membership(membership: Membership) -> dict[str, Any]:
     }
 
 
+def _slow(endpoint: Endpoint, rhythm: Rhythm | None) -> list[tuple[str, str, float]]:
+    """What has become slow, in the words of health lines."""
+    if rhythm is None:
+        return []
+    return [
+        (
+            "link" if found.ailment is Ailment.LINK else "member",
+            sentence(found, lambda node: _name_of(endpoint, node)),
+            found.factor,
+        )
+        for found in rhythm.findings()
+    ]
+
+
 def _standing(run: RunService | None, node: bytes) -> str | None:
     """A node's status in the run's roster; None when it is not in there."""
     if run is None or run.part is None:
@@ -315,6 +332,8 @@ def _standing(run: RunService | None, node: bytes) -> str | None:
 
 
 def _name_of(endpoint: Endpoint, node: NodeId) -> str:
+    if node == endpoint.node_id:
+        return "this node"
     peer = endpoint.peers.get(node)
     return node.short if peer is None or not peer.name else peer.name
 
@@ -393,6 +412,7 @@ def _facts(parts: Parts) -> Facts:
         trainer="none" if trainers is None else trainers.status.state,
         other_runs=[] if part is None else [_name_of(endpoint, node) for node in part.namesakes],
         other_models=(0, 0) if part is None else part.presence.other_models(endpoint.peers),
+        slow=_slow(endpoint, None if part is None else part.group.rhythm),
         convicted=[_name_of(endpoint, NodeId(writer)) for writer in others_convicted],
         convicted_itself=bytes(endpoint.node_id) in convicted,
         run_failure="" if run is None else run.failure,

@@ -20,6 +20,7 @@ row or column a word in a status page and nothing else.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import deque
@@ -41,7 +42,9 @@ FLOOR: Final = 0.05
 ALARM_OF: Final = 3
 ALARM_IN: Final = 5
 LATE_FLOOR_S: Final = 0.05
-"""Added to how late a member began: below this, beginning late is scheduling."""
+LATE_SHARE: Final = 0.2
+"""Added to how late a member began: the larger of this time and this share of what lies between two operations. Less is
+scheduling, and nobody's loss."""
 LEAST_FACTOR: Final = 1.25
 LEAST_LATE_FACTOR: Final = 2.0
 """A finding that slows things down by less is not worth a word. Word of a beginning shares its link with what slows
@@ -77,7 +80,7 @@ class Finding:
     other: NodeId | None
     """The receiving end of a link."""
     factor: float
-    """How many times slower than usual (for LATE: of the usual lateness, which counts as 50 ms at least)."""
+    """How many times slower than usual (for LATE: of the usual lateness, with the floor that LATE_SHARE says)."""
 
 
 @attrs.frozen
@@ -148,6 +151,8 @@ class Rhythm:
         self._me = me
         self._begun: dict[int, dict[NodeId, float]] = {}
         self._late: dict[NodeId, Series] = {}
+        self._firsts: deque[float] = deque(maxlen=HISTORY)  # when operations were begun first
+        self._lateness: dict[NodeId, deque[float]] = {}
         self._links: dict[tuple[NodeId, NodeId], Series] = {}
 
     # ---- what the driver tells ---------------------------------------------------------------
@@ -166,15 +171,25 @@ class Rhythm:
         self._begun = {number: of for number, of in self._begun.items() if number > operation}
         if len(known) > 1:
             first = min(known.values())
+            self._firsts.append(first)
+            floor = self._late_floor()
             for member in sorted(known):
-                late = math.log(known[member] - first + LATE_FLOOR_S)
-                _series(self._late, member, LEAST_LATE_FACTOR).observe(late)
+                late = known[member] - first
+                if floor is not None:
+                    _series(self._late, member, LEAST_LATE_FACTOR).observe(math.log(late + floor))
+                self._lateness.setdefault(member, deque(maxlen=HISTORY)).append(late)
         for measure in measures:
             self.measured(measure)
+
+    def _late_floor(self) -> float | None:
+        """None before it is known what lies between two operations."""
+        between = [after - before for before, after in itertools.pairwise(self._firsts)]
+        return max(LATE_FLOOR_S, LATE_SHARE * statistics.median(between)) if between else None
 
     def given_up(self) -> None:
         """The epoch has ended, and its numbers with it: who began late says nothing."""
         self._begun.clear()
+        self._firsts.clear()
 
     def measured(self, measure: Measure) -> None:
         """A link's measurement, of this node's or reported by another member."""
@@ -187,6 +202,7 @@ class Rhythm:
     def forget(self, member: NodeId) -> None:
         """A member is gone; when it comes back it begins anew."""
         self._late.pop(member, None)
+        self._lateness.pop(member, None)
         for link in [link for link in self._links if member in link]:
             del self._links[link]
 
@@ -223,11 +239,7 @@ class Rhythm:
 
     def lateness_s(self) -> Mapping[NodeId, float]:
         """For each member how late it usually begins, in seconds after the first."""
-        return {
-            member: max(0.0, math.exp(series.usual) - LATE_FLOOR_S)
-            for member, series in sorted(self._late.items())
-            if series.usual is not None
-        }
+        return {member: statistics.median(late) for member, late in sorted(self._lateness.items())}
 
     def rates(self) -> Mapping[tuple[NodeId, NodeId], float]:
         """For each link (source, destination) its usual rate in bytes per second."""

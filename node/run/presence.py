@@ -97,6 +97,10 @@ class Presence:
         self.state.leave(reason)
         self._replication.notify()
 
+    def notify(self) -> None:
+        """Let what was stated otherwise travel to the others."""
+        self._replication.notify()
+
     async def flush(self) -> None:
         """Wait until the connected members have all of it; bound it with a deadline."""
         await self._replication.flush()

@@ -97,7 +97,7 @@ def test_one_slow_link_is_that_link(seed):
 @pytest.mark.parametrize("seed", range(10))
 def test_a_member_that_computes_slowly_is_late_and_its_links_are_not_blamed(seed):
     swarm = Swarm(seed).run(30)
-    swarm.late = {MEMBERS[seed % 8]: 2.0}
+    swarm.late = {MEMBERS[seed % 8]: 5.0}  # half of what lies between two operations
     swarm.run(ALARM_IN + 2)
     assert named(swarm) == {(Ailment.LATE, MEMBERS[seed % 8], None)}
 
