@@ -33,6 +33,12 @@ class CollectiveAborted(GossipError):
     hint = "the survivors form the next epoch and try again by themselves"
 
 
+class EpochChanged(CollectiveAborted):
+    """The members are others than those that the operation was for; nothing was done."""
+
+    hint = "synchronise with the members of the new epoch, then call it again"
+
+
 class DescriptorMismatch(CollectiveAborted):
     """Members called the same operation with different type, length, kind or state."""
 
@@ -52,7 +58,7 @@ class StateUnavailable(GossipError):
 
 
 class InvalidOperation(GossipError):
-    """The arguments of a collective cannot be reduced; nothing was started."""
+    """The arguments of a collective, or its values, cannot be reduced; no retry can help."""
 
 
 class ProtocolFailed(GossipError):

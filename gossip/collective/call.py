@@ -81,6 +81,8 @@ class Call:
         wire: how values travel: `exact`, or the name of a format for float32 values (`formats.registry`).
         algorithm: `auto`, or the name of one (`gossip.collective.choice`).
         sites: for the hierarchical algorithm, at which site each member is, by index; else empty.
+        order: for the ring, in which order the members stand in it, by index; ascending when empty
+            (`gossip.collective.algorithms.ring_order` finds the best).
         path: what the slowest path between members is like, as far as all agree on it.
         sequence: number of the operation in its lane of the epoch.
         descriptor: 32 bytes that all members must agree on; `bind` makes them.
@@ -93,6 +95,7 @@ class Call:
     wire: str = EXACT
     algorithm: str = AUTO
     sites: tuple[int, ...] = ()
+    order: tuple[int, ...] = ()
     path: Path | None = None
     sequence: int = 0
     descriptor: bytes = bytes(32)
@@ -107,8 +110,9 @@ class Call:
         words = (self.kind, self.reduce, self.wire, self.algorithm, source.dtype.name)
         for word in words:
             digest.update(struct.pack(">B", len(word)) + word.encode())
-        digest.update(struct.pack(">QBH", source.size, len(self.root or b""), len(self.sites)))
-        digest.update((self.root or b"") + struct.pack(f">{len(self.sites)}I", *self.sites))
+        digest.update(struct.pack(">QB", source.size, len(self.root or b"")) + (self.root or b""))
+        for numbers in (self.sites, self.order):
+            digest.update(struct.pack(f">H{len(numbers)}I", len(numbers), *numbers))
         if self.path is not None:
             digest.update(struct.pack(">dd", self.path.rtt_s, self.path.bytes_per_s))
         digest.update(descriptor)

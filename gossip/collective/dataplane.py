@@ -114,7 +114,10 @@ async def _links(lane: Lane, call: Call, algorithm: Algorithm, hub: int) -> Link
     others = [other for other in range(world) if other != rank]
     out, into = others, others
     match algorithm:
-        case Algorithm.RING | Algorithm.CHAIN:
+        case Algorithm.RING:
+            previous, following = _neighbours(call, rank, world)
+            out, into = [following], [previous]
+        case Algorithm.CHAIN:
             out, into = [(rank + 1) % world], [(rank - 1) % world]
         case Algorithm.STAR:
             out = into = others if rank == hub else [hub]
@@ -147,6 +150,15 @@ def _hub(members: tuple[bytes, ...], call: Call) -> int:
     return members.index(call.root)
 
 
+def _neighbours(call: Call, rank: int, world: int) -> tuple[int, int]:
+    """Who is before and after a member in the ring."""
+    order = call.order or tuple(range(world))
+    if sorted(order) != list(range(world)):
+        raise InvalidOperation(f"{order} is no order of {world} members")
+    at = order.index(rank)
+    return order[at - 1], order[(at + 1) % world]
+
+
 # ---- the algorithms --------------------------------------------------------------------------------
 
 Result = tuple[bytes, float]
@@ -154,10 +166,13 @@ Result = tuple[bytes, float]
 
 async def _ring(links: Links, call: Call, source: Array, out: Array) -> Result:
     reduction = Reduction(call.sequence, call.descriptor, call.reduce, call.weight)
-    rank, world = links.rank, links.world
-    following, previous = (rank + 1) % world, (rank - 1) % world
+    previous, following = _neighbours(call, links.rank, links.world)
     place = RingPlace(
-        rank, world, links.out.get(following), links.into.get(previous), links.names[previous]
+        call.order.index(links.rank) if call.order else links.rank,
+        links.world,
+        links.out.get(following),
+        links.into.get(previous),
+        links.names[previous],
     )
     result = await ring_all_reduce(place, reduction, source, out)
     return result.root, result.weight

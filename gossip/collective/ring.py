@@ -117,11 +117,6 @@ class Reduction:
     descriptor: bytes
     reduce: Reduce = Reduce.SUM
     weight: float = 1.0
-    mean: bool = False
-
-    def __attrs_post_init__(self) -> None:
-        if self.mean:
-            object.__setattr__(self, "reduce", Reduce.MEAN)
 
 
 @attrs.frozen

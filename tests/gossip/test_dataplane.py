@@ -492,6 +492,8 @@ def test_several_members_that_disagree_learn_it_from_each_other() -> None:
         (Call(algorithm="ring", wire="int8"), "float32"),
         (Call(algorithm="doubling", wire="int8"), "float32"),
         (Call(algorithm="hierarchical"), "float32"),
+        (Call(algorithm="ring", order=(0, 0)), "float32"),
+        (Call(algorithm="ring", order=(1,)), "float32"),
         (Call(algorithm="nonsense"), "float32"),
         (Call(wire="int8"), "float64"),
         (Call(kind=Kind.BROADCAST), "float32"),
@@ -524,3 +526,30 @@ async def test_a_barrier_needs_no_link() -> None:
     nothing = np.empty(0, np.float32)
     outcome = await execute(place, Call(kind=Kind.BARRIER), nothing, nothing)
     assert (outcome.length, outcome.weight) == (0, 2.0)
+
+
+def test_the_sum_is_made_in_member_order() -> None:
+    """fp32 addition is not associative: any other order would show."""
+    sources = [np.full(64, value, np.float32) for value in (1e8, 1.0, -1e8, 1.0)]
+    for algorithm in (Algorithm.BUTTERFLY, Algorithm.STAR):
+        out, _ = run(Call(algorithm=algorithm), sources)[0]
+        assert (out == 1.0).all()
+
+
+def test_a_value_is_encoded_twice_however_many_members_there_are() -> None:
+    rng = np.random.default_rng(0)
+    errors = []
+    for world in (2, 9):
+        sources = [rng.standard_normal(20_000).astype(np.float32) for _ in range(world)]
+        out, _ = run(Call(wire="int8"), sources)[0]
+        exact = sum(source.astype(np.float64) for source in sources)
+        errors.append(np.sqrt(np.mean((out - exact) ** 2)) / np.sqrt(np.mean(exact**2)))
+    assert errors[1] < 1.2 * errors[0] < 0.012
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1, 3), (3, 1, 0, 2)])
+def test_a_ring_in_any_order(order: tuple[int, ...]) -> None:
+    sources = values(4, 101, TYPES["float32"], 8)
+    results = run(Call(algorithm=Algorithm.RING, order=order), sources)
+    assert len({out.tobytes() for out, _ in results}) == 1
+    assert_close(results[0][0], Reduce.SUM, sources, [1.0] * 4)

@@ -144,7 +144,10 @@ def test_weighted_sum_and_mean(
 ) -> None:
     weights = weights[:world]
     sources = random_sources(world, length, dtype, seed)
-    reductions = [attrs.evolve(PLAIN, mean=mean, weight=float(weight)) for weight in weights]
+    reductions = [
+        attrs.evolve(PLAIN, reduce=Reduce.MEAN if mean else Reduce.SUM, weight=float(weight))
+        for weight in weights
+    ]
     outcomes = virtual(lambda: reduce_in_ring(sources, reductions, segment=segment))
     assert_same_bits(outcomes, world)
     expected = np.zeros(length)
@@ -164,7 +167,7 @@ def test_weighted_sum_and_mean(
 def test_a_mean_of_equal_values_is_that_value(world: int) -> None:
     """Bit for bit, as long as the sums are exact; so a quiet swarm does not drift."""
     sources = [np.arange(50, dtype=np.float32)] * world
-    reductions = [attrs.evolve(PLAIN, mean=True)] * world
+    reductions = [attrs.evolve(PLAIN, reduce=Reduce.MEAN)] * world
     outcomes = virtual(lambda: reduce_in_ring(sources, reductions))
     assert np.array_equal(outcomes[0][0], sources[0])
 
@@ -281,7 +284,10 @@ def test_minimum_and_maximum_of_those_that_count(reduce: Reduce, weights: tuple)
 @pytest.mark.parametrize("mean", [False, True])
 def test_weight_zero_moves_nothing_whatever_it_holds(mean: bool) -> None:
     sources = [np.ones(9, np.float32), np.full(9, np.nan, np.float32)]
-    reductions = [attrs.evolve(PLAIN, mean=mean, weight=weight) for weight in (1.0, 0.0)]
+    reductions = [
+        attrs.evolve(PLAIN, reduce=Reduce.MEAN if mean else Reduce.SUM, weight=weight)
+        for weight in (1.0, 0.0)
+    ]
     with np.errstate(all="ignore"):
         outcomes = virtual(lambda: reduce_in_ring(sources, reductions))
     assert np.array_equal(outcomes[0][0], np.ones(9))
@@ -289,7 +295,9 @@ def test_weight_zero_moves_nothing_whatever_it_holds(mean: bool) -> None:
 
 def test_every_member_reports_the_same_weight() -> None:
     """`Apply.weight` reaches the averager: a bit of difference there would part the members."""
-    reductions = [attrs.evolve(PLAIN, mean=True, weight=weight) for weight in (0.1, 0.2, 0.3)]
+    reductions = [
+        attrs.evolve(PLAIN, reduce=Reduce.MEAN, weight=weight) for weight in (0.1, 0.2, 0.3)
+    ]
     outcomes = virtual(lambda: reduce_in_ring([np.ones(8, np.float32)] * 3, reductions))
     assert len({result.weight for _, result in outcomes}) == 1
 
@@ -302,7 +310,9 @@ async def test_within_one_machine_the_bits_are_the_same(
 ) -> None:
     """Real sockets: own segments wait for earlier ones there, and transfers may leave at once."""
     sources = random_sources(world, 1003, "float32", 9)
-    reductions = [attrs.evolve(PLAIN, mean=True, weight=weight) for weight in weights[:world]]
+    reductions = [
+        attrs.evolve(PLAIN, reduce=Reduce.MEAN, weight=weight) for weight in weights[:world]
+    ]
     apart = await reduce_on(await ring_of(world), sources, reductions)
     usual, ring.SEGMENT_BYTES = ring.SEGMENT_BYTES, 64  # type: ignore[misc]
     try:
