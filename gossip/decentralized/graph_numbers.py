@@ -17,7 +17,7 @@ list, because in a simulation a thousand nodes ask for the same one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -25,12 +25,12 @@ import attrs
 import numpy as np
 
 from gossip.decentralized.protocol import Wide
+from gossip.decentralized.topology import Graph
 from transport.identity import NodeId
 
 REMEMBERED: Final = 32
 """Graphs whose numbers are kept; a run has one until its members change."""
 
-Graph = Mapping[NodeId, Sequence[NodeId]]
 Edge = tuple[int, int]
 
 
@@ -71,16 +71,6 @@ def numbers(nodes: int, rates: Mapping[Edge, float]) -> GraphNumbers:
 def edges(graph: Graph) -> list[tuple[NodeId, NodeId]]:
     """Each edge once, the lower id first, ascending."""
     return sorted({(min(a, b), max(a, b)) for a, near in graph.items() for b in near if a != b})
-
-
-def component(graph: Graph, node: NodeId) -> dict[NodeId, tuple[NodeId, ...]]:
-    """The part of an undirected graph that is connected with `node`, ascending."""
-    found, frontier = {node}, [node]
-    while frontier:
-        fresh = {other for at in frontier for other in graph.get(at, ())} - found
-        found |= fresh
-        frontier = sorted(fresh)
-    return {one: tuple(sorted(graph.get(one, ()))) for one in sorted(found)}
 
 
 @lru_cache(maxsize=REMEMBERED)
