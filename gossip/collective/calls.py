@@ -27,6 +27,7 @@ from gossip.collective.operation import Operation, OperationState
 from gossip.errors import (
     CollectiveAborted,
     DescriptorMismatch,
+    EpochChanged,
     GossipError,
     Indeterminate,
     InvalidOperation,
@@ -72,6 +73,7 @@ class Job:
         out: 1-D contiguous; undefined until the job is done.
         tag: the lane, 0 to 15; 0 is that of the rounds.
         deadline: trio time by which it ends, one way or another.
+        within: id of the only epoch it may be done in; None: any.
     """
 
     call: Call
@@ -79,6 +81,7 @@ class Job:
     out: Array
     tag: int = ROUND_LANE
     deadline: float = math.inf
+    within: bytes | None = None
 
     def check(self) -> None:
         """Refuse with InvalidOperation what cannot be carried out, before anybody hears of it."""
@@ -138,6 +141,18 @@ class Handle:
             self._error = error
         finally:
             self._ended.set()
+
+
+def _arranged(call: Call, operation: Operation) -> Call:
+    """The call as it is carried out in this epoch: numbered, and laid out as its members agreed where it does not say."""
+    layout = operation.epoch.layout
+    return attrs.evolve(
+        call,
+        sequence=operation.sequence,
+        order=call.order or tuple(layout.order),
+        sites=call.sites or tuple(layout.sites),
+        path=call.path or layout.path,
+    )
 
 
 class Calls:
@@ -231,7 +246,7 @@ class Calls:
 
     async def _attempt(self, job: Job) -> Reduced | None:
         lane = job.tag
-        await self._wait_turn(lane)
+        await self._wait_turn(lane, job.within)
         settled = self._take_certified(lane)
         if settled is not None:
             return settled
@@ -246,7 +261,7 @@ class Calls:
                 links = self._mesh.lane(operation.epoch, lane)
                 if links is None:
                     raise CollectiveAborted("the epoch has ended")
-                call = attrs.evolve(job.call, sequence=operation.sequence)
+                call = _arranged(job.call, operation)
                 running.outcome = await execute(links, call, job.source, job.out)
                 self._machine.result(running.outcome.root, trio.current_time(), lane)
                 self._flush()
@@ -269,17 +284,27 @@ class Calls:
         if call.kind is Kind.BROADCAST and epoch is not None and call.root not in epoch.members:
             raise CollectiveAborted("whose values are to be broadcast is not a member of the epoch")
 
-    async def _wait_turn(self, lane: int) -> None:
-        while not self._machine.may_begin(lane):
+    async def _wait_turn(self, lane: int, within: bytes | None) -> None:
+        while True:
+            epoch = self._machine.epoch
+            other = within is not None and (epoch is None or epoch.id != within)
+            if other and self._machine.signed(lane) is None and not self._is_certified(lane):
+                raise EpochChanged("the epoch that the operation was for has ended")
+            if self._machine.may_begin(lane):
+                return
             behind = self._behind() if lane == ROUND_LANE else None
             if behind is not None:
                 raise behind
-            running = self._running[lane]
-            if running is not None and running.certificate is not None:
+            if self._is_certified(lane):
                 return
+            running = self._running[lane]
             if running is not None and running.mismatch:
                 raise DescriptorMismatch(running.reason)
             await self._changed().wait()
+
+    def _is_certified(self, lane: int) -> bool:
+        running = self._running[lane]
+        return running is not None and running.certificate is not None
 
     def _take_certified(self, lane: int) -> Reduced | None:
         """The result of the last data plane run, if a certificate (perhaps a late one) is here."""

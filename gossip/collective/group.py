@@ -21,6 +21,7 @@ from typing import Final
 import numpy as np
 import trio
 
+from gossip.collective.arranging import Arranger
 from gossip.collective.call import AUTO, EXACT, Array, Call, Kind, Reduce
 from gossip.collective.calls import Behind, Calls, Handle, Job, Reduced
 from gossip.collective.certificate import Epoch
@@ -39,6 +40,7 @@ from gossip.collective.lineage import Memory
 from gossip.collective.mesh import Lane, Mesh
 from gossip.collective.messages import AnyMessage, Begin, Vote
 from gossip.collective.operation import Operation
+from gossip.collective.probing import PROBE_LANE, probe
 from gossip.collective.rhythm import Measure, Rhythm
 from gossip.collective.standing import NO_MODEL
 from gossip.collective.talk import Talk
@@ -77,9 +79,16 @@ class Group:
         """How often each member was caught breaking the rules; `notes` say how."""
         self.on_waiting: Callable[[int, int], None] = lambda _count, _of: None
         """Told when `count` of `of` members wait in an operation of lane 0 that this node has not begun."""
+        self._endpoint = endpoint
         self._me = endpoint.node_id
         self.rhythm = Rhythm(self._me)
         """Who has become slow, told from the operations of lane 0."""
+        self._arranger = Arranger(
+            self.rhythm.rates, rtt_s=self._rtt_s, site=lambda member: self.site_of(member)
+        )
+        machine.arrange = lambda members: self._arranger.layout(members, trio.current_time())
+        self.site_of: Callable[[NodeId], str] = lambda _member: ""
+        """The name of a member's site; members of one are near each other."""
         self.on_measured: Callable[[Measure], None] = lambda _measure: None
         """Told what an operation of lane 0 got over a link to this node."""
         self._nursery = nursery
@@ -139,6 +148,15 @@ class Group:
                 raise behind
             await self._changed.wait()
 
+    def rearrange(self) -> None:
+        """Form a new epoch of the same members when that makes operations faster, unless one is under way."""
+        epoch = self.machine.epoch
+        if epoch is None or self.machine.busy or not self.machine.can_begin:
+            return
+        if self._arranger.improves(epoch, trio.current_time()):
+            self.machine.break_epoch("another order of the ring is faster", trio.current_time())
+            self._flush()
+
     async def wait_changed(self) -> None:
         """Wait until anything has happened: an epoch has come or gone, an operation has ended."""
         await self._changed.wait()
@@ -170,6 +188,7 @@ class Group:
                 broadcast is not among the members.
             Indeterminate: no certificate by the deadline, but this node has signed a result that
                 the others may hold one for.
+            EpochChanged: the job was for an epoch that has ended.
             InvalidOperation: the arguments cannot be carried out; nothing was started.
         """
         return await self._calls.carry_out(job, self._calls.enqueue(job))
@@ -267,15 +286,24 @@ class Group:
         return await self.run_job(Job(call, source, out, tag=tag, deadline=deadline))
 
     async def barrier(
-        self, descriptor: bytes, *, tag: int = ROUND_LANE, deadline: float = math.inf
+        self,
+        descriptor: bytes,
+        *,
+        tag: int = ROUND_LANE,
+        deadline: float = math.inf,
+        within: bytes | None = None,
     ) -> Reduced:
-        """Return when all members have come, and agree on the descriptor."""
+        """Return when all members have come, and agree on the descriptor; `within` as in `Job`."""
         call = Call(Kind.BARRIER).bind(descriptor, _NOTHING)
-        return await self.run_job(Job(call, _NOTHING, _NOTHING, tag=tag, deadline=deadline))
+        return await self.run_job(Job(call, _NOTHING, _NOTHING, tag, deadline, within))
 
     def outcome_unknown(self, tag: int = ROUND_LANE) -> Indeterminate | None:
         """After a call that was given up: an error if this node had signed a result."""
         return self._calls.outcome_unknown(tag)
+
+    def _rtt_s(self, member: NodeId) -> float | None:
+        peer = self._endpoint.peers.get(member)
+        return None if peer is None else peer.rtt_s
 
     def _is_behind(self) -> Behind | None:
         if self._behind is not None and self.machine.epoch is not None:
@@ -352,6 +380,17 @@ class Group:
         _log.info("epoch %d: %d members: %s", epoch.number, len(epoch.members), names)
         self._behind = (epoch, holders) if behind else None
         self._mesh.enter(epoch)
+        if epoch.layout.probe:
+            self._nursery.start_soon(self._probe, epoch)
+
+    async def _probe(self, epoch: Epoch) -> None:
+        lane = self._mesh.lane(epoch, PROBE_LANE)
+        if lane is not None:
+            await probe(lane, self._measured)
+
+    def _measured(self, measure: Measure) -> None:
+        self.rhythm.measured(measure)
+        self.on_measured(measure)
 
     def _break_epoch(self, reason: str, suspects: tuple[NodeId, ...]) -> None:
         self.machine.break_epoch(reason, trio.current_time(), suspects=suspects)
