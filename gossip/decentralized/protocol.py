@@ -196,6 +196,11 @@ class DecentralizedProtocol(Plugin):
         )
         return super().parse_settings(raw)
 
+    @classmethod
+    def keeps_mean(cls, settings: msgspec.Struct) -> bool:
+        """Whether `conserves_mean` holds with these settings; another mixing rule ends it."""
+        return cls.conserves_mean and getattr(settings, "mixing", "mean") == "mean"
+
     def __init__(self, settings: msgspec.Struct, context: Context) -> None:
         super().__init__(settings)
         self.context = context

@@ -37,8 +37,10 @@ from gossip.decentralized.protocol import (
     TensorSpec,
     Train,
     Vector,
+    Wide,
 )
 from gossip.rehearsal import require
+from transport.errors import MalformedMessage
 from transport.identity import NodeId
 
 MAX_CALLS_AT_ONE_INSTANT: Final = 1000
@@ -63,7 +65,7 @@ def run_id(seed: int) -> bytes:
 class Quadratic:
     """A `Trainer`: node i walks down `|x - centres[i]|^2 / 2`, so that the run's optimum is the mean of the centres."""
 
-    centres: Sequence[AnyVector]
+    centres: Sequence[AnyVector] | Wide
     learning_rate: float = 0.1
 
     def __call__(self, node: int, leg: Train) -> LocalWork:
@@ -112,6 +114,7 @@ class Node:
     id: NodeId
     core: DecentralizedProtocol | None = None
     """None while it is not there."""
+    started: bool = False
     life: int = 0
     """Counts starts; what was on its way to or from an earlier life is lost."""
     leg: int = 0
@@ -176,6 +179,8 @@ class World:
         self.index = {node.id: node.index for node in self.nodes}
         self.cut: set[tuple[int, int]] = set()
         """Pairs (lower, higher) that do not reach each other."""
+        self.impatient = False
+        """Call `tick` with every other input as well, due or not."""
         self.sent = 0
         self.bytes_sent = 0
         self.models_sent = 0
@@ -221,6 +226,45 @@ class World:
         node = self.nodes[index]
         self._call(node, "leave", lambda core: core.leave(self.now))
         self._end(node)
+
+    def inject(
+        self, index: int, sender: NodeId, message: bytes, vectors: Sequence[AnyVector] = ()
+    ) -> bool:
+        """Hand a node a message that nobody sent; False if it refuses it (MalformedMessage).
+
+        Raises:
+            Nonconforming: it refuses it, but asks for something all the same or has changed its model.
+        """
+        node = self.nodes[index]
+        core = node.core
+        require(core is not None, f"node {index} is not there")
+        assert core is not None
+        before = core.model.tobytes() if node.started else b""
+        copies = [vector.copy() for vector in vectors]
+        refused = False
+
+        def receive(core: DecentralizedProtocol) -> None:
+            nonlocal refused
+            try:
+                core.receive(sender, message, copies, self.now)
+            except MalformedMessage:
+                refused = True
+                require(core.next_event() is None, "a refused message leads to an event")
+                require(
+                    not node.started or core.model.tobytes() == before,
+                    "a refused message changes the model",
+                )
+            for copy in copies:
+                copy.fill(np.nan)
+
+        self._call(node, "inject", receive)
+        return not refused
+
+    def report_loss(self, index: int, to: NodeId, key: int) -> None:
+        """Tell a node that a message did not arrive, whether it was sent or not."""
+        self._call(
+            self.nodes[index], "undelivered", lambda core: core.undelivered(to, key, self.now)
+        )
 
     def part(self, left: Sequence[int], right: Sequence[int]) -> None:
         """No message crosses between these two groups any more."""
@@ -280,18 +324,21 @@ class World:
         require(node.core is None, f"node {node.index} is there already")
         node.life += 1
         node.leg += 1
-        node.leg_end, node.tick_at, node.finished, node.others = None, None, False, ()
-        node.core = self.protocol(
-            self.settings,
-            Context(
-                me=node.id,
-                run=run_id(self.seed),
-                tensors=self.tensors,
-                numel=self.numel,
-                rng=random.Random(f"{self.seed} {node.index} {node.life}"),
-                every=self.every,
-                rounds=self.rounds,
-            ),
+        node.leg_end, node.tick_at, node.others = None, None, ()
+        node.started, node.finished = False, False
+        node.core = self.protocol(self.settings, self.context(node.index))
+
+    def context(self, index: int) -> Context:
+        """What a node's core is made with."""
+        node = self.nodes[index]
+        return Context(
+            me=node.id,
+            run=run_id(self.seed),
+            tensors=self.tensors,
+            numel=self.numel,
+            rng=random.Random(f"{self.seed} {index} {node.life}"),
+            every=self.every,
+            rounds=self.rounds,
         )
 
     def _begin(self, node: Node, params: Vector, round_: int) -> None:
@@ -302,6 +349,7 @@ class World:
             params.fill(np.nan)
 
         self._call(node, "start", begin)
+        node.started = True
 
     def _end(self, node: Node) -> None:
         require(node.core is not None, f"node {node.index} is not there")
@@ -342,6 +390,8 @@ class World:
         if core is None:
             return
         self._note(f"{self.now!r} {node.index} {what}".encode())
+        if self.impatient and node.started:
+            core.tick(self.now)
         call(core)
         for _ in range(MAX_EVENTS_PER_CALL):
             event = core.next_event()
@@ -438,19 +488,17 @@ class World:
         self._push(node.leg_end, over)
 
     def _send(self, node: Node, send: Send) -> None:
-        require(
-            send.to in self.index and send.to != node.id, f"node {node.index} sends to {send.to!r}"
-        )
+        require(send.to != node.id, f"node {node.index} sends to itself")
         require(len(send.message) <= MAX_MESSAGE_BYTES, f"a message of {len(send.message)} bytes")
         require(len(send.vectors) <= MAX_VECTORS, f"{len(send.vectors)} vectors in one message")
         for vector in send.vectors:
             self._check_vector(vector, whole=False)
-        self._note(b"send %d %d " % (self.index[send.to], send.key) + send.message, *send.vectors)
+        self._note(b"send %s %d " % (send.to, send.key) + send.message, *send.vectors)
         self.sent += 1
         self.models_sent += bool(send.vectors)
         self.bytes_sent += len(send.message) + sum(vector.nbytes for vector in send.vectors)
-        receiver = self.nodes[self.index[send.to]]
-        lives, life = receiver.life, node.life
+        receiver = self.nodes[self.index[send.to]] if send.to in self.index else None
+        lives, life = receiver.life if receiver is not None else 0, node.life
         checksums = [zlib.crc32(vector.tobytes()) for vector in send.vectors]
         lost = self._rng.random() < self.links.loss
         noticed = self._rng.random() < self.links.noticed
@@ -464,8 +512,12 @@ class World:
                 )
 
         def arrive() -> None:
-            gone = receiver.core is None or receiver.life != lives
-            if gone or not self._reaches(node.index, receiver.index):
+            if (
+                receiver is None
+                or receiver.core is None
+                or receiver.life != lives
+                or not self._reaches(node.index, receiver.index)
+            ):
                 self._push(self.now, undelivered)
                 return
             require(

@@ -48,6 +48,12 @@ class EpidemicLearning(ModelRounds):
     settings: EpidemicSettings
     conserves_mean = True
 
+    @classmethod
+    def keeps_mean(cls, settings: msgspec.Struct) -> bool:
+        """With the oracle only: what a node gives away is what others take."""
+        assert isinstance(settings, EpidemicSettings), "these are its settings"
+        return super().keeps_mean(settings) and settings.sampling == "oracle"
+
     @property
     def patience(self) -> float:
         """Until everybody's model is there at the longest, or the length of a round."""
