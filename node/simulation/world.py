@@ -205,9 +205,9 @@ class World:
         node.joining = False
         if node.core is None:
             return
-        self.trace.add(self.now, Kind.LEAVE, index)
         node.core.leave(self.now)
         self._carry_out(node)
+        self.trace.add(self.now, Kind.LEAVE, index)
         self._stop(node)
         self._views.went((index,), self._discovery.leave_s)
 

@@ -1,0 +1,79 @@
+"""A scenario is what its file says, or it is refused by the name of the key."""
+
+import msgspec
+import pytest
+
+from node.errors import ConfigError, ExitCode
+from node.simulation.scenario import Scenario, parse_scenario, read_scenario, typed
+
+FILE = """
+protocol = "shout"
+nodes = 40
+rounds = 7
+[protocol_settings]
+fan = 3
+[links]
+latency_s = 0.1
+classes = [{ share = 3, up = 1e6 }, { latency_s = 0.3 }]
+[disruption]
+case = "hub-relay"
+at_round = 20
+[stop]
+accuracy = 0.9
+"""
+
+
+def test_a_file_and_what_the_command_line_changes_of_it(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text(FILE)
+    scenario = read_scenario(path, {"nodes": 50, "links.loss": 0.1, "protocol_settings.fan": 1})
+    assert (scenario.nodes, scenario.rounds, scenario.protocol_settings) == (50, 7, {"fan": 1})
+    assert (scenario.links.latency_s, scenario.links.loss) == (0.1, 0.1)
+    assert [one.share for one in scenario.links.classes] == [3.0, 1.0]
+    assert scenario.disruption.at_round == 20
+    assert msgspec.convert(msgspec.to_builtins(scenario), Scenario) == scenario
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"links.los": 1}, "links: Object contains unknown field `los`"),
+        ({"nodess": 1}, "unknown field `nodess`"),
+        ({"links.loss": 1.5}, "links.loss"),
+        ({"churn.kind": "weekly"}, "churn.kind"),
+        ({"churn.awake": 1.0}, "churn.awake"),
+        ({"nodes.x": 1}, "nodes.x: nodes is no table"),
+        ({"rounds": 0}, "rounds: it would never end"),
+        ({"churn.kind": "file"}, "churn.file: goes with"),
+        ({"disruption.at_round": 1, "disruption.at_s": 1}, "disruption.at_s"),
+        ({"run_id": "xyz"}, "run_id: is not 64 hexadecimal digits"),
+        ({"ids": ["a"]}, "ids: 1 ids for 10 nodes"),
+        ({"ids": ["a", "a"], "nodes": 2}, "ids: one id is there twice"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_its_key(changes, says):
+    with pytest.raises(ConfigError) as caught:
+        parse_scenario({"protocol": "shout", "nodes": 10}, changes)
+    assert says in str(caught.value)
+    assert caught.value.exit_code == ExitCode.BAD_CONFIG
+
+
+def test_a_file_that_is_no_scenario_is_refused(tmp_path):
+    for name, content in (("a", b"protocol ="), ("b", b"\xff"), ("c", b"#" * (1 << 20) + b"##")):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=str(path)):
+            read_scenario(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_scenario(tmp_path / "missing")
+
+
+def test_values_on_the_command_line_are_toml_where_they_can_be():
+    values = [typed(text) for text in ("3", "0.5", "true", "[1, 2]", "ring", '"3"', "a = b")]
+    assert values == [3, 0.5, True, [1, 2], "ring", "3", "a = b"]
+
+
+def test_about_forty_points_unless_said_otherwise():
+    assert parse_scenario({"rounds": 200}).point_every == 5
+    assert parse_scenario({"rounds": 7}).point_every == 1
+    assert parse_scenario({"rounds": 200, "evaluate_every": 3}).point_every == 3
