@@ -176,10 +176,7 @@ class World:
         """All nodes but these start, at this moment, knowing one another."""
         there = [node.index for node in self.nodes if node.index not in absent]
         self._views.begin(there)
-        for index in there:
-            node = self.nodes[index]
-            node.joining, node.life = True, 1
-            self.heap.at(0.0, self._begin, node)
+        self.heap.at(0.0, self._begin, [self.nodes[index] for index in there])
 
     def join(self, index: int) -> None:
         """A node comes, or comes back."""
@@ -238,15 +235,25 @@ class World:
 
     # ---- one node's life ---------------------------------------------------------------------
 
-    def _begin(self, node: Node) -> None:
-        if node.joining:
-            self._start(node, self._initial(node.index), 0)
+    def _begin(self, nodes: Sequence[Node]) -> None:
+        # All are there before the first of them starts: nobody's first message finds nobody.
+        for node in nodes:
+            node.life = 1
+            self._appear(node, self._initial(node.index), 0)
+        for node in nodes:
+            assert node.core is not None
+            assert node.model is not None
+            node.core.start(node.model, self.now, round_=0)
+            self._carry_out(node)
 
     def _come(self, node: Node, params: Vector, round_: int) -> None:
         self._views.came(node.index)
-        self._start(node, params, round_)
+        self._appear(node, params, round_)
+        assert node.core is not None
+        node.core.start(params, self.now, round_=round_)
+        self._carry_out(node)
 
-    def _start(self, node: Node, params: Vector, round_: int) -> None:
+    def _appear(self, node: Node, params: Vector, round_: int) -> None:
         core = node.core = self._make_core(node.index)
         node.joining, node.finished = False, False
         self.present += 1
@@ -257,8 +264,6 @@ class World:
         self.trace.add(self.now, Kind.START, node.index, size=round_)
         self.trace.add(self.now, Kind.MEMBERS, node.index, size=len(others))
         core.members(others, self.now)
-        core.start(params, self.now, round_=round_)
-        self._carry_out(node)
 
     def _stop(self, node: Node) -> None:
         self._end_leg(node)
