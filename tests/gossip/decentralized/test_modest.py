@@ -1,0 +1,521 @@
+"""MoDeST as a whole: equal to a one-process reference, its invariants, and what becomes of a run when nodes come, go and lie."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from gossip.decentralized import arithmetic
+from gossip.decentralized.conformance import check
+from gossip.decentralized.protocol import Context, LocalWork, Send, TensorSpec, Train
+from gossip.decentralized.rehearsal import Links, Quadratic, World, idle, node_id, run_id
+from gossip.errors import InvalidSettings
+from gossip.protocols.modest import messages
+from gossip.protocols.modest.protocol import MoDeST
+from gossip.protocols.modest.view import Entry, View
+from tests.hash_seeds import same_under_two_hash_seeds
+from transport.codec import pack
+from transport.errors import MalformedMessage
+
+EXACT = {"success_fraction": 1.0}
+IMPATIENT = {"aggregation_timeout": 5.0, "stall_timeout": 5.0, "ping_timeout": 1.0}
+
+
+def quadratic(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return Quadratic([rng.standard_normal(8) for _ in range(count)])
+
+
+class Watch:
+    """Everything that was sent, by kind and round."""
+
+    def __init__(self, world):
+        self.models = defaultdict(list)
+        self.kinds = Counter()
+        world.on_event = self.hear
+
+    def hear(self, node, event, _now):
+        if isinstance(event, Send):
+            said = messages.decode(event.message)
+            self.kinds[type(said).__name__] += 1
+            if event.vectors:
+                self.models[type(said).__name__, said.round].append((node, event.vectors[0]))
+
+
+def reference(count, trainer, initial, rounds, sample_size):
+    """Federated averaging over the samples that the hash gives, in one process."""
+    index = {node_id(i): i for i in range(count)}
+    view = View((node, Entry(10**6, 0)) for node in index)
+    model = initial
+    for k in range(1, rounds + 1):
+        trained = [
+            trainer(index[node], Train(model, 1)).params
+            for node in sorted(view.order(k, 50)[:sample_size])
+        ]
+        model = arithmetic.mean(trained)
+    return model
+
+
+# ---- what is computed ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aggregators", [1, 2, 3])
+def test_it_is_federated_averaging_over_hashed_samples_to_the_last_bit(aggregators):
+    trainer = quadratic(20)
+    settings = {"sample_size": 5, "aggregators": aggregators, **EXACT}
+    world = World(MoDeST, 20, trainer, settings=settings, rounds=12)
+    world.start()
+    world.run_rounds(12, limit_s=100)
+    expected = reference(20, trainer, world.initial(0), 12, 5)
+    assert all(model.tobytes() == expected.tobytes() for model in world.models())
+    assert all(node.finished for node in world.nodes)
+    assert world.bytes_sent < 12 * 200_000
+
+
+def test_aggregators_agree_bit_for_bit_and_transfers_are_bounded():
+    world = World(MoDeST, 20, quadratic(20), settings={"sample_size": 5, "aggregators": 2, **EXACT})
+    watch = Watch(world)
+    world.start()
+    world.run_rounds(20, limit_s=200)
+    for k in range(2, 20):
+        means = watch.models["Aggregated", k]
+        assert len({sender for sender, _ in means}) == 2
+        assert len({model.tobytes() for _, model in means}) == 1
+        assert len(means) + len(watch.models["Trained", k]) <= 2 * 5 * 2
+
+
+def test_rounds_of_training_never_fall():
+    settings = {"sample_size": 4, **IMPATIENT}
+    world = World(MoDeST, 12, quadratic(12), settings=settings, links=Links(loss=0.05))
+    last = Counter()
+
+    def hear(node, _event, _now):
+        k_train = world.nodes[node].core._k_train
+        assert k_train >= last[node]
+        last[node] = k_train
+
+    world.on_event = hear
+    world.start()
+    world.run(200.0)
+    assert max(last.values()) > 20
+
+
+def test_nodes_are_drawn_equally_often():
+    world = World(
+        MoDeST, 20, settings={"sample_size": 5}, numel=1, links=Links(delay_s=(0.01, 0.02))
+    )
+    world.start()
+    world.run(1000.0, stop=lambda: max(node.round for node in world.alive) >= 200)
+    draws = [node.core.describe()["draws"] for node in world.alive]
+    assert sum(draws) >= 195 * 5
+    expected = sum(draws) / 20
+    assert sum((d - expected) ** 2 / expected for d in draws) / (1 - 5 / 20) < 44, "99.9 % point"
+
+
+def test_the_same_run_under_every_hash_seed():
+    text = """
+from gossip.decentralized.rehearsal import Links, World
+from gossip.protocols.modest.protocol import MoDeST
+settings = {"sample_size": 4, "aggregators": 2, "aggregation_timeout": 3.0, "stall_timeout": 3.0}
+world = World(MoDeST, 15, settings=settings, links=Links(loss=0.1, noticed=0.5), seed=3)
+world.start()
+world.at(5.0, lambda: world.crash(3))
+world.run(30.0)
+print(world.fingerprint(), max(node.round for node in world.alive))
+"""
+    assert int(same_under_two_hash_seeds("-c", text).split()[1]) > 5
+
+
+def test_a_robust_mean_bears_a_lying_trainer_and_the_plain_one_does_not():
+    centres = [np.full(8, 1.0)] * 9 + [np.full(8, 1e6)]
+    error = {}
+    for mixing in ("mean", "median", "trimmed-mean"):
+        settings = {"sample_size": 10, "mixing": mixing, **EXACT}
+        world = World(MoDeST, 10, Quadratic(centres), settings=settings, rounds=40)
+        world.start()
+        world.run_rounds(40, limit_s=100)
+        error[mixing] = float(np.abs(world.models()[0] - 1.0).max())
+    assert error["median"] < 0.1
+    assert error["trimmed-mean"] < 0.1
+    assert error["mean"] > 1000
+
+
+def test_combinations_without_sense_are_refused():
+    with pytest.raises(InvalidSettings, match="one line of models"):
+        MoDeST.parse_settings({"mixing": "variance-corrected"})
+    with pytest.raises(InvalidSettings, match="trim"):
+        MoDeST.parse_settings({"trim": 2})
+    with pytest.raises(InvalidSettings, match="sample_size"):
+        MoDeST.parse_settings({"sample_size": 0})
+
+
+def test_careful_settings_keep_all_rules_of_the_kit():
+    check(MoDeST, {"aggregators": 3, "sample_size": 3, "mixing": "median"})
+
+
+# ---- aggregators that lie ------------------------------------------------------------------------
+
+
+class LyingAggregator(MoDeST):
+    """Node 0 sends, as an aggregator, a model that is far off."""
+
+    def _send_model(self, receivers, k, model, members, sample):
+        if self.context.me == node_id(0):
+            model = model + np.float32(1e6)
+        return super()._send_model(receivers, k, model, members, sample)
+
+
+@pytest.mark.parametrize(("aggregators", "harmed"), [(1, True), (3, False)])
+def test_no_single_aggregator_of_three_is_trusted(aggregators, harmed):
+    trainer = quadratic(12)
+    settings = {"sample_size": 4, "aggregators": aggregators, "vote_timeout": 2.0, **EXACT}
+    world = World(LyingAggregator, 12, trainer, settings=settings)
+    largest = 0.0
+
+    def hear(node, event, _now):
+        nonlocal largest
+        if isinstance(event, Train) and node != 0:
+            largest = max(largest, float(np.abs(event.params).max()))
+
+    world.on_event = hear
+    world.start()
+    world.run(1000.0, stop=lambda: max(node.round for node in world.alive) >= 30)
+    lies = world.nodes[0].core.describe()["aggregated"]
+    assert lies > 0
+    assert (largest > 1e5) is harmed
+
+
+# ---- nodes that come, go and fail ----------------------------------------------------------------
+
+
+def candidates_after(rounds, **settings):
+    world = World(
+        MoDeST,
+        60,
+        settings={"sample_size": 6, **settings},
+        numel=1,
+        links=Links(delay_s=(0.01, 0.02)),
+    )
+    world.start()
+    world.run(10_000.0, stop=lambda: max(node.round for node in world.alive) >= rounds)
+    best = max(world.alive, key=lambda node: node.round).core
+    return best.describe()["candidates"]
+
+
+def test_undrawn_nodes_are_forgotten_unless_they_say_that_they_are_there():
+    without = candidates_after(150, inactivity_window=16, readvertise=False)
+    with_it = candidates_after(150, inactivity_window=16)
+    assert without < 40
+    assert with_it >= 58
+
+
+def test_eighty_of_a_hundred_are_silenced_and_the_run_goes_on():
+    settings = {
+        "sample_size": 10,
+        "inactivity_window": 20,
+        "ping_timeout": 1.0,
+        "stall_timeout": 5.0,
+    }
+    trainer = quadratic(100)
+    world = World(
+        MoDeST, 100, trainer, settings=settings, links=Links(delay_s=(0.01, 0.02)), notice_s=1e6
+    )
+    world.start()
+    world.run(1000.0, stop=lambda: max(node.round for node in world.alive) >= 15)
+    for index in range(80):
+        world.crash(index)
+    before = Counter({n.index: n.core.describe()["pings"] for n in world.alive})
+    world.run(3000.0, stop=lambda: max(node.round for node in world.alive) >= 22)
+    during = Counter({n.index: n.core.describe()["pings"] for n in world.alive})
+    world.run(3000.0, stop=lambda: max(node.round for node in world.alive) >= 50)
+    middle = Counter({n.index: n.core.describe()["pings"] for n in world.alive})
+    world.run(3000.0, stop=lambda: max(node.round for node in world.alive) >= 60)
+    after = Counter({n.index: n.core.describe()["pings"] for n in world.alive})
+    assert max(node.round for node in world.alive) >= 60
+    optimum = np.mean(trainer.centres[80:], axis=0)
+    best = max(world.alive, key=lambda node: node.round).core
+    assert float(np.abs(best.model - optimum).max()) < 0.8
+    while_dead = sum((during - before).values()) / 7
+    later = sum((after - middle).values()) / 10
+    assert while_dead > 1.7 * later, "the dead are pinged until the window has passed, not for ever"
+
+
+@pytest.mark.parametrize("aggregators", [1, 3])
+def test_a_round_whose_aggregators_are_lost_is_tried_again(aggregators):
+    settings = {"sample_size": 4, "aggregators": aggregators, "stall_timeout": 5.0}
+    settings |= {"ping_timeout": 1.0, "aggregation_timeout": 5.0}
+    world = World(MoDeST, 16, quadratic(16), settings=settings)
+    world.start()
+    world.run(100.0, stop=lambda: max(node.round for node in world.alive) >= 5)
+    lost = set()
+
+    def lose(
+        index, event, _now
+    ):  # each aggregator of the next round dies as soon as it has a model
+        if isinstance(event, Send) and event.vectors and len(lost) < aggregators:
+            receiver = world.index[event.to]
+            if type(messages.decode(event.message)) is messages.Trained and receiver not in lost:
+                lost.add(receiver)
+                world.at(world.now + 0.06, lambda: world.crash(receiver))
+
+    world.on_event = lose
+    reached = max(node.round for node in world.alive)
+    world.run(world.now + 600.0, stop=lambda: max(n.round for n in world.alive) >= reached + 20)
+    assert len(lost) == aggregators
+    assert max(node.round for node in world.alive) >= reached + 20
+
+
+def test_nodes_join_leave_crash_and_come_back_with_losses_on_the_way():
+    settings = {"sample_size": 4, "aggregators": 2, "stall_timeout": 10.0, "ping_timeout": 1.0}
+    settings |= {"aggregation_timeout": 10.0}
+    links = Links(loss=0.03, noticed=0.3)
+    world = World(MoDeST, 14, quadratic(14), settings=settings, links=links)
+    world.start(range(8))
+    for index in range(8, 12):
+        world.at(5.0 + index, lambda index=index: world.join(index))
+    world.at(20.0, lambda: world.leave(0))
+    world.at(22.0, lambda: world.crash(1))
+    world.at(24.0, lambda: world.crash(8))
+    world.at(40.0, lambda: world.restart(1))
+    world.at(45.0, lambda: world.restart(0))
+    world.run(60.0)
+    drawn = {node.index: node.core.describe()["draws"] for node in world.alive}
+    world.run(200.0)
+    for node in world.alive:
+        assert node.core.describe()["draws"] > drawn[node.index], f"{node.index} takes part"
+    assert len(world.alive) == 11
+    assert min(node.round for node in world.alive) > 50
+
+
+def test_a_run_that_was_stopped_as_a_whole_goes_on_from_its_newest_model():
+    world = World(MoDeST, 8, quadratic(8), settings={"sample_size": 3, "stall_timeout": 10.0})
+    world.start()
+    world.run(10.0)
+    rounds = sorted(node.round for node in world.alive)
+    for index in range(8):
+        world.crash(index)
+    world.run(11.0)
+    for index in range(8):
+        world.restart(index)
+    world.run(300.0, stop=lambda: min(node.round for node in world.alive) > rounds[-1] + 5)
+    first = min(done for node in world.nodes for at, done, _ in node.completed if at > 11.0)
+    assert min(node.round for node in world.alive) > rounds[-1] + 5
+    assert first >= rounds[len(rounds) // 2], "what most have is not done again"
+
+
+def test_one_node_alone_trains_and_others_come_to_it():
+    world = World(MoDeST, 3, quadratic(3), settings={"sample_size": 3})
+    world.start([0])
+    world.run(3.0)
+    assert world.nodes[0].round >= 20
+    world.join(1)
+    world.join(2)
+    world.run(20.0)
+    assert all(node.core.describe()["draws"] > 10 for node in world.alive[1:])
+
+
+def test_two_lines_that_meet_become_one():
+    world = World(MoDeST, 6, quadratic(6), settings={"sample_size": 3})
+    world.part([0, 1, 2], [3, 4, 5])
+    world.start()
+    world.run(20.0)
+    assert min(node.round for node in world.alive) > 10
+    world.heal()
+    world.run(60.0)
+    models = world.models()
+    newest = max(node.round for node in world.alive)
+    assert all(node.round > newest - 12 for node in world.alive)
+    assert max(float(np.abs(a - models[0]).max()) for a in models) < 0.7
+
+
+def test_a_latecomer_of_a_finished_run_is_given_the_last_model():
+    world = World(
+        MoDeST, 5, quadratic(5), settings={"sample_size": 3, "stall_timeout": 4.0}, rounds=6
+    )
+    world.start(range(4))
+    world.run_rounds(6)
+    world.join(4)
+    world.run(world.now + 60.0)
+    assert world.nodes[4].finished
+    assert world.models()[4].tobytes() == world.models()[0].tobytes()
+
+
+def test_a_trainer_that_diverges_is_done_without():
+    good = quadratic(6)
+
+    def trainer(node, leg):
+        work = good(node, leg)
+        if node == 2:
+            work.params.fill(np.nan)
+        return work
+
+    world = World(MoDeST, 6, trainer, settings={"sample_size": 6, "success_fraction": 0.8})
+    world.start()
+    world.run_rounds(10, limit_s=100)
+    assert all(np.isfinite(model).all() for model in world.models())
+
+
+# ---- one core ------------------------------------------------------------------------------------
+
+
+def core(index=0, settings=None, rounds=0, others=range(1, 10)):
+    settings = {"sample_size": 4, **(settings or {})}
+    context = Context(
+        me=node_id(index),
+        run=run_id(0),
+        tensors=(TensorSpec("w", 0, (4,)),),
+        numel=4,
+        rng=random.Random(index),
+        rounds=rounds,
+    )
+    made = MoDeST(MoDeST.parse_settings(settings), context)
+    made.members(sorted(node_id(i) for i in others), 0.0)
+    return made
+
+
+def events(made):
+    found = []
+    while (event := made.next_event()) is not None:
+        found.append(event)
+    return found
+
+
+def said(found, kind):
+    decoded = [(e, messages.decode(e.message)) for e in found if isinstance(e, Send)]
+    return [(event, message) for event, message in decoded if isinstance(message, kind)]
+
+
+def aggregated(k, view=b"", sample=4):
+    return pack(messages.Aggregated(k, view, sample, 4))
+
+
+MODEL = np.ones(4, np.float32)
+
+
+def started(**options):
+    made = core(**options)
+    made.start(np.zeros(4, np.float32), 0.0, round_=1)
+    events(made)
+    return made
+
+
+def test_a_joiner_does_not_enter_the_sample_that_is_being_formed():
+    made = started()
+    made.receive(node_id(3), aggregated(5), [MODEL], 1.0)
+    assert type(events(made)[-1]) is Train
+    made.receive(node_id(30), pack(messages.Membership(5, 1)), [], 1.5)
+    made.trained(LocalWork(MODEL.copy(), 1, 1.0), 2.0)
+    asked = {event.to for event, _ in said(events(made), messages.Ping)}
+    order = made._standing.view.order(6, 50)
+    assert node_id(30) not in order
+    assert asked <= set(order[:2])
+    for node in list(asked):
+        nonce = made._handing.nonce
+        made.receive(node, pack(messages.Pong(5, 0, nonce, 0)), [], 2.1)
+    sent = said(events(made), messages.Trained)
+    assert len(sent) == 1 or order[0] == made.context.me
+    assert node_id(30) in made._standing.view, "from now on it counts"
+
+
+def test_the_first_aggregated_wins_and_a_newer_round_stops_an_older():
+    made = started()
+    made.receive(node_id(3), aggregated(5), [MODEL], 1.0)
+    events(made)
+    made.receive(node_id(4), aggregated(5), [MODEL * 2], 1.1)
+    assert not [e for e in events(made) if isinstance(e, Train)]
+    made.receive(node_id(4), aggregated(4), [MODEL * 2], 1.1)
+    assert not [e for e in events(made) if isinstance(e, Train)]
+    made.receive(node_id(4), aggregated(7), [MODEL * 3], 1.2)
+    assert [type(e).__name__ for e in events(made) if not isinstance(e, Send)] == [
+        "Cancel",
+        "Completed",
+        "Train",
+    ]
+
+
+def test_a_model_too_late_is_answered_so_and_one_too_many_too():
+    made = started(settings={"aggregation_floor": 1, "success_fraction": 0.5})
+    for sender in (1, 2, 3):
+        made.receive(node_id(sender), pack(messages.Trained(5, b"", 4)), [MODEL], 1.0)
+    assert made.describe()["aggregated"] == 1
+    (late,) = said(events(made), messages.Ack)
+    assert late[1] == messages.Ack(5, ok=False)
+    assert late[0].to == node_id(3)
+
+
+def test_a_round_closes_at_its_timeout_with_the_floor_and_not_below():
+    made = started(settings={"success_fraction": 1.0, "aggregation_timeout": 10.0})
+    for sender in (1, 2):
+        made.receive(node_id(sender), pack(messages.Trained(5, b"", 4)), [MODEL], 1.0)
+    made.tick(11.0)
+    assert made.describe()["aggregated"] == 0
+    made.receive(node_id(3), pack(messages.Trained(5, b"", 4)), [MODEL], 12.0)
+    assert made.describe()["aggregated"] == 0
+    made.tick(21.0)
+    assert made.describe()["aggregated"] == 1
+
+
+def test_nothing_is_answered_before_the_start_and_after_leaving():
+    made = core()
+    made.receive(node_id(1), pack(messages.Ping(1, 0, 5)), [], 0.0)
+    made.receive(node_id(1), aggregated(5), [MODEL], 0.0)
+    assert events(made) == []
+    assert made.next_deadline() is None
+    made = started()
+    made.receive(node_id(3), aggregated(5), [MODEL], 1.0)
+    events(made)
+    made.leave(2.0)
+    found = events(made)
+    assert type(found[0]).__name__ == "Cancel"
+    assert all(message.left for _, message in said(found, messages.Membership))
+    made.receive(node_id(1), pack(messages.Ping(5, 0, 5)), [], 3.0)
+    made.receive(node_id(3), aggregated(9), [MODEL], 3.0)
+    assert events(made) == []
+    assert made.next_deadline() is None
+
+
+def test_one_who_came_back_without_its_counter_is_told():
+    made = started()
+    made.receive(node_id(1), pack(messages.Membership(3, 4, left=True)), [], 1.0)
+    made.receive(node_id(1), pack(messages.Membership(3, 0)), [], 2.0)
+    ((event, answer),) = said(events(made), messages.Behind)
+    assert (event.to, answer.counter) == (node_id(1), 4)
+    other = started(index=1, others=[0, 2])
+    other.receive(node_id(0), event.message, [], 3.0)
+    (again,) = said(events(other), messages.Membership)
+    made.receive(node_id(1), again[0].message, [], 4.0)
+    made._standing.flush()
+    assert node_id(1) in made._standing.view.candidates(3, 50)
+
+
+@pytest.mark.parametrize(
+    ("message", "vectors"),
+    [
+        (aggregated(5), []),
+        (aggregated(5), [np.ones(5, np.float32)]),
+        (aggregated(5), [MODEL, MODEL]),
+        (aggregated(5, view=b"x"), [MODEL]),
+        (pack(messages.Ping(1, 0, 1)), [MODEL]),
+        (pack({"t": "trained", "round": -1, "view": b"", "sample": 1}), [MODEL]),
+        (pack({"t": "nonsense"}), []),
+        (b"\xc1", []),
+    ],
+)
+def test_what_no_honest_node_sends_is_malformed_and_changes_nothing(message, vectors):
+    made = started()
+    before = made.describe()
+    with pytest.raises(MalformedMessage):
+        made.receive(node_id(1), message, vectors, 1.0)
+    assert events(made) == []
+    assert made._k_train == 0
+    assert {**made.describe(), "newest_round": 0} == {**before, "newest_round": 0}
+
+
+def test_idle_learns_nothing_and_all_stay_where_they_began():
+    world = World(MoDeST, 6, idle, settings={"sample_size": 3}, rounds=5)
+    world.start()
+    world.run_rounds(5)
+    assert all(model.tobytes() == world.initial(0).tobytes() for model in world.models())
