@@ -46,6 +46,8 @@ REWIRING: Final = 0.1
 """Share of a small world's edges that lead anywhere: few enough to stay clustered, enough to be near."""
 MAX_ATTEMPTS: Final = 1000
 """Draws of a random graph until one is simple and connected; a few are enough for every size but the smallest."""
+SWAPS: Final = 3
+"""Exchanges tried for each edge of a dense regular graph."""
 REMEMBERED: Final = 64
 
 Graph = Mapping[NodeId, tuple[NodeId, ...]]
@@ -247,6 +249,10 @@ def _random_regular(size: int, degree: int, _round: int, stream: HashStream) -> 
         return edges
     if degree == 2:  # pairings would give several short cycles
         return _ring(size, degree, 0, stream)
+    if 3 * degree > size:  # pairing free ends would end in a corner nearly every time
+        while not _is_connected(swapped := _swapped(size, degree, stream)):
+            pass  # each part would need more than a third of all nodes: as good as never
+        return swapped
     for _ in range(MAX_ATTEMPTS):
         paired = _pair_stubs(size, degree, stream)
         if paired is not None and _is_connected(paired):
@@ -271,6 +277,31 @@ def _pair_stubs(size: int, degree: int, stream: HashStream) -> Edges | None:
         if len(left) == len(stubs) and not _has_room(left, edges):
             return None
         stubs = sorted(left)
+    return edges
+
+
+def _swapped(size: int, degree: int, stream: HashStream) -> Edges:
+    """A dense regular graph: that of the nearest on a circle, many of its pairs of edges exchanged."""
+    edges, order = _empty(size), stream.shuffled(range(size))
+    for hop in range(1, degree // 2 + 1):
+        for at in range(size):
+            _link(edges, order[at], order[(at + hop) % size])
+    if degree % 2:  # and those across; with an odd number of nodes one is left
+        for at in range(size // 2):
+            _link(edges, order[at], order[at + size // 2])
+    ends = [(one, other) for one in range(size) for other in sorted(edges[one]) if one < other]
+    for _ in range(SWAPS * len(ends)):
+        first, second = stream.below(len(ends)), stream.below(len(ends))
+        (a, b), (c, d) = ends[first], ends[second]
+        if stream.below(2):
+            c, d = d, c
+        if len({a, b, c, d}) == 4 and d not in edges[a] and b not in edges[c]:
+            for one, other in ((a, b), (c, d)):
+                edges[one].discard(other)
+                edges[other].discard(one)
+            _link(edges, a, d)
+            _link(edges, c, b)
+            ends[first], ends[second] = (a, d), (c, b)
     return edges
 
 
