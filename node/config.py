@@ -280,10 +280,10 @@ def check_environment(config: Config) -> None:
 
 def _check_protocol(run: RunSection) -> None:
     from gossip.errors import GossipError, UnknownProtocol
-    from gossip.protocol import load_protocol
+    from gossip.protocol import load_plugin
 
     try:
-        load_protocol(run.protocol).averager(run.protocol_settings)
+        load_plugin(run.protocol).parse_settings(run.protocol_settings)
     except GossipError as error:
         key = "run.protocol" if isinstance(error, UnknownProtocol) else "run.protocol_settings"
         raise ConfigError(f"{key}: {error}", key=key, hint=error.hint) from None

@@ -211,6 +211,15 @@ class RunSection(_Section, frozen=True):
             "Empty: what the task takes by itself (byte-gpt: Python's own source files).",
         ),
     ] = ""
+    part: Annotated[
+        str,
+        Meta(
+            max_length=32,
+            pattern=r"^([1-9][0-9]{0,5}/[1-9][0-9]{0,5})?$",
+            description='Which part of the data this node trains on, as "3/8" for the third of eight; the task '
+            "cuts them alike on all nodes. Empty: all of it.",
+        ),
+    ] = ""
     task_settings: Annotated[
         dict[str, Any],
         Meta(max_length=64, description="Settings of the task; each task documents its own."),

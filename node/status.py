@@ -16,6 +16,7 @@ import trio
 from crdt.record import Progress
 from dht.service import Dht
 from gossip.collective.rhythm import Ailment, Rhythm
+from gossip.decentralized.driver import Driver
 from gossip.membership.service import Membership
 from gossip.membership.table import MemberState, MemberView
 from gossip.swarm.renewal import is_due
@@ -115,12 +116,38 @@ def _state(parts: Parts, *, stopping: bool) -> str:
     phase = run.figures.phase
     if phase == "waiting":
         # Waiting for others at the end of a round is training; without an epoch it is not.
-        grouped = run.part is not None and run.part.group.epoch is not None
-        return "training" if grouped else "waiting"
+        return "training" if _together(run) else "waiting"
     trainer = _trainer_state(run)
     if phase == "training" and trainer not in {"running", "attached"}:
         return "joining"
     return phase
+
+
+def _together(run: RunService) -> bool:
+    """Whether others are there to wait for: an epoch, or neighbours."""
+    part = run.part
+    if part is None:
+        return False
+    if part.driver is not None:
+        return bool(part.driver.neighbours.nodes)
+    return part.group is not None and part.group.epoch is not None
+
+
+def _gossip(driver: Driver | None) -> dict[str, Any] | None:
+    """A decentralized protocol at work: its neighbours, what it says of itself, messages and bytes, losses by reason."""
+    if driver is None:
+        return None
+    statistics = driver.statistics
+    return {
+        "neighbours": [str(node) for node in driver.neighbours.nodes],
+        "core": driver.described,
+        "messages_sent": statistics.messages_sent,
+        "messages_received": statistics.messages_received,
+        "bytes_sent": statistics.bytes_sent,
+        "bytes_received": statistics.bytes_received,
+        "lost": dict(sorted(statistics.lost.items())),
+        "greetings": dict(sorted(driver.neighbours.counters.items())),
+    }
 
 
 def _run(run: RunService | None) -> dict[str, Any] | None:
@@ -147,6 +174,7 @@ def _run(run: RunService | None) -> dict[str, Any] | None:
         "steps_total": None if manifest is None or not manifest.steps else manifest.steps,
         "loss": figures.loss,
         "val_loss": figures.val_loss,
+        "accuracy": figures.accuracy,
         "tokens": figures.tokens,
         "tokens_per_s": figures.tokens_per_s,
         "members_last_round": figures.members_last_round,
@@ -159,6 +187,7 @@ def _run(run: RunService | None) -> dict[str, Any] | None:
         "rhythm": None if group is None else rhythm_report(group.rhythm),
         "aborted_operations": 0 if group is None else group.aborted_operations,
         "events": [] if group is None else list(group.notes),
+        "gossip": None if run.part is None else _gossip(run.part.driver),
     }
 
 
@@ -225,8 +254,7 @@ def peer_rows(parts: Parts) -> list[dict[str, Any]]:
     given_up = {member.node_id for member in gone_members}
     part = None if run is None else run.part
     progress = {} if part is None else part.presence.state.progress()
-    epoch = None if part is None else part.group.epoch
-    members = set() if epoch is None else set(epoch.members)
+    members = _members(run)
     now = trio.current_time()
     rows = [
         _connected_row(
@@ -280,6 +308,17 @@ def peer_rows(parts: Parts) -> list[dict[str, Any]]:
         if member.node_id in endpoint.peers or member.node_id not in endpoint.lost
     ]
     return rows
+
+
+def _members(run: RunService | None) -> set[NodeId]:
+    """Who takes part now: the epoch's members, or this node's neighbours."""
+    part = None if run is None else run.part
+    if part is None:
+        return set()
+    if part.driver is not None:
+        return set(part.driver.neighbours.nodes)
+    epoch = None if part.group is None else part.group.epoch
+    return set() if epoch is None else set(epoch.members)
 
 
 def _gone_row(member: MemberView, progress: Progress | None, *, now: float) -> dict[str, Any]:
@@ -386,6 +425,7 @@ def _facts(parts: Parts) -> Facts:
     figures = None if run is None else run.figures
     part = None if run is None else run.part
     trainers = None if part is None else part.trainers
+    group = None if part is None else part.group
     checkpoint = None if run is None else run.saves.newest
     ended = None if figures is None else figures.round_ended_at
     refusal = parts.standing.own_refusal(endpoint.identity)
@@ -412,7 +452,7 @@ def _facts(parts: Parts) -> Facts:
         trainer="none" if trainers is None else trainers.status.state,
         other_runs=[] if part is None else [_name_of(endpoint, node) for node in part.namesakes],
         other_models=(0, 0) if part is None else part.presence.other_models(endpoint.peers),
-        slow=_slow(endpoint, None if part is None else part.group.rhythm),
+        slow=_slow(endpoint, None if group is None else group.rhythm),
         convicted=[_name_of(endpoint, NodeId(writer)) for writer in others_convicted],
         convicted_itself=bytes(endpoint.node_id) in convicted,
         run_failure="" if run is None else run.failure,
@@ -422,10 +462,10 @@ def _facts(parts: Parts) -> Facts:
         trainer_restarts=0 if trainers is None else trainers.recent_restarts(),
         loss=None if figures is None else figures.loss,
         round_age_s=None
-        if ended is None or figures is None or figures.phase == "finished"
+        if ended is None or figures is None or figures.phase == "finished" or group is None
         else trio.current_time() - ended,
         round_usual_s=None if figures is None else figures.usual_round_s,
-        quorum_missing=part is not None and part.group.machine.quorum_missing,
+        quorum_missing=group is not None and group.machine.quorum_missing,
         rounds_alone=0 if figures is None else figures.rounds_alone,
         checkpoint_error="" if run is None else run.saves.error,
         checkpoint_damaged="" if run is None else run.saves.damaged,

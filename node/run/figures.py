@@ -48,7 +48,7 @@ class Figures:
     phase: str = "joining"
     """joining, syncing, training, waiting, finished or failed."""
 
-    def round_ended(self, members: int, seconds: float, now: float) -> None:
+    def round_ended(self, members: int, seconds: float | None, now: float) -> None:
         """Count a round that has just ended, at `now`, with so many members."""
         if self.round_ended_at is not None:
             took, usual = now - self.round_ended_at, self.usual_round_s

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import trio
 
+from gossip.decentralized.driver import Progressed
 from gossip.rounds import Position, RunReport
 from node.run.checkpoint import Checkpoint
 from node.run.figures import Figures, MetricsFile
@@ -67,6 +68,20 @@ class Journal:
             seconds=report.seconds,
             weight=report.weight,
             state_sha256=report.state.hex(),
+        )
+        self._presence.progress(figures)
+
+    def on_progress(self, progress: Progressed) -> None:
+        """This node's model has reached a new round of a decentralized protocol."""
+        figures = self.figures
+        figures.round_ended(progress.members, None, trio.current_time())
+        figures.round, figures.state = progress.round, progress.digest
+        self._metrics.write(
+            "round",
+            round=progress.round,
+            step=figures.step,
+            members=progress.members,
+            state_sha256=progress.digest.hex(),
         )
         self._presence.progress(figures)
 

@@ -20,6 +20,7 @@ from gossip.protocol import load_protocol
 from gossip.rounds import TrainerGone, run_rounds
 from node.run.epoch_file import EpochFile
 from node.run.journal import Journal
+from node.run.measured import Measured
 from node.run.presence import Presence
 from node.run.stragglers import Stragglers
 from node.run.taking_part import (
@@ -56,7 +57,9 @@ class Participation(TakingPart[TrainerLink]):
         self._protocol = load_protocol(self.manifest.protocol)
         self._averager = self._protocol.averager(self.manifest.protocol_settings)
         self._link: TrainerLink | None = None  # the one that attached last
+        self._measured = Measured(group.rhythm, presence.state, presence.notify)
         group.on_waiting = self._stragglers.members_wait
+        group.on_measured = self._measured.measured
 
     def held(self) -> HeldState | None:
         """The consensus state that can be handed over now; that of a trainer that has finished, too."""
@@ -107,6 +110,11 @@ class Participation(TakingPart[TrainerLink]):
         if phase == "waiting":
             self._stragglers.done()
         self._journal.on_phase(phase)
+
+    def tend(self) -> None:
+        """See `TakingPart.tend`."""
+        super().tend()
+        self._measured.exchange(trio.current_time())
 
     async def say_goodbye(self) -> None:
         """See `TakingPart.say_goodbye`."""

@@ -80,7 +80,7 @@ class Presence:
                 state_sha256=figures.state,
             )
         )
-        further = ("val_loss", "round_seconds")
+        further = ("val_loss", "accuracy", "round_seconds")
         known = [(n, v) for n in further if (v := getattr(figures, n)) is not None]
         self.state.set_metrics(Metrics(known))
         self._replication.notify()

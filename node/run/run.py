@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import trio
@@ -23,11 +23,13 @@ from gossip.errors import GossipError
 from node.blocks.gate import TaskGate
 from node.blocks.service import NodeBlocks
 from node.errors import NodedError, Refused, first_error, hint_of
+from node.run.decentralized import is_decentralized, open_decentralized
 from node.run.figures import Figures, MetricsFile
 from node.run.finder import RunFinder, load_manifest, store_manifest
 from node.run.manifest import RunManifest
-from node.run.participation import Participation, open_participation
+from node.run.participation import open_participation
 from node.run.saves import Saves
+from node.run.taking_part import Surroundings, TakingPart
 from node.schema import Config, RunSection
 from transport.endpoint import Endpoint
 from transport.errors import TransportError
@@ -47,7 +49,7 @@ class RunService:
         self.directory = config.paths.run_dir(section.name)
         self.manifest: RunManifest | None = None
         """None while nobody who has it is found."""
-        self.part: Participation | None = None
+        self.part: TakingPart[Any] | None = None
         """None before this node takes part; after a failure that which it was."""
         self.figures = Figures()
         self.saves = Saves(
@@ -85,10 +87,10 @@ class RunService:
             permission = await gate.wait(manifest, self._refuse)
             self.failure = self.failure_hint = ""
             self.figures.phase = "joining"
-            async with open_participation(
-                self._config,
-                self.section,
-                manifest,
+            around = Surroundings(
+                config=self._config,
+                section=self.section,
+                manifest=manifest,
                 endpoint=self._endpoint,
                 finder=finder,
                 saves=self.saves,
@@ -98,9 +100,10 @@ class RunService:
                 advertised=advertised,
                 permission=permission,
                 blocks=self._blocks,
-            ) as (part, handover):
+            )
+            async with _open(around) as part:
                 self.part = part
-                await part.train(handover, nonce=lambda: random_bytes(16))
+                await part.train(nonce=lambda: random_bytes(16))
                 _log.info("run %s: finished at round %d", manifest.name, self.figures.round)
                 self.figures.phase = "finished"
                 await trio.sleep_forever()
@@ -113,7 +116,7 @@ class RunService:
             self._metrics.close()
 
     async def leave(self) -> None:
-        """Leave in good order; see `Participation.leave`. After a failure there is nothing left to leave."""
+        """Leave in good order; see `TakingPart.leave`. After a failure there is nothing left to leave."""
         if self.part is not None and not self.failure:
             await self.part.leave()
 
@@ -162,6 +165,13 @@ class RunService:
             )
             store_manifest(stored_at, manifest)
         return manifest
+
+
+def _open(around: Surroundings) -> AbstractAsyncContextManager[TakingPart[Any]]:
+    """Take part in the way of the run's protocol; raises `UnknownProtocol`."""
+    if is_decentralized(around.manifest):
+        return open_decentralized(around)
+    return open_participation(around)
 
 
 def manifest_of(
