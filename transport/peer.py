@@ -137,6 +137,14 @@ class Peer:
         return self.address.relay_id if self._path is Path.RELAYED else None
 
     @property
+    def local(self) -> bool:
+        """True when it is on this machine, without a relay between: both ends have one address."""
+        if not self._connections or self._path is Path.RELAYED:
+            return False
+        raw = self._connections[0].link.raw
+        return raw.local.host == raw.remote.host
+
+    @property
     def rtt_s(self) -> float | None:
         """The last measured round trip in seconds; None before the first."""
         return self._connections[0].rtt_s if self._connections else None

@@ -20,6 +20,7 @@ from typing import Annotated, Final
 import attrs
 import msgspec
 
+from gossip.collective.layout import PLAIN, Layout
 from transport.errors import InvalidPublicKey
 from transport.identity import NodeId, verify
 
@@ -67,6 +68,8 @@ class Epoch:
     """SHA-256 of the consensus state at the start."""
     salt: bytes = bytes(16)
     """Random, of the proposer: nodes that all forgot may found the same run anew, but not the same epoch."""
+    layout: Layout = PLAIN
+    """How the members are arranged for operations."""
 
     @property
     def number(self) -> int:
@@ -87,6 +90,8 @@ class Epoch:
         digest.update(struct.pack(">I", len(self.members)))
         for member in self.members:
             digest.update(member)
+        if self.layout != PLAIN:
+            digest.update(self.layout.packed)
         return digest.digest()
 
 

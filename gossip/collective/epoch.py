@@ -37,7 +37,7 @@ Invariants:
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from gossip.collective.certificate import GENESIS, Certificate, Epoch
 from gossip.collective.epoch_events import (
@@ -50,6 +50,7 @@ from gossip.collective.epoch_events import (
 from gossip.collective.formation import Accepted
 from gossip.collective.former import MAX_LEAP, Former
 from gossip.collective.lanes import ROUND_LANE, Lanes
+from gossip.collective.layout import PLAIN, Layout
 from gossip.collective.lineage import Link, Memory
 from gossip.collective.messages import (
     Abort,
@@ -75,6 +76,9 @@ from transport.identity import Identity, NodeId
 
 DEFAULTS = EpochSettings()
 
+KEPT_VETERANS = 4
+"""Epochs of which it is kept who was in the one before: longer than an operation can hear of its end."""
+
 LINK_FAILURES = 2
 """Epochs in a row that a member's links may spoil."""
 
@@ -94,6 +98,8 @@ class EpochMachine:
     ) -> None:
         self.settings = settings
         self.epoch: Epoch | None = None
+        self.arrange: Callable[[tuple[NodeId, ...]], Layout] = lambda _members: PLAIN
+        """How this node arranges the members of an epoch that it proposes."""
         self._standing = Standing(run, identity, model)
         self._events = self._standing.events
         self._me = identity.node_id
@@ -101,8 +107,9 @@ class EpochMachine:
             self._standing,
             settings,
             rng,
-            busy=lambda: self._settling or self._lanes.pending,
+            busy=lambda: self.busy,
             present=lambda: self.epoch,
+            arrange=lambda members: self.arrange(members),  # noqa: PLW0108 - as it is then
             on_leave=self._leave_epoch,
             on_enter=self._enter,
         )
@@ -121,6 +128,7 @@ class EpochMachine:
         self._in_step = False  # it has stood at the present epoch's start, or entered it there
         self._links: tuple[Link, ...] = ()
         self._claimants: tuple[NodeId, ...] = ()
+        self._veterans: dict[bytes, frozenset[NodeId]] = {}
         self._settled_at: bytes | None = None
         self._give_way_due: float | None = None
 
@@ -147,6 +155,11 @@ class EpochMachine:
         It changes with the first vote in an epoch, and has to be stored before that vote is sent.
         """
         return self._standing.memory()
+
+    @property
+    def busy(self) -> bool:
+        """True from the first member's start of an operation until the new position is known."""
+        return self._settling or self._lanes.pending
 
     @property
     def quorum_missing(self) -> bool:
@@ -189,6 +202,13 @@ class EpochMachine:
         if self._settlement.blocked(lane) or (lane == ROUND_LANE and self._settling):
             return False
         return not (self._former.asked and lanes.operations) or lanes.awaited(lane)
+
+    def veterans(self, epoch: bytes) -> frozenset[NodeId] | None:
+        """Members of one of the last epochs that were in the one it followed on, as all its members have signed.
+
+        None when it is too long ago.
+        """
+        return self._veterans.get(epoch)
 
     def certificate(self, epoch: bytes, lane: int, sequence: int) -> Certificate | None:
         """That of an operation, if it was the last of its lane in one of the last two epochs with a result."""
@@ -455,6 +475,7 @@ class EpochMachine:
         ):  # founded by these: from now on it is their majority that counts
             standing.establish(epoch, accepted.links)
         standing.number = epoch.number
+        self._note_veterans(epoch)
         self._lanes.clear()
         unsettled, standing.unsettled = standing.unsettled, None
         if unsettled is not None and accepted.proof is not None:
@@ -474,6 +495,13 @@ class EpochMachine:
             else:
                 self._on_vote(sender, word, now)
         self._former.reconsider(now)
+
+    def _note_veterans(self, epoch: Epoch) -> None:
+        if len(self._veterans) >= KEPT_VETERANS:
+            del self._veterans[next(iter(self._veterans))]
+        keys = self._links[-2].keys if len(self._links) > 1 else ()
+        before = {NodeId.of_public_key(key) for key in keys}
+        self._veterans[epoch.id] = frozenset(before) & frozenset(epoch.members)
 
     def _break(
         self,

@@ -37,6 +37,7 @@ from gossip.collective.formation import (
     has_quorum,
     proposer_of,
 )
+from gossip.collective.layout import Layout
 from gossip.collective.lineage import MAX_FAREWELLS, History, Link, Verifier, farewells, trimmed
 from gossip.collective.messages import (
     MAX_MEMBERS,
@@ -83,6 +84,7 @@ class Former:
         standing: shared with the owner.
         busy: True from the first member's start of an operation until the new position is known.
         present: the epoch this node is in, or None.
+        arrange: how to arrange these members, when this node proposes.
         on_leave: the present epoch is left, with the reason.
         on_enter: everybody has signed; called with the acceptance.
     """
@@ -95,6 +97,7 @@ class Former:
         *,
         busy: Callable[[], bool],
         present: Callable[[], Epoch | None],
+        arrange: Callable[[tuple[NodeId, ...]], Layout],
         on_leave: Callable[[str], None],
         on_enter: Callable[[Accepted, float], None],
     ) -> None:
@@ -104,6 +107,7 @@ class Former:
         self._rng = rng
         self._busy = busy
         self._present = present
+        self._arrange = arrange
         self._on_leave = on_leave
         self._on_enter = on_enter
         self._promised = Ballot(0, 0, bytes(32))
@@ -461,6 +465,7 @@ class Former:
             to_bits(members, start.holders),
             to_bits(members, start.fresh),
             left,
+            self._arrange(members),
         )
         standing.send_all(members, propose)
         self._accept(propose, now, since=now)
@@ -504,6 +509,7 @@ class Former:
             propose.round,
             propose.state,
             propose.salt,
+            propose.layout,
         )
         unsettled = standing.unsettled
         settled = (
@@ -561,6 +567,7 @@ class Former:
             tuple(one.public_key for one in signed),
             tuple(one.signature for one in signed),
             step.left,
+            epoch.layout,
         )
         self._verifier.add_own(link, epoch)
         self._learn(step)

@@ -69,6 +69,9 @@ class Group:
         machine: EpochMachine,
         nursery: trio.Nursery,
         remember: Callable[[bytes], None] = lambda _memory: None,
+        *,
+        site: Callable[[NodeId], str] = lambda _member: "",
+        probing: bool = False,
     ) -> None:
         self.run = run
         self.machine = machine
@@ -84,11 +87,9 @@ class Group:
         self.rhythm = Rhythm(self._me)
         """Who has become slow, told from the operations of lane 0."""
         self._arranger = Arranger(
-            self.rhythm.rates, rtt_s=self._rtt_s, site=lambda member: self.site_of(member)
+            self.rhythm.rates, rtt_s=self._rtt_s, near=self._is_near, site=site, probing=probing
         )
         machine.arrange = lambda members: self._arranger.layout(members, trio.current_time())
-        self.site_of: Callable[[NodeId], str] = lambda _member: ""
-        """The name of a member's site; members of one are near each other."""
         self.on_measured: Callable[[Measure], None] = lambda _measure: None
         """Told what an operation of lane 0 got over a link to this node."""
         self._nursery = nursery
@@ -305,6 +306,11 @@ class Group:
         peer = self._endpoint.peers.get(member)
         return None if peer is None else peer.rtt_s
 
+    def _is_near(self, member: NodeId) -> bool:
+        """On this machine, as far as its address tells."""
+        peer = self._endpoint.peers.get(member)
+        return member == self._me or (peer is not None and peer.local)
+
     def _is_behind(self) -> Behind | None:
         if self._behind is not None and self.machine.epoch is not None:
             return Behind(*self._behind)
@@ -463,12 +469,17 @@ async def open_group(
     rng: random.Random,
     memory: bytes | None = None,
     remember: Callable[[bytes], None] = lambda _memory: None,
+    site: Callable[[NodeId], str] = lambda _member: "",
+    probing: bool = False,
 ) -> AsyncIterator[Group]:
     """Take part in the collectives of `run` with every connected peer that does so too.
 
     `remember` is given what has to survive a restart (at most 64 KiB) whenever it changes: with the first
     vote in an epoch, before that is sent; it returns once it is on the disk. `memory` is what it was given
     last. A node that starts without it counts for a majority only when nobody of the epoch is missing.
+
+    `site` names a member's site ("" for none): where there are several, values cross between them once. With `probing`
+    an epoch that this node proposes may begin with measuring links that nobody has used.
 
     Leaving the context ends every task at once; `Group.leave` before that tells the members.
     """
@@ -484,7 +495,7 @@ async def open_group(
         run, endpoint.identity, model=model, rng=rng, settings=settings, memory=recalled
     )
     async with trio.open_nursery() as nursery:
-        group = Group(endpoint, run, machine, nursery, remember)
+        group = Group(endpoint, run, machine, nursery, remember, site=site, probing=probing)
         async with group._open(endpoint):  # noqa: SLF001 - one unit
             yield group
         nursery.cancel_scope.cancel()

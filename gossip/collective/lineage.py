@@ -40,6 +40,7 @@ from gossip.collective.certificate import (
     accept_statement,
     leave_statement,
 )
+from gossip.collective.layout import PLAIN, Layout
 from transport.errors import InvalidPublicKey
 from transport.identity import NodeId, verify
 
@@ -73,11 +74,13 @@ class Link(msgspec.Struct, frozen=True, array_like=True):
     accepts: Annotated[tuple[Signature, ...], msgspec.Meta(min_length=1, max_length=256)]
     left: Farewells = ()
     """Of members of the epoch before that left it in good order."""
+    layout: Layout = PLAIN
 
     @property
     def size_bytes(self) -> int:
         """About what it takes in a message."""
-        return 160 + 102 * (len(self.keys) + len(self.left))
+        ranks = len(self.layout.order) + len(self.layout.sites)
+        return 180 + 102 * (len(self.keys) + len(self.left)) + ranks
 
     def epoch(self, run: bytes) -> Epoch | None:
         """The epoch it speaks of; None when its members are no ascending set of keys."""
@@ -87,7 +90,16 @@ class Link(msgspec.Struct, frozen=True, array_like=True):
             return None
         if len(self.accepts) != len(members) or members != tuple(sorted(set(members))):
             return None
-        return Epoch(run, self.ballot, members, self.previous, self.round, self.state, self.salt)
+        return Epoch(
+            run,
+            self.ballot,
+            members,
+            self.previous,
+            self.round,
+            self.state,
+            self.salt,
+            self.layout,
+        )
 
 
 Links = Annotated[tuple[Link, ...], msgspec.Meta(max_length=MAX_LINKS)]
@@ -243,18 +255,34 @@ class Doubt(msgspec.Struct, frozen=True, array_like=True):
     state: Bytes32
     salt: Bytes16
     members: Annotated[tuple[Bytes32, ...], msgspec.Meta(min_length=1, max_length=256)]
+    layout: Layout = PLAIN
 
     @classmethod
     def of(cls, epoch: Epoch) -> Doubt:
         """For the disk."""
         return cls(
-            epoch.ballot, epoch.previous, epoch.round, epoch.state, epoch.salt, epoch.members
+            epoch.ballot,
+            epoch.previous,
+            epoch.round,
+            epoch.state,
+            epoch.salt,
+            epoch.members,
+            epoch.layout,
         )
 
     def epoch(self, run: bytes) -> Epoch:
         """From the disk."""
         members = tuple(NodeId(member) for member in self.members)
-        return Epoch(run, self.ballot, members, self.previous, self.round, self.state, self.salt)
+        return Epoch(
+            run,
+            self.ballot,
+            members,
+            self.previous,
+            self.round,
+            self.state,
+            self.salt,
+            self.layout,
+        )
 
 
 class Memory(msgspec.Struct, frozen=True):

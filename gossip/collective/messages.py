@@ -34,6 +34,7 @@ from gossip.collective.certificate import (
     LaneNumber,
     Signature,
 )
+from gossip.collective.layout import Layout
 from gossip.collective.lineage import Farewells, Links
 from transport.codec import decode_untrusted, pack
 from transport.identity import NodeId
@@ -108,7 +109,7 @@ class Propose(Message, frozen=True, tag="propose"):
 
     `links` and `certificate` prove the start position. `holders` and `fresh` are sets of members, bit
     by bit in their order: those that hold the start state, and those that have no epoch behind them.
-    `left` are the farewells of those that left the epoch before.
+    `left` are the farewells of those that left the epoch before. `layout` is how the proposer arranges the members.
     """
 
     ballot: Ballot
@@ -121,6 +122,7 @@ class Propose(Message, frozen=True, tag="propose"):
     holders: Bits
     fresh: Bits
     left: Farewells
+    layout: Layout
 
 
 class Accept(Message, frozen=True, tag="accept"):

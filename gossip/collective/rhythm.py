@@ -242,9 +242,9 @@ class Rhythm:
         return {member: statistics.median(late) for member, late in sorted(self._lateness.items())}
 
     def rates(self) -> Mapping[tuple[NodeId, NodeId], float]:
-        """For each link (source, destination) its usual rate in bytes per second."""
+        """For each link (source, destination) its rate in bytes per second: the usual one, of a slow link the last."""
         return {
-            link: math.exp(-series.usual)
+            link: math.exp(-(series.last if series.alarmed else series.usual))
             for link, series in sorted(self._links.items())
             if series.usual is not None
         }

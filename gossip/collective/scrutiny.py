@@ -63,6 +63,8 @@ class Scrutiny:
             return "not ready"
         if standing.me not in members or tuple(sorted(set(members))) != members:
             return "no ascending set of members with this node"
+        if not propose.layout.fits(len(members)):
+            return "no layout of so many members"
         if any(member != standing.me and member not in standing.peers for member in members):
             return "not connected to all members"
         if not holders or (standing.me in holders) != standing.holds(propose.round, propose.state):

@@ -46,6 +46,7 @@ async def open_node(
     settings: EpochSettings,
     *,
     role: Role = "trainer",
+    probing: bool = False,
 ) -> AsyncIterator[Node]:
     rng = seeded(f"{seed}/{index}")
     identity = Identity.from_seed(hashlib.sha256(f"{seed}/{index}".encode()).digest())
@@ -61,21 +62,23 @@ async def open_node(
             rng=rng,
             random_bytes=rng.randbytes,
         ) as endpoint,
-        open_group(endpoint, RUN, settings=settings, rng=rng) as group,
+        open_group(endpoint, RUN, settings=settings, rng=rng, probing=probing) as group,
     ):
         yield Node(endpoint, group, address)
 
 
 @asynccontextmanager
 async def open_swarm(
-    count: int, *, seed: int = 0, settings: EpochSettings | None = None
+    count: int, *, seed: int = 0, settings: EpochSettings | None = None, probing: bool = False
 ) -> AsyncIterator[tuple[MemoryNetwork, list[Node]]]:
     """`count` nodes, fully connected."""
     network = MemoryNetwork(seed)
     settings = settings or EpochSettings(min_members=count)
     async with AsyncExitStack() as stack:
         nodes = [
-            await stack.enter_async_context(open_node(network, index, seed, settings))
+            await stack.enter_async_context(
+                open_node(network, index, seed, settings, probing=probing)
+            )
             for index in range(count)
         ]
         for index, node in enumerate(nodes):

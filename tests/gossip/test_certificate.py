@@ -20,6 +20,7 @@ from gossip.collective.certificate import (
     result_root,
     vote_statement,
 )
+from gossip.collective.layout import Layout
 from tests.gossip.epoch_world import make_identities
 from transport.identity import Identity, NodeId
 
@@ -129,6 +130,11 @@ OTHERS = {
     "round": attrs.evolve(BASE, round=42),
     "state": attrs.evolve(BASE, state=b"t" * 32),
     "salt": attrs.evolve(BASE, salt=b"t" * 16),
+    "order": attrs.evolve(BASE, layout=Layout(order=b"\0\2\1")),
+    "sites": attrs.evolve(BASE, layout=Layout(sites=b"\0\2\1")),
+    "round trip": attrs.evolve(BASE, layout=Layout(rtt_us=1)),
+    "rate": attrs.evolve(BASE, layout=Layout(kib_per_s=1)),
+    "probe": attrs.evolve(BASE, layout=Layout(probe=True)),
 }
 
 
@@ -136,7 +142,7 @@ def test_the_id_changes_with_every_field() -> None:
     ids = {name: epoch.id for name, epoch in OTHERS.items()} | {"base": BASE.id}
     assert len(set(ids.values())) == len(ids), ids
     assert {field.name for field in attrs.fields(Epoch)} == {
-        *("run", "ballot", "members", "previous", "round", "state", "salt")
+        *("run", "ballot", "members", "previous", "round", "state", "salt", "layout")
     }, "a new field has to be bound by the id, and tested here"
 
 

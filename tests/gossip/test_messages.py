@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossip.collective.certificate import Ballot, Certificate, SignedBy
+from gossip.collective.layout import Layout
 from gossip.collective.lineage import MAX_FAREWELLS, Link, trimmed
 from gossip.collective.messages import (
     MAX_MEMBERS,
@@ -74,6 +75,7 @@ MESSAGES: dict[str, Message] = {
         b"\x01",
         b"\x02",
         (SignedBy(B, SIGNATURE),),
+        Layout(b"\x01\x00", b"", 50_000, 1000, True),
     ),
     "accept": Accept(E, SIGNATURE),
     "begin": Begin(E, 2, D),
@@ -90,9 +92,9 @@ GOLDEN: dict[str, str] = {
     "prepare": "82a174a770726570617265a662616c6c6f74930301c420(aax32)",
     "wait": "82a174a477616974a662616c6c6f74930301c420(aax32)",
     "promise": "88a174a770726f6d697365a662616c6c6f74930301c420(aax32)a5726f756e6429a57374617465c420(55x32)a56c696e6b7390ab6365727469666963617465c0a46c65667490a77265616368657391c420(bbx32)",
-    "promise with proof": "88a174a770726f6d697365a662616c6c6f74930301c420(aax32)a5726f756e6429a57374617465c420(55x32)a56c696e6b739198930301c420(aax32)c420(eex32)28c420(55x32)c4106666666666666666666666666666666692c420(aax32)c420(bbx32)92c440(99x64)c440(99x64)9192c420(aax32)c440(99x64)ab636572746966696361746585a565706f6368c420(eex32)a873657175656e636502aa64657363726970746f72c420(ddx32)a4726f6f74c420(77x32)aa7369676e6174757265739192c420(aax32)c440(99x64)a46c6566749192c420(bbx32)c440(99x64)a77265616368657392c420(aax32)c420(bbx32)",
+    "promise with proof": "88a174a770726f6d697365a662616c6c6f74930301c420(aax32)a5726f756e6429a57374617465c420(55x32)a56c696e6b739199930301c420(aax32)c420(eex32)28c420(55x32)c4106666666666666666666666666666666692c420(aax32)c420(bbx32)92c440(99x64)c440(99x64)9192c420(aax32)c440(99x64)95c400c4000000c2ab636572746966696361746585a565706f6368c420(eex32)a873657175656e636502aa64657363726970746f72c420(ddx32)a4726f6f74c420(77x32)aa7369676e6174757265739192c420(aax32)c440(99x64)a46c6566749192c420(bbx32)c440(99x64)a77265616368657392c420(aax32)c420(bbx32)",
     "nack": "84a174a46e61636ba662616c6c6f74930301c420(aax32)a768696768657374930400c420(bbx32)a6726561736f6ea96e6f74207265616479",
-    "propose": "8ba174a770726f706f7365a662616c6c6f74930301c420(aax32)a76d656d6265727392c420(aax32)c420(bbx32)a5726f756e6429a57374617465c420(55x32)a473616c74c41066666666666666666666666666666666a56c696e6b739198930301c420(aax32)c420(eex32)28c420(55x32)c4106666666666666666666666666666666692c420(aax32)c420(bbx32)92c440(99x64)c440(99x64)9192c420(aax32)c440(99x64)ab6365727469666963617465c0a7686f6c64657273c40101a56672657368c40102a46c6566749192c420(bbx32)c440(99x64)",
+    "propose": "8ca174a770726f706f7365a662616c6c6f74930301c420(aax32)a76d656d6265727392c420(aax32)c420(bbx32)a5726f756e6429a57374617465c420(55x32)a473616c74c41066666666666666666666666666666666a56c696e6b739199930301c420(aax32)c420(eex32)28c420(55x32)c4106666666666666666666666666666666692c420(aax32)c420(bbx32)92c440(99x64)c440(99x64)9192c420(aax32)c440(99x64)95c400c4000000c2ab6365727469666963617465c0a7686f6c64657273c40101a56672657368c40102a46c6566749192c420(bbx32)c440(99x64)a66c61796f757495c4020100c400cdc350cd03e8c3",
     "accept": "83a174a6616363657074a565706f6368c420(eex32)a97369676e6174757265c440(99x64)",
     "begin": "84a174a5626567696ea565706f6368c420(eex32)a873657175656e636502aa64657363726970746f72c420(ddx32)",
     "vote": "86a174a4766f7465a565706f6368c420(eex32)a873657175656e636502aa64657363726970746f72c420(ddx32)a4726f6f74c420(77x32)a97369676e6174757265c440(99x64)",
@@ -231,13 +233,17 @@ def test_the_largest_epoch_fits_into_a_message() -> None:
     signatures = (SIGNATURE,) * MAX_MEMBERS
     farewells = (SignedBy(A, SIGNATURE),) * MAX_FAREWELLS
     short = Link(ballot, E, 2**53, S, bytes(16), members[:3], signatures[:3])
-    largest = Link(ballot, E, 2**53, S, bytes(16), members, signatures, farewells)
+    ranks = bytes(range(MAX_MEMBERS))
+    widest = Layout(ranks, ranks, 10**8, 2**40, True)
+    largest = Link(ballot, E, 2**53, S, bytes(16), members, signatures, farewells, widest)
     links = trimmed((short, short, largest))
     assert links == (largest,), "one so large is alone"
     every = to_bits(members, members)
     for message in (
         Promise(ballot, 2**53, S, links, proof, farewells, members),
-        Propose(ballot, members, 2**53, S, bytes(16), links, proof, every, every, farewells),
+        Propose(
+            ballot, members, 2**53, S, bytes(16), links, proof, every, every, farewells, widest
+        ),
     ):
         data = encode(message)
         assert len(data) <= MAX_MESSAGE_BYTES
@@ -248,10 +254,22 @@ def test_one_member_more_is_malformed() -> None:
     members = tuple(index.to_bytes(32, "big") for index in range(MAX_MEMBERS + 1))
     for message in (
         Promise(BALLOT, 0, S, (), None, (), members),
-        Propose(BALLOT, members, 0, S, bytes(16), (), None, b"", b"", ()),
-        Propose(BALLOT, (), 0, S, bytes(16), (), None, b"\0" * 33, b"", ()),
-        Propose(BALLOT, (), 0, S, bytes(16), (), None, b"", b"", (SignedBy(A, SIGNATURE),) * 17),
-        Propose(BALLOT, (), 0, S, bytes(16), (LINK,) * 65, None, b"", b"", ()),
+        Propose(BALLOT, members, 0, S, bytes(16), (), None, b"", b"", (), Layout()),
+        Propose(BALLOT, (), 0, S, bytes(16), (), None, b"\0" * 33, b"", (), Layout()),
+        Propose(
+            BALLOT,
+            (),
+            0,
+            S,
+            bytes(16),
+            (),
+            None,
+            b"",
+            b"",
+            (SignedBy(A, SIGNATURE),) * 17,
+            Layout(),
+        ),
+        Propose(BALLOT, (), 0, S, bytes(16), (LINK,) * 65, None, b"", b"", (), Layout()),
         msgspec.structs.replace(
             MESSAGES["promise"],
             certificate=Certificate(E, 0, D, R, (SignedBy(A, SIGNATURE),) * (MAX_MEMBERS + 1)),
