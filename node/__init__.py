@@ -15,11 +15,11 @@ Folders:
     cli        the `noded` command; `local` is `noded local`, a swarm on one machine
 
 Beside them:
-    schema, config, config_text                          the configuration: its keys, how it is loaded, and as text
+    schema, config, config_text, protocol_text           the configuration: its keys, how it is loaded, and as text
     paths, keys, initialise, private_socket              what is in the data directory, and for nobody else's eyes
     daemon, control, systemd, log, status, health        the daemon, and how it can be asked how it is
     wall_clock, probe, traffic, pinging, netcheck, reach_report, punch_trial, relay_budget    what it knows of itself and of the network
-    trainer_messages, shared_buffer, task                what daemon and trainer share
+    trainer_messages, collective_messages, shared_buffer, task    what daemon and trainer share
 
 Errors: `node.errors.NodedError` and the frozen exit codes.
 
@@ -34,9 +34,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from node.config import Config, load_config
     from node.errors import ExitCode, NodedError
+    from node.training.collectives import collectives
     from node.training.session import join
 
-__all__ = ["Config", "ExitCode", "NodedError", "__version__", "join", "load_config"]
+__all__ = [
+    "Config",
+    "ExitCode",
+    "NodedError",
+    "__version__",
+    "collectives",
+    "join",
+    "load_config",
+]
 
 __version__ = "0.1.0"
 
@@ -45,6 +54,7 @@ _HOMES = {
     "load_config": "node.config",
     "ExitCode": "node.errors",
     "NodedError": "node.errors",
+    "collectives": "node.training.collectives",
     "join": "node.training.session",
 }
 

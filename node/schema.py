@@ -226,7 +226,10 @@ class RunSection(_Section, frozen=True):
     ] = msgspec.field(default_factory=dict)
     protocol_settings: Annotated[
         dict[str, Any],
-        Meta(max_length=64, description="Settings of the protocol; each documents its own."),
+        Meta(
+            max_length=64,
+            description="Settings of the protocol; `noded config explain PROTOCOL` documents them.",
+        ),
     ] = msgspec.field(default_factory=dict)
 
 

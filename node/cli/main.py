@@ -374,20 +374,29 @@ def config_check(assignments: tuple[str, ...]) -> None:
 @config_.command("explain")
 @click.argument("key", required=False)
 def config_explain(key: str | None) -> None:
-    """What KEY does, its type, default and variable; without KEY, all of them."""
+    """What KEY does, its type, default and variable; KEY may be a protocol. Without KEY, everything."""
     from node.cli.text import knob_json
     from node.config import knob, knobs
     from node.config_text import explain
+    from node.protocol_text import all_protocols, protocol_text
 
     settings = current_settings()
     chosen = [entry for entry in knobs() if key is None or entry.key.partition(".")[0] == key]
-    if not chosen and key is not None:
+    protocols = [name for name in all_protocols() if key in {None, name}]
+    if not chosen and not protocols and key is not None:
         chosen = [knob(key)]
+    texts = [protocol_text(name) for name in protocols]
     if settings.json:
         entries = [knob_json(entry) for entry in chosen]
-        settings.print_json({"schema": "noded.config-explain/1", "keys": entries})
+        settings.print_json(
+            {
+                "schema": "noded.config-explain/1",
+                "keys": entries,
+                "protocols": [text.to_json() for text in texts],
+            }
+        )
     else:
-        click.echo("\n\n".join(map(explain, chosen)))
+        click.echo("\n\n".join([*map(explain, chosen), *map(str, texts)]))
 
 
 @cli.command(short_help="Print a completion script for SHELL.")

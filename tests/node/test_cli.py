@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import node
+from gossip.protocol import installed_protocols, load_plugin
 from node.cli.base import Settings
 from node.cli.main import cli
 from node.errors import NotReady, PeerNotReachable
@@ -210,6 +211,36 @@ def test_config_check_show_and_explain(capsys, home):
     explained = json.loads(run(capsys, "config", "explain", "limits", "--json")[1])
     assert {entry["key"].partition(".")[0] for entry in explained["keys"]} == {"limits"}
     assert run(capsys, "config", "explain", "run.evry")[0] == 7
+
+
+def test_every_setting_of_every_protocol_is_explained(capsys, home):
+    said = json.loads(run(capsys, "config", "explain", "--json")[1])
+    assert {entry["key"] for entry in said["keys"]} >= {"run.protocol", "limits.max_peers"}
+    assert {each["name"] for each in said["protocols"]} == set(installed_protocols())
+    for protocol in said["protocols"]:
+        assert protocol["kind"] in {"collective", "decentralized"}
+        assert protocol["text"]
+        plugin = load_plugin(protocol["name"])
+        assert len(protocol["settings"]) == len(plugin.Settings.__struct_fields__)
+        for setting in protocol["settings"]:
+            assert setting["text"], f"{protocol['name']}: {setting['key']} has no text"
+            assert setting["type"]
+    out = run(capsys, "config", "explain", "dpsgd")[1]
+    assert "run.protocol_settings.degree" in out
+    assert "whole number, at least 1, at most 1000" in out
+    assert 'default   "random-regular"' in out
+
+
+def test_a_combination_of_settings_that_cannot_work_is_refused_with_the_reason(capsys, home):
+    path = home / "noded.toml"
+    path.write_text(
+        '[run]\nname = "r"\ncreate = true\ntask = "digits"\nprotocol = "dpsgd"\n'
+        'protocol_settings = {variance_target = "self"}\n'
+    )
+    code, out, err = run(capsys, "config", "check", "--config", str(path))
+    assert (code, out) == (7, "")
+    assert "run.protocol_settings" in err
+    assert "variance_target" in err
 
 
 # ---- the command itself ------------------------------------------------------------------------
