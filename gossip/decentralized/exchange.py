@@ -57,6 +57,7 @@ MAX_PEERS: Final = 4096
 ROUND_TRIPS: Final = 4.0
 """An answer is overdue after this many times the usual round trip."""
 LONGEST_WAIT_S: Final = 60.0
+"""Between two questions about the same offer."""
 SHORTEST_WAIT_S: Final = 0.02
 RETIRED_SESSIONS: Final = 4
 """Earlier sessions of a peer whose late messages are known as such."""
@@ -167,6 +168,9 @@ class _Peer:
     checks: int = 0
     shared: bool = False
     """Something was exchanged since the epoch was raised last."""
+    refused: int = 0
+    """The last own offer that it refused, until a second refusal of the same was seen."""
+    refused_sent_at: float = 0.0
     heard_at: float = 0.0
 
 
@@ -339,7 +343,7 @@ class Exchanges:
     def _wait_s(self) -> float:
         if self._round_trip_s is None:
             return self._patience_s
-        return min(LONGEST_WAIT_S, max(SHORTEST_WAIT_S, ROUND_TRIPS * self._round_trip_s))
+        return min(self._forget_s / 4, max(SHORTEST_WAIT_S, ROUND_TRIPS * self._round_trip_s))
 
     def _forgotten_at(self, peer: NodeId, known: _Peer) -> float:
         away = known.shared and peer not in self._near
@@ -419,13 +423,15 @@ class Exchanges:
         if offer is None or offer.seq != word.seq:
             if theirs is not None:  # said again: the DONE was lost
                 self._say(sender, "done", word.seq)
+            elif word.seq == peer.refused:
+                # Refused once more: the question had overtaken the offer, the link is slower than believed.
+                self._learn(now - peer.refused_sent_at)
+                peer.refused = 0
             return []
         del self._out[sender]
         elapsed = now - offer.sent_at
         if theirs is None or word.epoch < peer.epoch:
-            # The question may have overtaken the offer: then the link is slower than believed.
-            if offer.overdue:
-                self._learn(max(2 * elapsed, self._wait_s / ROUND_TRIPS))
+            peer.refused, peer.refused_sent_at = offer.seq, offer.sent_at
             self.counts.refused += 1
             return [Refused(sender)]
         if not offer.overdue:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import msgspec
 import numpy as np
@@ -17,7 +17,6 @@ import numpy as np
 from gossip.decentralized.arithmetic import is_finite
 from gossip.decentralized.protocol import (
     TASK_RULE,
-    AnyVector,
     Completed,
     Context,
     DecentralizedProtocol,
@@ -68,9 +67,7 @@ class FreeRunning(DecentralizedProtocol):
 
     def next_leg(self, now: float) -> None:
         """Train from the model as it is now."""
-        self._leg = frozen(self.model)  # type: ignore[assignment]
-        self._leg_at = now
-        assert self._leg is not None, "just made"
+        self._leg, self._leg_at = shared(self.model), now
         self._emit(Train(self._leg, self.context.every, self.rule))
 
     @property
@@ -114,7 +111,7 @@ class FreeRunning(DecentralizedProtocol):
             self.unusable += 1
         self.round += 1
         members, self._met = 1 + len(self._met), set()
-        self._emit(Completed(self.round, _as_float32(frozen(self.model)), members))
+        self._emit(Completed(self.round, shared(self.model), members))
         if not self._finish_if_done():
             self.after_leg(now)
 
@@ -135,5 +132,6 @@ class FreeRunning(DecentralizedProtocol):
         return self.finished
 
 
-def _as_float32(vector: AnyVector) -> Vector:
-    return vector.astype(np.float32, copy=False)
+def shared(vector: Vector) -> Vector:
+    """The vector itself if it is read-only, as those are that a core replaces instead of writing to them; else a copy that is."""
+    return vector if not vector.flags.writeable else cast("Vector", frozen(vector))

@@ -36,8 +36,10 @@ class UnitClock:
     def __init__(self, stretch: float = 1.0) -> None:
         self._stretch = stretch
         self._mean_s: float | None = None
+        # Its reading when the unit changed last, and when that was. Reading changes nothing, so that who looks often
+        # adds up no other rounding than who looks seldom.
         self._units = 0.0
-        self._seen = 0.0
+        self._since = 0.0
 
     @property
     def running(self) -> bool:
@@ -53,22 +55,21 @@ class UnitClock:
     def measured(self, seconds: float, now: float) -> None:
         """A leg took that long; what has passed until `now` counts in the old unit."""
         seconds = max(seconds, SHORTEST_S)
+        self._units, self._since = self.read(now), now
         if self._mean_s is None:
-            self._mean_s, self._seen = seconds, now
-            return
-        self.read(now)
-        self._mean_s += SMOOTHING * (seconds - self._mean_s)
+            self._mean_s = seconds
+        else:
+            self._mean_s += SMOOTHING * (seconds - self._mean_s)
 
     def read(self, now: float) -> float:
-        """Units that have passed at `now`; never runs backwards."""
-        if self._mean_s is not None and now > self._seen:
-            self._units += (now - self._seen) / self.unit_s
-            self._seen = now
-        return self._units
+        """Units that have passed at `now`."""
+        if self._mean_s is None:
+            return 0.0
+        return self._units + max(0.0, now - self._since) / self.unit_s
 
     def when(self, units: float) -> float:
         """The moment, in the driver's seconds, at which it will read that, were the unit to stay as it is."""
-        return self._seen + max(0.0, units - self._units) * self.unit_s
+        return self._since + max(0.0, units - self._units) * self.unit_s
 
 
 @attrs.define

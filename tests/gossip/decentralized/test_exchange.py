@@ -293,8 +293,10 @@ def test_an_offer_that_a_question_overtakes_is_refused_for_good():
     assert give(b, A, offer, 1.2) == [], "must not be accepted any more"
     assert give(a, B, refusal, 1.3) == [Refused(B)]
     assert a.free(B)
-    before = a.wait_s
-    assert before > 1.0, "the link is slower than was believed"
+    assert a.wait_s == 1.0, "it may have been lost"
+    (late,) = b.outgoing()
+    assert give(a, B, late, 2.0) == []
+    assert a.wait_s == 8.0, "it was not: the link is slower than was believed"
 
 
 def test_a_node_whose_offer_is_out_refuses_and_nobody_waits_for_anybody():

@@ -77,9 +77,12 @@ def test_the_clock_stands_until_a_leg_was_measured_and_then_counts_legs():
     clock.measured(2.0, 52.0)
     assert clock.read(52.0) == 0
     assert clock.read(58.0) == pytest.approx(3.0)
-    assert clock.read(57.0) == pytest.approx(3.0), "never backwards"
     assert clock.when(4.0) == pytest.approx(60.0)
+    clock.measured(4.0, 58.0)
+    assert clock.read(58.0) == pytest.approx(3.0)
+    assert clock.read(57.0) == pytest.approx(3.0), "never back behind a measurement"
     assert clock.when(1.0) == pytest.approx(58.0), "what is over is due now"
+    assert clock.read(58.0 + 2.2) == pytest.approx(4.0), "the unit is longer now"
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=20), st.floats(1, 4))
