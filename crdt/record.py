@@ -5,6 +5,7 @@ Wire, strict (lists of plain builtins, the value of an entry; see `entry`):
     member       [name, [address, ...], role, status, model, reason]
     progress     [round, step, loss or None, tokens, tokens_per_s, state_sha256]
     metrics      [[name, value], ...] ascending by name
+    site         text: nodes with one name are near each other
     links        [[source, microseconds per MiB, transfers], ...] ascending by source
     checkpoints  [[step, round, sha256], ...] falling by step: what its writer holds itself
     run          [name, manifest hash, task, protocol, [[setting, value], ...] ascending]
@@ -234,6 +235,11 @@ class LinkTime:
     def to_wire(self) -> Wire:
         """Plain builtins; `from_wire` takes them back."""
         return [self.source, self.us_per_mib, self.transfers]
+
+
+def site_from_wire(untrusted: Wire) -> str:
+    """Read the name of a site. Raises: CrdtError."""
+    return as_text(untrusted, "site", least=1, most=MAX_NAME_CHARS)
 
 
 def links_from_wire(untrusted: Wire) -> tuple[LinkTime, ...]:

@@ -5,6 +5,7 @@
     progress      any node, about itself   1 day      `Progress`
     metrics       any node, about itself   1 day      `Metrics`
     links         any node, what it saw    1 day      `LinkTime` list
+    site          any node, about itself   1 day      the name of its site
     checkpoints   any node, what it holds  1 day      `CheckpointInfo` list
     run           the run's creator        none       `RunInfo`, with the manifest's hash
     revoked       the run's creator        none       `Revocation` list
@@ -31,6 +32,7 @@ from crdt.record import (
     checkpoints_from_wire,
     links_from_wire,
     revocations_from_wire,
+    site_from_wire,
 )
 from crdt.wire import Wire, as_list, as_scalar
 
@@ -38,6 +40,7 @@ MEMBER: Final = "member"
 PROGRESS: Final = "progress"
 METRICS: Final = "metrics"
 LINKS: Final = "links"
+SITE: Final = "site"
 CHECKPOINTS: Final = "checkpoints"
 RUN: Final = "run"
 REVOKED: Final = "revoked"
@@ -72,6 +75,8 @@ class RunRules:
                 Progress.from_wire(entry.value)
             case "metrics":
                 Metrics.from_wire(entry.value)
+            case "site":
+                site_from_wire(entry.value)
             case "links":
                 links_from_wire(entry.value)
             case "checkpoints":

@@ -47,6 +47,7 @@ from crdt.record import (
     checkpoints_from_wire,
     links_from_wire,
     revocations_from_wire,
+    site_from_wire,
 )
 from crdt.register import MaxRegister
 from crdt.rules import RunRules
@@ -146,6 +147,10 @@ class RunState:
         """Each member's further figures, in the order of their ids."""
         return {w: Metrics.from_wire(e.value) for w, e in self.ledger.entries(r.METRICS).items()}
 
+    def sites(self) -> dict[bytes, str]:
+        """The sites of those that named one, in the order of their ids."""
+        return {w: site_from_wire(e.value) for w, e in self.ledger.entries(r.SITE).items()}
+
     def links(self) -> dict[bytes, tuple[LinkTime, ...]]:
         """What each member measured of the links to itself, in the order of their ids."""
         found = self.ledger.entries(r.LINKS)
@@ -213,6 +218,10 @@ class RunState:
     def set_metrics(self, metrics: Metrics) -> None:
         """State further figures."""
         self._set(r.METRICS, metrics.to_wire(), r.LEASE_S)
+
+    def set_site(self, name: str) -> None:
+        """State at which site this node is. Raises: CrdtError for a name that is none."""
+        self._set(r.SITE, site_from_wire(name), r.LEASE_S)
 
     def set_links(self, links: Iterable[LinkTime]) -> None:
         """State what this node measured of the links to itself; beyond MAX_LINKS the slowest are kept."""

@@ -428,6 +428,8 @@ def _check(config: Config) -> None:
             key="run.name",
             hint="use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit",
         )
+    if any(not character.isprintable() for character in config.node.site):
+        raise ConfigError("node.site: control characters cannot be shown", key="node.site")
     if any(not character.isprintable() for character in config.node.name):
         raise ConfigError(
             "node.name: control characters cannot be shown in a table", key="node.name"

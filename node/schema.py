@@ -60,6 +60,15 @@ class NodeSection(_Section, frozen=True):
             "Empty: the machine's host name.",
         ),
     ] = ""
+    site: Annotated[
+        str,
+        Meta(
+            max_length=64,
+            description="Name of the place this node is at, the same on all nodes that are near each other (a room, a "
+            "data centre). Where a run has several, values are summed within a site first and cross between sites once. "
+            "Empty: not said.",
+        ),
+    ] = ""
     data_dir: Annotated[
         str,
         Meta(

@@ -11,7 +11,7 @@ from node.cli.base import Verb, Verbs, current_settings
 
 __all__ = ["KEYS", "add_state_verb"]
 
-KEYS = ("member", "progress", "metrics", "links", "checkpoints", "run", "revoked")
+KEYS = ("member", "progress", "metrics", "links", "site", "checkpoints", "run", "revoked")
 """The fields of the document (`crdt.record`)."""
 
 

@@ -24,6 +24,7 @@ class Presence:
         state: the replica.
         replication: tells the others.
         name: what people call this node.
+        site: at which site it is; "" for none.
         advertised: the addresses to state, as they are now.
     """
 
@@ -33,11 +34,13 @@ class Presence:
         replication: Replication,
         *,
         name: str,
+        site: str = "",
         advertised: Callable[[], tuple[str, ...]],
     ) -> None:
         self.state = state
         self._replication = replication
         self._name = name
+        self._site = site
         self._advertised = advertised
         self._told: tuple[str, ...] = ()
         self.model = b""
@@ -59,7 +62,13 @@ class Presence:
                 model=model,
             )
         )
+        if self._site:
+            self.state.set_site(self._site)
         self._replication.notify()
+
+    def site_of(self, node: NodeId) -> str:
+        """The site that a member named; "" for none."""
+        return self.state.sites().get(bytes(node), "")
 
     def tend(self) -> None:
         """Renew leases, and state the addresses anew where they have changed."""

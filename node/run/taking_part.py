@@ -174,7 +174,11 @@ async def open_journal(around: Surroundings) -> AsyncIterator[tuple[Presence, Jo
     name = manifest.hash.hex()[:32]
     async with open_replication(endpoint, state, name, rng=around.rng) as replication:
         presence = Presence(
-            state, replication, name=around.config.node.name, advertised=around.advertised
+            state,
+            replication,
+            name=around.config.node.name,
+            site=around.config.node.site,
+            advertised=around.advertised,
         )
         presence.announce(b"")
         yield (

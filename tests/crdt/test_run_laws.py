@@ -58,7 +58,7 @@ def run_worlds(draw, writers=5):
             here.merge(states[other].to_wire())
             continue
         walls[index] = NOW_MS + draw(st.integers(-2, 5))
-        action = draw(st.integers(0, 6))
+        action = draw(st.integers(0, 7))
         if action == 0:
             here.set_member(draw(members))
         elif action == 1:
@@ -70,6 +70,8 @@ def run_worlds(draw, writers=5):
             )
         elif action == 3:
             here.set_metrics(Metrics([("val_loss", draw(st.floats(0, 9)))]))
+        elif action == 5:
+            here.set_site(draw(st.sampled_from(["lab", "attic"])))
         elif action == 4:
             here.set_links([LinkTime(states[0].node, draw(st.integers(0, 9)), 1)])
         else:

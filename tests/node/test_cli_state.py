@@ -93,7 +93,7 @@ def test_one_key_alone(capsys, daemon):
     assert row["value"] == {"val_loss": 1.25}
     code, _, err = run(capsys, "state", "--key", "nothing")
     assert code == 2
-    assert "'member', 'progress', 'metrics', 'checkpoints', 'run', 'revoked'" in err
+    assert "'member', 'progress', 'metrics', 'links', 'site', 'checkpoints', 'run', 'revoked'" in err
     daemon.answers["GET", "/v1/state"]["entries"] = []
     code, out, err = run(capsys, "state", "--key", "metrics", "--json")
     assert (code, json.loads(out)["entries"]) == (0, [])
@@ -101,7 +101,7 @@ def test_one_key_alone(capsys, daemon):
 
 
 def test_the_keys_are_those_of_the_document():
-    named = {rules.MEMBER, rules.PROGRESS, rules.METRICS}
+    named = {rules.MEMBER, rules.PROGRESS, rules.METRICS, rules.LINKS, rules.SITE}
     assert set(OPTIONS) == named | {rules.CHECKPOINTS, rules.RUN, rules.REVOKED}
 
 
