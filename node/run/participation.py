@@ -115,6 +115,7 @@ class Participation(TakingPart[TrainerLink]):
         """See `TakingPart.tend`."""
         super().tend()
         self._measured.exchange(trio.current_time())
+        self.group.rearrange()
 
     async def say_goodbye(self) -> None:
         """See `TakingPart.say_goodbye`."""
@@ -148,6 +149,8 @@ async def open_participation(around: Surroundings) -> AsyncIterator[Participatio
             rng=around.rng,
             memory=epochs.load(),
             remember=epochs.store,
+            site=presence.site_of,
+            probing=True,
         ) as group,
         open_trainers(
             manifest,
