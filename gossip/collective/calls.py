@@ -18,8 +18,11 @@ import trio
 
 from gossip.collective.call import Array, Call, Kind, check_call
 from gossip.collective.certificate import LANES, Certificate, Epoch
+from gossip.collective.choice import choose
 from gossip.collective.dataplane import Outcome, execute
 from gossip.collective.epoch import EpochMachine
+from gossip.collective.formats.registry import UnknownFormat
+from gossip.collective.formats.wire_format import RefusedPayload
 from gossip.collective.lanes import ROUND_LANE
 from gossip.collective.mesh import Mesh
 from gossip.collective.operands import first_error
@@ -88,6 +91,12 @@ class Job:
         if not 0 <= self.tag < LANES:
             raise InvalidOperation(f"a tag is a number from 0 to {LANES - 1}, not {self.tag}")
         check_call(self.call, self.source, self.out)
+        if self.call.kind is not Kind.BARRIER:
+            try:
+                world = len(self.call.sites) or 2
+                choose(self.call, self.source.dtype, self.source.nbytes, world)
+            except UnknownFormat as error:
+                raise InvalidOperation(str(error)) from None
 
 
 @attrs.define
@@ -331,7 +340,11 @@ class Calls:
         if not running.reason:
             running.reason = str(error)
         operation = running.operation
-        if operation.state is OperationState.RUNNING:
+        if isinstance(error, RefusedPayload) and operation.state is OperationState.RUNNING:
+            # Once may be chance; who sends such values again is left out for a while.
+            self._machine.break_epoch(str(error), trio.current_time(), suspects=(error.sender,))
+            self._flush()
+        elif operation.state is OperationState.RUNNING:
             self._machine.fail(
                 str(error), trio.current_time(), mismatch=running.mismatch, lane=operation.lane
             )

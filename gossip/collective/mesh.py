@@ -226,8 +226,11 @@ class Mesh:
             return
         following, previous = (self._rank + 1) % lane.world, (self._rank - 1) % lane.world
         with trio.move_on_after(CONNECT_S):
-            await lane.to(following)
-            await lane.from_(previous)
+            try:
+                await lane.to(following)
+                await lane.from_(previous)
+            except CollectiveAborted:
+                return  # the epoch has ended between waking and asking again: no cancellation came first
             self._on_change()
             return
         missing = []
