@@ -121,6 +121,7 @@ DISK = {"transport/durable.py"}
 
 # node/ is mostly glue; these of its files are cores all the same.
 NODE_CORES = {
+    "node/collective_messages.py",
     "node/errors.py",
     "node/health.py",
     "node/joining/answer.py",
@@ -164,6 +165,7 @@ NODE_TRIO = {
     "node/punch_trial.py",
     "node/reach_report.py",
     "node/relay_budget.py",
+    "node/run/collectives.py",
     "node/run/run.py",
     "node/run/finder.py",
     "node/run/decentralized.py",
@@ -190,6 +192,7 @@ SOCKET = {
     "node/cli/client.py",  # the command line's HTTP over the control socket
     "node/control.py",
     "node/joining/lan.py",  # beacons: multicast datagrams on this machine's networks
+    "node/training/collective_link.py",  # the process's end of the socket for collectives
     "node/training/daemon_link.py",  # the trainer's end of the trainer socket
     "node/private_socket.py",  # makes both: owner only
     "node/shared_buffer.py",  # passes the memory's file descriptor
@@ -201,6 +204,7 @@ TORCH = {
     "node/simulation/engine_torch.py",  # simulated nodes with the real task
     "node/training/attachment.py",
     "node/training/binding.py",
+    "node/training/collectives.py",
     "node/training/leg.py",
     "node/training/legs.py",
     "node/training/meter.py",

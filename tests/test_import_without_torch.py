@@ -19,6 +19,7 @@ TRAINER_SIDE = (
     "node.simulation.engine_torch",
     "node.training.attachment",
     "node.training.binding",
+    "node.training.collectives",
     "node.training.leg",
     "node.training.legs",
     "node.training.meter",

@@ -8,6 +8,7 @@ newest checkpoint and is brought up to date by the others.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,7 @@ from gossip.collective.group import Group, open_group
 from gossip.collective.handover import Handover, HeldState, open_handover
 from gossip.protocol import load_protocol
 from gossip.rounds import TrainerGone, run_rounds
+from node.run.collectives import open_collectives
 from node.run.epoch_file import EpochFile
 from node.run.journal import Journal
 from node.run.measured import Measured
@@ -168,6 +170,14 @@ async def open_participation(around: Surroundings) -> AsyncIterator[Participatio
         part = Participation(around, presence, journal, trainers, group)
         async with (
             open_handover(endpoint, manifest.hash, part.held) as part.handover,
+            open_collectives(
+                endpoint,
+                group,
+                run=manifest.name,
+                trainer_socket=around.config.paths.trainer_socket,
+                random_bytes=os.urandom,
+                trainer_attached=lambda: trainers.current is not None,
+            ),
             open_running(around, part, journal),
         ):
             yield part
