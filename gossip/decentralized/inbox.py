@@ -40,8 +40,10 @@ class Peer:
     """It has closed everything up to this stamp without this node."""
     current: Received | None = None
     later: Received | None = None
+    silent: bool = False
+    """It let an exchange run out of time, and has not been heard since."""
     resends: int = 0
-    """Of this stamp's model to it."""
+    """Of models to it, since the last exchange began."""
 
     @property
     def holds(self) -> bool:
@@ -80,11 +82,17 @@ class Inbox:
     def hear(self, id_: NodeId, stamp: int) -> None:
         """A peer has shown that it is at this stamp, or beyond."""
         self._heard[id_] = max(stamp, self._heard.pop(id_, -1))
+        if id_ in self.peers:
+            self.peers[id_].silent = False
 
     def reached(self, window: int) -> int:
-        """The stamp that more than half of the last `window` peers heard have reached; -1 if none was heard."""
-        last = sorted(list(self._heard.values())[-window:], reverse=True)
-        return last[len(last) // 2] if last else -1
+        """The stamp that more than half of the last `window` peers heard have reached; -1 if there is none.
+
+        With fewer heard than that, the members that were not heard count as if they had reached nothing.
+        """
+        window = min(window, len(self._members))
+        last = sorted(list(self._heard.values())[-window:] if window else [], reverse=True)
+        return last[window // 2] if len(last) > window // 2 else -1
 
     def wants(self, id_: NodeId, stamp: int) -> bool:
         """A model of this stamp is of use, now or later."""
@@ -112,6 +120,16 @@ class Inbox:
         """It has closed the current stamp without this node."""
         peer = self.peers.get(id_)
         return peer is not None and peer.skipped >= self.stamp
+
+    def newest(self, id_: NodeId) -> Received | None:
+        """Its model of the current stamp or a later one."""
+        peer = self.peers.get(id_)
+        return (peer.later or peer.current) if peer is not None else None
+
+    def is_silent(self, id_: NodeId) -> bool:
+        """It was waited for in vain, and has not been heard since."""
+        peer = self.peers.get(id_)
+        return peer is not None and peer.silent
 
     def take(self, id_: NodeId) -> Received | None:
         """As `current`, and it is kept no longer."""

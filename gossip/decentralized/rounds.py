@@ -7,16 +7,20 @@ nobody may wait for ever. Theory of operation:
   `r * exchanges + q`. A node is at one stamp at a time: it trains first (at q = 0), sends its model to the targets of the
   stamp's plan, and waits for the models of the plan's sources.
 * **Barrier with a deadline.** The exchange closes when the model of every source is there or given up; at the latest
-  `patience` seconds after this node's own model was sent. Models that come in any order until then count.
+  `patience` seconds after this node's own model was sent. Models that come in any order until then count. Who was waited for in
+  vain is left out of further exchanges, and told so when they open, until it is heard: a silent neighbour costs `patience` once.
+* **Chains of waits.** Who waits for one neighbour makes the others wait. Half-way to its deadline it tells them (`Waiting`), and they
+  give it as much time again, once: otherwise one silent node would have everybody give up on somebody.
 * **Both ends.** Who closes without a source's model tells it so (`Skip`, "I have closed everything up to this stamp
   without you"). The other end, if it has not closed yet, then leaves this node out as well, although its model is
   there: the weight of the edge goes back to both, and the sum of all models stays what it was. It is not known, and
   cannot be (two generals), whether a model that never arrived was mixed at the other end; and an edge that one end does
   not have in its plan is answered with a `Skip` at once.
 * **Catching up.** A node that comes out of its training when most of its targets have closed the stamp without it renumbers
-  itself to the stamp of most of those that it hears, tells the ones it leaves behind, and offers its work there. A model that
-  comes too late is answered with a `Skip`, so that its sender knows. One that has just begun, far behind the others, has nothing
-  to offer: it says so to its neighbours (`Skip`), and takes the mean of their models as its own.
+  itself: to the stamp *after* the one that most of those it hears have reached, so that its model is there before they open that
+  exchange, and both ends mix. It tells the ones it leaves behind. A model that comes too late is answered with a `Skip`, so that its
+  sender knows. One that has just begun (again), far behind the others, has nothing to offer: it says so to its neighbours
+  (`Skip`), and takes the mean of their models as its own.
 * **Bounds.** Of each peer at most two models are kept (`gossip.decentralized.inbox`), and of at most `capacity` peers beside the
   known neighbours. Who claims a stamp far ahead moves nobody alone: it takes most of the last few heard.
 
@@ -61,7 +65,9 @@ SPARE_PEERS: Final = 16
 MAX_STAMP: Final = 1 << 48
 MAX_DEGREE: Final = 1 << 20
 MAX_RESENDS: Final = 3
-"""Of one model to one peer after a loss that was reported; what breaks three connections in a row is not repaired by a fourth."""
+"""To one peer in one exchange after losses that were reported; what breaks three connections in a row is not repaired by a fourth."""
+MAX_JUMPS: Final = 3
+"""With the work of one leg: the others may go on while word of where they are is under way."""
 HEARD: Final = 3
 """At least so many of the peers heard last decide how far the others are."""
 FAR_ROUNDS: Final = 2
@@ -78,6 +84,12 @@ class Model(msgspec.Struct, frozen=True, tag="model"):
 
 class Skip(msgspec.Struct, frozen=True, tag="skip"):
     """The sender has closed this stamp, and all before it, without the receiver's model."""
+
+    stamp: int
+
+
+class Waiting(msgspec.Struct, frozen=True, tag="waiting"):
+    """The sender is still at this stamp, because of somebody else."""
 
     stamp: int
 
@@ -112,10 +124,15 @@ class RoundProtocol(DecentralizedProtocol):
         self._members: frozenset[NodeId] = frozenset()
         self._plan: Plan | None = None  # while an exchange is open
         self._planned: tuple[int, tuple[NodeId, ...], Plan] | None = None
-        self._sent: tuple[AnyVector, ...] = ()
+        self._sent: dict[int, tuple[Model, tuple[AnyVector, ...]]] = {}  # of the last two stamps
+        self._opened = 0.0
         self._deadline: float | None = None
+        self._remind_at: float | None = None
         self._training = False
-        self._fresh = False  # has never mixed with anybody, and began with round 0
+        self._leg_began = 0.0
+        self._leg_s = 0.0
+        self._jumps_left = 0
+        self._fresh = False  # has not mixed with anybody since it began
         self._listening = False
         self._finished = False
 
@@ -179,7 +196,7 @@ class RoundProtocol(DecentralizedProtocol):
     def start(self, params: Vector, now: float, *, round_: int = 0) -> None:
         """Begin, or go on after `round_` rounds."""
         self._x = frozen(params)  # type: ignore[assignment]
-        self._fresh = round_ == 0
+        self._fresh = True
         self._finished = False
         self._enter(round_ * self.exchanges, now)
 
@@ -200,46 +217,49 @@ class RoundProtocol(DecentralizedProtocol):
             self._x = after
         else:
             self.unusable += 1
-        ahead = self._others_stamp()
-        if ahead > self.stamp and self._is_given_up():
-            self._jump(ahead)
-        self._open(now)
+        self._leg_s = now - self._leg_began
+        self._jumps_left = MAX_JUMPS
+        if not self._catch_up(now):
+            self._open(now)
 
     def receive(
         self, sender: NodeId, message: bytes, vectors: Sequence[AnyVector], now: float
     ) -> None:
         """A model of some stamp, or word that one was closed without this node."""
-        decoded: Model | Skip = decode_untrusted(message, Model | Skip)  # type: ignore[arg-type]
+        decoded: Model | Skip | Waiting = decode_untrusted(message, Model | Skip | Waiting)  # type: ignore[arg-type]
         if not 0 <= decoded.stamp < MAX_STAMP:
             raise MalformedMessage("a stamp out of range")
-        if isinstance(decoded, Skip):
-            if vectors:
-                raise MalformedMessage("a skip carries no vectors")
-            peer = self._inbox.peer(sender)
-            if peer is not None:
-                peer.skipped = max(peer.skipped, decoded.stamp)
-                self._inbox.hear(sender, decoded.stamp)
-        else:
+        if isinstance(decoded, Model):
             if not 0 <= decoded.degree <= MAX_DEGREE:
                 raise MalformedMessage("a degree out of range")
             self.check_payload(vectors)
             self._keep(sender, decoded, vectors)
-        if self._fresh and not self._listening and self._is_far(self._others_stamp()):
+        elif vectors:
+            raise MalformedMessage("only models carry vectors")
+        elif (peer := self._inbox.peer(sender)) is not None:
+            self._inbox.hear(sender, decoded.stamp)
+            if isinstance(decoded, Skip):
+                peer.skipped = max(peer.skipped, decoded.stamp)
+            else:
+                self._be_patient(sender, now)
+        if self._fresh and self._should_listen():
             self._listen(now)
         else:
             self._close_if_complete(now)
 
     def undelivered(self, to: NodeId, key: int, now: float) -> None:  # noqa: ARG002 - the contract's
-        """Send the model of an open exchange again, a few times; others are not worth it any more."""
-        if self._plan is None or key != self._key() or to not in self._plan.targets:
-            return
+        """Send a model again, a few times, if it is of this exchange or the one before: the receiver may still wait."""
+        sent = self._sent.get(key)
         peer = self._inbox.peer(to) if to in self._members else None
-        if peer is not None and peer.resends < MAX_RESENDS:
+        if sent is not None and peer is not None and peer.resends < MAX_RESENDS:
             peer.resends += 1
-            self._send_model(to)
+            self._emit(Send(to, pack(sent[0]), sent[1], key))
 
     def tick(self, now: float) -> None:
-        """Close an exchange whose time is over."""
+        """Close an exchange whose time is over, or tell those that wait for this node that it waits, too."""
+        if self._remind_at is not None and now >= self._remind_at:
+            self._remind_at = None
+            self._remind()
         if self._deadline is not None and now >= self._deadline:
             self._close(now)
 
@@ -252,8 +272,8 @@ class RoundProtocol(DecentralizedProtocol):
     # ---- outputs -----------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
-        """When the open exchange closes at the latest."""
-        return self._deadline
+        """When the open exchange closes at the latest, or half-way there."""
+        return self._deadline if self._remind_at is None else self._remind_at
 
     @property
     def model(self) -> Vector:
@@ -300,24 +320,57 @@ class RoundProtocol(DecentralizedProtocol):
             self._emit(Finished())
             return
         self._training = True
+        self._leg_began = now
         self._emit(Train(self._x, self.context.every, self.rule()))
 
-    def _open(self, now: float) -> None:
+    def _open(self, now: float, *, extra_s: float = 0.0) -> None:
         """Send the model to this stamp's targets and wait for those of its sources."""
-        plan = self._plan = self._plan_now()
-        self._sent = () if self._listening else self.payload(self._x)
-        for target in plan.targets:
-            if self._listening:
+        plan = self._plan_now()
+        if self._listening:
+            for target in plan.targets:
                 self._skip(target, self.stamp)
-            else:
-                self._send_model(target)
+        else:
+            silent = self._silent(plan.sources or ())
+            for source in silent:
+                self._skip(source, self.stamp)
+            self.missing += len(silent)
+            self._send_models([target for target in plan.targets if target not in silent])
+            if plan.sources is not None:
+                heard = tuple(source for source in plan.sources if source not in silent)
+                plan = Plan(plan.targets, heard)
+        self._plan = plan
         if plan.sources is not None:
             for id_ in sorted(self._inbox.peers):
                 # It came over an edge that this node's graph lacks: its sender need not wait.
                 if id_ not in plan.sources and self._inbox.take(id_) is not None:
                     self._skip(id_, self.stamp)
-        self._deadline = now + self.patience
+        self._opened = now
+        self._deadline = now + self.patience + extra_s
+        self._remind_at = now + self.patience / 2 if plan.sources else None
         self._close_if_complete(now)
+
+    def _silent(self, sources: Sequence[NodeId]) -> list[NodeId]:
+        """Those that are not to be waited for; decided once, when the exchange opens, so that both ends know."""
+        return [
+            source
+            for source in sources
+            if self._inbox.is_silent(source) and self._inbox.current(source) is None
+        ]
+
+    def _remind(self) -> None:
+        """Those whose models are here wait for this node's next one, or will."""
+        assert self._plan is not None, "an exchange is open"
+        for target in self._plan.targets:
+            if self._inbox.current(target) is not None:
+                self._emit(Send(target, pack(Waiting(self.stamp))))
+
+    def _be_patient(self, sender: NodeId, now: float) -> None:
+        """A source of the open exchange is alive but waits itself: give it time, twice the patience in all."""
+        if self._deadline is None or self._plan is None or self._is_settled(sender):
+            return
+        if sender in (self._plan.sources or ()):
+            latest = self._opened + 2 * self.patience
+            self._deadline = max(self._deadline, min(now + self.patience, latest))
 
     def _close_if_complete(self, now: float) -> None:
         plan = self._plan
@@ -327,29 +380,28 @@ class RoundProtocol(DecentralizedProtocol):
             self._close(now)
 
     def _is_settled(self, source: NodeId) -> bool:
-        """Nothing more of this stamp is to be expected from it."""
-        here = self._inbox.current(source) is not None or self._inbox.has_skipped(source)
-        return here or source not in self._members
+        """Nothing more of this stamp is to be expected from it, or all that is wanted is here."""
+        if source not in self._members:
+            return True
+        if self._listening:
+            return self._inbox.newest(source) is not None
+        return self._inbox.current(source) is not None or self._inbox.has_skipped(source)
 
     def _close(self, now: float) -> None:
         """Mix what is there, tell those that are missing, and go on."""
         plan, listening = self._plan, self._listening
         assert plan is not None, "no exchange is open"
-        received = []
-        for source in sorted(self._inbox.peers if plan.sources is None else plan.sources):
-            given_up = self._inbox.has_skipped(source) and not listening
-            model = self._inbox.take(source)
-            if model is not None and not given_up:
-                received.append(model)
-            elif plan.sources is not None:
-                self.missing += 1
-                if source in self._members and not listening:
-                    self._skip(source, self.stamp)
-        self._plan, self._deadline, self._sent, self._listening = None, None, (), False
-        if not listening:
-            mixed = self.mix(self._x, len(plan.targets), received)
-        else:
+        sources = sorted(self._inbox.peers) if plan.sources is None else plan.sources
+        self._plan, self._deadline, self._remind_at, self._listening = None, None, None, False
+        if listening:
+            heard = [self._inbox.newest(source) for source in sources]
+            received = [model for model in heard if model is not None]
             mixed = self.adopt(received) if received else self._x
+        else:
+            received = self._take(sources, missed=plan.sources is not None)
+            if not received and self._catch_up(now):
+                return
+            mixed = self.mix(self._x, len(plan.targets), received)
         if arithmetic.is_finite(mixed):
             self._x = mixed
             mixed.flags.writeable = False
@@ -360,6 +412,22 @@ class RoundProtocol(DecentralizedProtocol):
         if following % self.exchanges == 0:
             self._emit(Completed(following // self.exchanges, self._x, 1 + len(received)))
         self._enter(following, now)
+
+    def _take(self, sources: Sequence[NodeId], *, missed: bool) -> list[Received]:
+        """The models to mix; a source without one is told, if it was `missed` and not just not there."""
+        received = []
+        for source in sources:
+            given_up = self._inbox.has_skipped(source)
+            model = self._inbox.take(source)
+            if model is not None and not given_up:
+                received.append(model)
+            elif missed:
+                self.missing += 1
+                peer = self._inbox.peer(source) if source in self._members else None
+                if peer is not None:
+                    peer.silent = not given_up
+                    self._skip(source, self.stamp)
+        return received
 
     def _plan_now(self) -> Plan:
         """This stamp's plan among today's members; made once, because making it may draw."""
@@ -372,8 +440,11 @@ class RoundProtocol(DecentralizedProtocol):
     def _others_stamp(self) -> int:
         """The stamp of most of the others, as far as they were heard; -1 if none was."""
         reached = self._inbox.reached(max(HEARD, len(self.neighbours())))
-        last = self.context.rounds * self.exchanges - 1
-        return min(reached, last) if self.context.rounds else reached
+        return min(reached, self._last())
+
+    def _last(self) -> int:
+        """The last exchange of the run."""
+        return self.context.rounds * self.exchanges - 1 if self.context.rounds else MAX_STAMP
 
     def _is_given_up(self) -> bool:
         """Most of those that would mix this stamp's model have closed it already."""
@@ -383,17 +454,21 @@ class RoundProtocol(DecentralizedProtocol):
         closed = sum(self._inbox.has_skipped(target) for target in plan.targets)
         return 2 * closed > len(plan.targets)
 
-    def _is_far(self, stamp: int) -> bool:
-        return stamp - self.stamp >= self.far_rounds() * self.exchanges
+    def _catch_up(self, now: float) -> bool:
+        """Offer what was learnt where the others will be next, if they have given this node up."""
+        target = self._others_stamp()
+        if self._plan_now().sources is not None:
+            target = min(target + 1, self._last()) if self._is_given_up() else -1
+        if target <= self.stamp or not self._jumps_left:
+            return False
+        self._jumps_left -= 1
+        self._jump(target)
+        self._open(now, extra_s=self._leg_s)  # they may only just have begun to train for it
+        return True
 
-    def _jump(self, stamp: int) -> None:
-        """Go to the others' stamp; who waits for a model of an earlier one need not."""
-        self._listening = self._fresh and self._is_far(stamp)
-        self.jumps += 1
-        for id_, peer in sorted(self._inbox.peers.items()):
-            if self.stamp <= peer.stamp < stamp:
-                self._skip(id_, stamp - 1)
-        self._inbox.advance(stamp)
+    def _should_listen(self) -> bool:
+        ahead = self._others_stamp() - self.stamp
+        return ahead >= (1 if self._listening else self.far_rounds() * self.exchanges)
 
     def _listen(self, now: float) -> None:
         """Give up a leg or an exchange whose result nobody would want, and hear what the others have."""
@@ -402,7 +477,16 @@ class RoundProtocol(DecentralizedProtocol):
             self._training = False
         self._plan = None
         self._jump(self._others_stamp())
+        self._listening = True
         self._open(now)
+
+    def _jump(self, stamp: int) -> None:
+        """Go to a later stamp; who waits for a model of an earlier one need not."""
+        self.jumps += 1
+        for id_, peer in sorted(self._inbox.peers.items()):
+            if self.stamp <= peer.stamp < stamp:
+                self._skip(id_, stamp - 1)
+        self._inbox.advance(stamp)
 
     # ---- messages ----------------------------------------------------------------------------
 
@@ -433,14 +517,15 @@ class RoundProtocol(DecentralizedProtocol):
         guests = sum(peer.holds and id_ not in near for id_, peer in self._inbox.peers.items())
         return guests < self.capacity()
 
-    def _key(self) -> int:
-        """Names this stamp's model to `undelivered`; 0 is for what is not sent again."""
-        return self.stamp + 1
-
-    def _send_model(self, to: NodeId) -> None:
-        assert self._plan is not None, "models are sent in an exchange"
-        message = pack(Model(self.stamp, len(self._plan.targets)))
-        self._emit(Send(to, message, self._sent, self._key()))
+    def _send_models(self, targets: Sequence[NodeId]) -> None:
+        """This stamp's; the key 0 is for what is not sent again."""
+        key = self.stamp + 1
+        message = Model(self.stamp, len(self._plan_now().targets))
+        vectors = self.payload(self._x)
+        self._sent = {old: sent for old, sent in self._sent.items() if old == key - 1}
+        self._sent[key] = (message, vectors)
+        for target in targets:
+            self._emit(Send(target, pack(message), vectors, key))
 
     def _skip(self, to: NodeId, stamp: int) -> None:
         self._emit(Send(to, pack(Skip(stamp))))
