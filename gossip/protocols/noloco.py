@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import msgspec
@@ -41,6 +43,18 @@ from transport.identity import NodeId
 def gamma_limit(alpha: float) -> float:
     """Below this gamma the spread of the slow weights shrinks in mean square: `2 (1 - alpha^2)`."""
     return 2 * (1 - alpha * alpha)
+
+
+@lru_cache(maxsize=8)
+def pairs(members: tuple[NodeId, ...], run: bytes, round_: int) -> Mapping[NodeId, NodeId]:
+    """Everybody's partner in a round; the one that is left over has none.
+
+    Remembered, because the thousand cores of a simulation ask for the same.
+    """
+    seed = b"noloco/v1\0" + run + round_.to_bytes(8, "big")
+    order = sorted(members, key=lambda id_: hashlib.sha256(seed + id_).digest())
+    met = [(order[at], order[at + 1]) for at in range(0, len(order) - 1, 2)]
+    return MappingProxyType(dict([*met, *((other, one) for one, other in met)]))
 
 
 class NoLoCoSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,15 +116,8 @@ class NoLoCo(RoundProtocol):
 
     def partner(self, round_: int) -> NodeId | None:
         """Of this node in a round; None for the one that is left over."""
-        order = sorted([*self.others, self.context.me], key=lambda id_: self._rank(round_, id_))
-        at = order.index(self.context.me)
-        other = at + 1 if at % 2 == 0 else at - 1
-        return order[other] if other < len(order) else None
-
-    def _rank(self, round_: int, id_: NodeId) -> bytes:
-        return hashlib.sha256(
-            b"noloco/v1\0" + self.context.run + round_.to_bytes(8, "big") + id_
-        ).digest()
+        members = tuple(sorted([*self.others, self.context.me]))
+        return pairs(members, self.context.run, round_).get(self.context.me)
 
     def after_leg(self, work: LocalWork) -> Vector:
         """What was learnt is a change of the slow weights; they are what the node stands for until it has met."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from gossip.decentralized import composition
 from gossip.decentralized.conformance import (
     CHECKS,
     Nonconforming,
@@ -14,6 +19,7 @@ from gossip.decentralized.conformance import (
     main,
 )
 from gossip.decentralized.protocol import Completed, DecentralizedProtocol, Finished, Train
+from gossip.decentralized.rehearsal import World
 from gossip.decentralized.topology import KINDS
 from gossip.errors import GossipError, InvalidSettings
 from gossip.protocol import installed_protocols, load_plugin
@@ -21,6 +27,7 @@ from gossip.protocols.dpsgd import DPSGD, DPSGDSettings
 from gossip.protocols.epidemic import EpidemicLearning
 from tests.hash_seeds import outputs, same_under_two_hash_seeds
 
+ROOT = Path(__file__).parents[3]
 INSTALLED = sorted(
     name for name in installed_protocols() if issubclass(load_plugin(name), DecentralizedProtocol)
 )
@@ -57,6 +64,34 @@ def test_the_same_run_in_every_process(capsys):
 def test_a_protocol_of_collectives_is_sent_to_its_own_kit(capsys):
     assert main(["diloco"]) == 2
     assert "python -m gossip.conformance diloco" in capsys.readouterr().err
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "protocols.md").read_text().partition("## Without agreement")[2]
+
+
+def test_the_example_of_the_page_keeps_all_rules(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(blocks) == 2
+    path = tmp_path / "push_one.py"
+    path.write_text("\n".join(blocks))
+    spec = importlib.util.spec_from_file_location("push_one", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)  # the second block calls the kit
+    world = World(module.PushOne, 8, rounds=60, initial=Subject(module.PushOne, numel=8).apart)
+    world.start()
+    world.run_rounds(60)
+    assert np.ptp(world.models(), axis=0).max() < 1e-2, "they come to agree"
+
+
+def test_the_page_has_the_table_of_what_composes():
+    for name, row in composition.TABLE.items():
+        cells = [row.conserves_mean, *("no" if no else "yes" for no in (row.corrected, row.robust))]
+        cells.append("yes" if row.asynchronous else "no")
+        assert f"| `{name}` | {' | '.join(cells)} |" in PAGE
+    names = re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE, re.MULTILINE)
+    assert set(INSTALLED) <= set(names)
 
 
 # ---- planted faults: each is D-PSGD with one thing wrong -----------------------------------------
