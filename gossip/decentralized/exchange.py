@@ -59,6 +59,8 @@ ROUND_TRIPS: Final = 4.0
 LONGEST_WAIT_S: Final = 60.0
 """Between two questions about the same offer."""
 SHORTEST_WAIT_S: Final = 0.02
+MOST_GAIN: Final = 1e9
+"""More than any graph and any curvature ask for."""
 RETIRED_SESSIONS: Final = 4
 """Earlier sessions of a peer whose late messages are known as such."""
 
@@ -78,7 +80,7 @@ class Word(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the sender believes the epoch of this pair to be."""
     you: _Session = 0
     """accept, refuse, check: the session of the initiator that counted `seq`."""
-    gain: float = 0.0
+    gain: Annotated[float, msgspec.Meta(ge=0, le=MOST_GAIN)] = 0.0
     """offer: a coefficient of the protocol's that both sides have to use alike."""
 
 

@@ -13,10 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 
+from gossip.decentralized.arithmetic import is_finite
 from gossip.decentralized.exchange import Asked, Exchanges, Outcome, Refused, Settled, Void
 from gossip.decentralized.free_running import FreeRunning
-from gossip.decentralized.mixing import ROBUST
+from gossip.decentralized.mixing import KEPT_LOCAL, ROBUST
 from gossip.decentralized.poisson import PoissonTimers, UnitClock
 from gossip.decentralized.protocol import AnyVector, Context, Vector
 from gossip.decentralized.topology import Graph, graph
@@ -61,9 +63,16 @@ class Pairwise(FreeRunning):
 
     settings: PairSettings
 
-    def __init__(self, settings: PairSettings, context: Context, *, stretch: float = 1.0) -> None:
+    def __init__(
+        self,
+        settings: PairSettings,
+        context: Context,
+        *,
+        stretch: float = 1.0,
+        unit_s: float = 0.0,
+    ) -> None:
         super().__init__(settings, context)
-        self.clock = UnitClock(stretch)
+        self.clock = UnitClock(stretch, unit_s)
         self.timers: PoissonTimers[NodeId] = PoissonTimers(context.rng)
         self.exchanges = Exchanges(
             context.numel,
@@ -110,6 +119,15 @@ class Pairwise(FreeRunning):
             self.context.run,
             degree=self.settings.degree,
         )
+
+    def difference(self, mine: Vector, theirs: Vector) -> Vector:
+        """Mine - theirs: on the other side the same with the other sign, bit for bit; 0 for a node's own statistics."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            apart: Vector = mine - theirs
+        for tensor in self.context.tensors:
+            if tensor.name.rpartition(".")[2] in KEPT_LOCAL:
+                apart[tensor.offset : tensor.offset + tensor.numel] = 0
+        return apart
 
     # ---- inputs ------------------------------------------------------------------------------
 
@@ -186,7 +204,11 @@ class Pairwise(FreeRunning):
         if busy or not self.open_to_meet():
             self.thinned += 1
             return False
-        self.exchanges.offer(peer, self.snapshot(now), now, gain=self.gain())
+        mine = self.snapshot(now)
+        if not is_finite(mine):
+            self.unusable += 1
+            return False
+        self.exchanges.offer(peer, mine, now, gain=self.gain())
         return True
 
     def settled(self, peer: NodeId, now: float) -> None:
@@ -204,7 +226,11 @@ class Pairwise(FreeRunning):
             match outcome:
                 case Asked(peer=peer, theirs=theirs, gain=gain):
                     mine = self.snapshot(now) if self.open_to_meet() else None
-                    if mine is not None and self._meet(peer, mine, theirs, gain, now):
+                    if (
+                        mine is not None
+                        and is_finite(mine)
+                        and self._meet(peer, mine, theirs, gain, now)
+                    ):
                         self.exchanges.accept(outcome, mine, now)
                     else:
                         self.exchanges.refuse(outcome)

@@ -30,11 +30,12 @@ class UnitClock:
     """A node's own time in units of (`stretch` times) the running mean of its legs' durations.
 
     It reads 0 until the first leg has been measured, and `stretch` below 1 is of no use: with a stretch of 2
-    a node that trains once per unit is busy half of the time.
+    a node that trains once per unit is busy half of the time. With `unit_s` the unit is that long, whatever is measured.
     """
 
-    def __init__(self, stretch: float = 1.0) -> None:
+    def __init__(self, stretch: float = 1.0, unit_s: float = 0.0) -> None:
         self._stretch = stretch
+        self._fixed_s = unit_s
         self._mean_s: float | None = None
         # Its reading when the unit changed last, and when that was. Reading changes nothing, so that who looks often
         # adds up no other rounding than who looks seldom.
@@ -50,7 +51,7 @@ class UnitClock:
     def unit_s(self) -> float:
         """Seconds of one unit; only while `running`."""
         assert self._mean_s is not None, "no leg has been measured yet"
-        return self._mean_s * self._stretch
+        return self._fixed_s or self._mean_s * self._stretch
 
     def measured(self, seconds: float, now: float) -> None:
         """A leg took that long; what has passed until `now` counts in the old unit."""

@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 
 from gossip.decentralized.arithmetic import is_finite
-from gossip.decentralized.mixing import KEPT_LOCAL, MixRule, VarianceTarget, mix_rule
+from gossip.decentralized.mixing import MixRule, VarianceTarget, mix_rule
 from gossip.decentralized.pairs import PairSettings, Pairwise, refuse_majority_rules
 from gossip.decentralized.protocol import Context, LocalWork, Vector, frozen
 from transport.identity import NodeId
@@ -117,16 +117,13 @@ class ADPSGD(Pairwise):
     def meet(self, peer: NodeId, mine: Vector, theirs: Vector, gain: float, now: float) -> bool:
         """Half of the way towards each other."""
         del gain, now
-        tensors = self.context.tensors
         change: Vector
         with np.errstate(over="ignore", invalid="ignore"):
             if self._rule is None:
-                change = (theirs - mine) * np.float32(0.5)
-                for tensor in tensors:
-                    if tensor.name.rpartition(".")[2] in KEPT_LOCAL:
-                        change[tensor.offset : tensor.offset + tensor.numel] = 0
+                change = self.difference(mine, theirs) * np.float32(-0.5)
             else:
                 place = int(peer < self.context.me)
+                tensors = self.context.tensors
                 change = self._rule.mix(mine, [theirs], [0.5, 0.5], tensors, place=place) - mine
         moved = self._move(change)
         self.staleness += moved
