@@ -40,13 +40,14 @@ _MASS: Final = (
 _PAIR_SUMS: Final = (
     "its convergence rests on pairwise exchanges that leave the sum over all nodes at zero change"
 )
+_TWO: Final = "two models meet at a time, and of two none can be told to be the lie"
 _ONE_LINE: Final = "there is one line of models that begins with a common one, so that the correction would always be 1"
 
 TABLE: Final[Mapping[str, Row]] = {
     "dpsgd": Row(conserves_mean="yes", asynchronous=False),
     "dfedsam": Row(conserves_mean="yes", asynchronous=False),
     "epidemic": Row(conserves_mean="with sampling = oracle", asynchronous=False),
-    "ad-psgd": Row(conserves_mean="yes", asynchronous=True),
+    "ad-psgd": Row(conserves_mean="yes", robust=_TWO, asynchronous=True),
     "partitioned": Row(conserves_mean="no", asynchronous=True),
     "push-sum": Row(
         conserves_mean="yes, with what is in flight",
@@ -66,7 +67,7 @@ TABLE: Final[Mapping[str, Row]] = {
     "noloco": Row(
         conserves_mean="through the outer step",
         corrected="its outer momentum is a linear recursion, and stays stable only as one",
-        robust="a pair has no majority: of two models none can be told to be the lie",
+        robust=_TWO,
         asynchronous=False,
     ),
     "modest": Row(conserves_mean="one line of models", corrected=_ONE_LINE, asynchronous=True),

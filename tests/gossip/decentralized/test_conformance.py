@@ -55,7 +55,9 @@ def test_other_settings_keep_all_rules(protocol, settings):
 
 
 def test_the_same_run_in_every_process(capsys):
-    output = same_under_two_hash_seeds("-m", "gossip.decentralized.conformance", *INSTALLED)
+    output = same_under_two_hash_seeds(
+        "-m", "gossip.decentralized.conformance", "--fingerprint", *INSTALLED
+    )
     assert [line.split()[0] for line in output.splitlines()] == INSTALLED
     assert main([INSTALLED[0]]) == 0
     assert capsys.readouterr().out == output.splitlines(keepends=True)[0], "and in this one"
