@@ -706,10 +706,13 @@ class Swarm:
         return began
 
     def _not_redone_for_nothing(self, node: Node, call: Call) -> None:
-        """Nobody in the present epoch holds the certificate of what this node had signed."""
+        """Nobody in the present epoch holds the certificate of what this node had signed last.
+
+        Of attempts before that it holds no result any more: the later one has overwritten it.
+        """
         self.markers["tag redone"] += 1
         present = node.machine.epoch
-        for signed in call.signed:
+        for signed in call.signed[-1:]:
             for member in {*present.members} & {*signed.epoch.members} - {node.id}:
                 there = self.nodes[member].machine
                 held = there.certificate(signed.epoch_id, signed.lane, signed.sequence)
