@@ -103,8 +103,12 @@ def _place(key: str) -> str:
     table, dot, _ = key.partition(".")
     if not dot:
         return f"protocol_settings.{key}"
+    if table == "scenario":
+        return key.removeprefix("scenario.")
     if table not in _TABLES:
-        raise click.UsageError(f"--set {key}: there are the tables {', '.join(_TABLES)}")
+        raise click.UsageError(
+            f"--set {key}: there are the tables {', '.join(_TABLES)}, and scenario for keys that are in none"
+        )
     return key
 
 

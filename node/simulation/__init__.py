@@ -5,7 +5,8 @@ seed decide everything; the digest of two equal runs is the same, whatever the h
 
 * What is simulated: `scenario` (the one value that decides all), `run` (puts a run together and ends it), `chance` (random streams).
 * The world: `world` (nodes, and the events of their cores), `heap` (the virtual clock), `legs` (training, computed late and together),
-  `links` (latency, bandwidth, loss), `speeds` (step times), `views` (who has heard of whom).
+  `links` (latency, bandwidth, loss), `speeds` (step times), `views` (who has heard of whom), `collective` (protocols with certified
+  rounds, modelled).
 * What happens to it: `churn` (nodes that come and go), `disruption` (one blow, and whom it strikes).
 * What is measured: `metrics` (points), `contacts` (whether the swarm hangs together), `trace` (everything, as a digest), `records` (the
   file of JSON lines), `series` and `chart` (what `noded plot` draws).

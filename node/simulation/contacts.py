@@ -30,7 +30,8 @@ class Contacts:
 
     def met(self, one: int, other: int) -> None:
         """A message from one to the other was delivered."""
-        self._edges.add(min(one, other) * self._nodes + max(one, other))
+        if one != other:
+            self._edges.add(min(one, other) * self._nodes + max(one, other))
 
     def look(self, alive: Sequence[int]) -> Parts:
         """The parts that the nodes which are there form, and begin anew."""

@@ -19,11 +19,12 @@ import numpy as np
 
 from gossip.decentralized.protocol import Context, DecentralizedProtocol, Vector
 from gossip.errors import InvalidSettings, UnknownProtocol
-from gossip.protocol import load_plugin
+from gossip.protocol import Protocol, load_plugin
 from node import __version__
 from node.errors import ConfigError
 from node.simulation.chance import stream
 from node.simulation.churn import Change, absent_at_first, changes
+from node.simulation.collective import CertifiedRounds, Circle
 from node.simulation.disruption import struck
 from node.simulation.engine import Engine, open_engine
 from node.simulation.links import Network
@@ -157,6 +158,8 @@ class Simulation:
     def _make_world(self, trace: Trace) -> World:
         scenario = self.scenario
         plugin = self.plugin
+        if issubclass(plugin, Protocol):
+            return self._make_circle(plugin, trace)
         if not issubclass(plugin, DecentralizedProtocol):
             raise ConfigError(
                 f"protocol: {scenario.protocol!r} cannot be simulated", key="protocol"
@@ -164,16 +167,42 @@ class Simulation:
         common = scenario.common_start or plugin.needs_common_start
 
         def make_core(index: int) -> DecentralizedProtocol:
-            context = Context(
-                me=self.ids[index],
-                run=self.run_id,
-                tensors=self.engine.tensors,
-                numel=self.engine.numel,
-                rng=stream(scenario.seed, "core", index),
-                every=scenario.every,
-                rounds=scenario.rounds,
-            )
-            return plugin(self.settings, context)
+            return plugin(self.settings, self._context(index))
+
+        fetch = scenario.newcomers == "fetch" or plugin.needs_common_start
+        return self._world_of(make_core, trace, common=common, fetch=fetch)
+
+    def _make_circle(self, plugin: type[Protocol], trace: Trace) -> World:
+        circle = Circle(plugin, self.scenario.protocol_settings, self.ids)
+
+        def make_core(index: int) -> DecentralizedProtocol:
+            return CertifiedRounds(self.settings, self._context(index), circle, index)
+
+        world = self._world_of(make_core, trace, common=True, fetch=True)
+        circle.bind(world)
+        return world
+
+    def _context(self, index: int) -> Context:
+        scenario = self.scenario
+        return Context(
+            me=self.ids[index],
+            run=self.run_id,
+            tensors=self.engine.tensors,
+            numel=self.engine.numel,
+            rng=stream(scenario.seed, "core", index),
+            every=scenario.every,
+            rounds=scenario.rounds,
+        )
+
+    def _world_of(
+        self,
+        make_core: Callable[[int], DecentralizedProtocol],
+        trace: Trace,
+        *,
+        common: bool,
+        fetch: bool,
+    ) -> World:
+        scenario = self.scenario
 
         def initial(index: int) -> Vector:
             return self.engine.initial(index, common=common)
@@ -187,7 +216,7 @@ class Simulation:
             speeds=Speeds(scenario.speed, scenario.nodes, scenario.seed),
             discovery=scenario.discovery,
             seed=scenario.seed,
-            fetch=scenario.newcomers == "fetch" or plugin.needs_common_start,
+            fetch=fetch,
             trace=trace,
         )
 

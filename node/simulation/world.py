@@ -159,10 +159,11 @@ class World:
         self.finished = 0
         """Those of them that have done all their rounds."""
         self.on_completed: Callable[[Node], None] = lambda _node: None
+        self.on_gone: Callable[[Sequence[int], float], None] = lambda _indices, _heard_after_s: None
         self._by_id = {node.id: node for node in self.nodes}
         self._make_core = make_core
         self._initial = initial
-        self._network = network
+        self.network = network
         self._speeds = speeds
         self._discovery = discovery
         self._fetch = fetch
@@ -203,10 +204,11 @@ class World:
         if node.core is None:
             return
         node.core.leave(self.now)
-        self._carry_out(node)
+        self._carry(node)
         self.trace.add(self.now, Kind.LEAVE, index)
         self._stop(node)
         self._views.went((index,), self._discovery.leave_s)
+        self.on_gone((index,), self._discovery.leave_s)
 
     def crash(self, indices: Sequence[int], *, silent: bool = False) -> None:
         """Nodes are gone at once, without a word."""
@@ -217,10 +219,12 @@ class World:
             self.trace.add(self.now, Kind.SILENCE if silent else Kind.CRASH, node.index)
             node.lost_life = node.life
             node.silent = silent
-            self._network.reset(node.index)
+            self.network.reset(node.index)
             self._stop(node)
         if gone:
-            self._views.went([node.index for node in gone], self._discovery.lost_s)
+            names = [node.index for node in gone]
+            self._views.went(names, self._discovery.lost_s)
+            self.on_gone(names, self._discovery.lost_s)
 
     # ---- for whoever runs it -----------------------------------------------------------------
 
@@ -244,14 +248,14 @@ class World:
             assert node.core is not None
             assert node.model is not None
             node.core.start(node.model, self.now, round_=0)
-            self._carry_out(node)
+            self._carry(node)
 
     def _come(self, node: Node, params: Vector, round_: int) -> None:
         self._views.came(node.index)
         self._appear(node, params, round_)
         assert node.core is not None
         node.core.start(params, self.now, round_=round_)
-        self._carry_out(node)
+        self._carry(node)
 
     def _appear(self, node: Node, params: Vector, round_: int) -> None:
         core = node.core = self._make_core(node.index)
@@ -276,7 +280,7 @@ class World:
         size = 4 * self.numel
         self.totals.bytes += size
         self.totals.values += self.numel
-        flight = self._network.send(source.index, size, self.now)
+        flight = self.network.send(source.index, size, self.now)
         life, source_life = node.life, source.life
 
         def whole() -> None:
@@ -288,7 +292,7 @@ class World:
                 self._come(node, model.copy(), round_)
 
         def first() -> None:
-            self.heap.at(self._network.arrive(node.index, size, flight, self.now), whole)
+            self.heap.at(self.network.arrive(node.index, size, flight, self.now), whole)
 
         self.heap.at(flight.first_s, first)
 
@@ -299,11 +303,15 @@ class World:
         others = self._views.others(index)
         self.trace.add(self.now, Kind.MEMBERS, index, size=len(others))
         node.core.members(others, self.now)
-        self._carry_out(node)
+        self._carry(node)
 
     # ---- a core's events ---------------------------------------------------------------------
 
-    def _carry_out(self, node: Node) -> None:
+    def carry_out(self, index: int) -> None:
+        """Do what a core asks for that was called by somebody else than the world."""
+        self._carry(self.nodes[index])
+
+    def _carry(self, node: Node) -> None:
         core = node.core
         assert core is not None
         while (event := core.next_event()) is not None:
@@ -341,7 +349,7 @@ class World:
         self._end_leg(node)
         self.trace.add(self.now, Kind.TRAINED, node.index, size=work.steps)
         node.core.trained(work, self.now)
-        self._carry_out(node)
+        self._carry(node)
 
     def _end_leg(self, node: Node) -> None:
         if node.leg is not None:
@@ -378,7 +386,7 @@ class World:
             raise self._fault(node, f"never moves its deadline of {deadline:.3f} s")
         self.trace.add(self.now, Kind.TICK, node.index)
         node.core.tick(self.now)
-        self._carry_out(node)
+        self._carry(node)
 
     # ---- messages ----------------------------------------------------------------------------
 
@@ -406,21 +414,21 @@ class World:
             return
         self.totals.bytes += size
         self.totals.values += sum(vector.size for vector in send.vectors)
-        flight = self._network.send(node.index, size, self.now)
+        flight = self.network.send(node.index, size, self.now)
         parcel = _Parcel(node, node.life, receiver, receiver.life, send, size, flight)
         if flight.lost:
             self._undelivered(node, receiver, send, hears=flight.noticed)
-        elif self._network.limits(receiver.index):
+        elif self.network.limits(receiver.index):
             self.heap.at(flight.first_s, self._reaches, parcel)
         else:
-            whole = self._network.arrive(receiver.index, size, flight, flight.first_s)
+            whole = self.network.arrive(receiver.index, size, flight, flight.first_s)
             self.heap.at(whole, self._deliver, parcel)
 
     def _reaches(self, parcel: _Parcel) -> None:
         if parcel.sender.lost_life >= parcel.life:
             self._lose(parcel)
             return
-        whole = self._network.arrive(parcel.receiver.index, parcel.size, parcel.flight, self.now)
+        whole = self.network.arrive(parcel.receiver.index, parcel.size, parcel.flight, self.now)
         self.heap.at(whole, self._deliver, parcel)
 
     def _deliver(self, parcel: _Parcel) -> None:
@@ -445,7 +453,7 @@ class World:
             raise self._fault(
                 receiver, f"refuses a message of node {sender.index}: {error}"
             ) from error
-        self._carry_out(receiver)
+        self._carry(receiver)
 
     def _lose(self, parcel: _Parcel) -> None:
         self._undelivered(
@@ -462,7 +470,7 @@ class World:
         self.totals.lost += 1
         self.trace.add(self.now, Kind.LOST, receiver.index, sender.index)
         if hears:
-            way = self._network.one_way_s(sender.index, receiver.index)
+            way = self.network.one_way_s(sender.index, receiver.index)
             life = sender.life if sent is None else sent.life
             delay = 2 * way if sent is None else way
             self.heap.at(self.now + delay, self._hears_of_loss, sender, life, receiver, send.key)
@@ -472,7 +480,7 @@ class World:
             return
         self.trace.add(self.now, Kind.UNDELIVERED, sender.index, receiver.index)
         sender.core.undelivered(receiver.id, key, self.now)
-        self._carry_out(sender)
+        self._carry(sender)
 
     def _fault(self, node: Node, what: str) -> SimulationFault:
         name = "a core" if node.core is None else f"protocol {type(node.core).name!r}"

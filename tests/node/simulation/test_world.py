@@ -117,7 +117,7 @@ def say(world, index, *events):
     core = world.nodes[index].core
     for event in events:
         core._emit(event)
-    world._carry_out(world.nodes[index])
+    world.carry_out(index)
 
 
 def still_world(count=3, **options):
