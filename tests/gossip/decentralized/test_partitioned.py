@@ -192,10 +192,15 @@ def test_what_no_honest_peer_sends_is_malformed(message, vectors):
         started().receive(node_id(1), pack(message), vectors, 0.5)
 
 
+def test_the_number_of_parts_follows_from_what_mixing_needs():
+    assert Partitioned.parse_settings({}).cut == 8
+    assert Partitioned.parse_settings({"mixing": "variance-corrected"}).cut == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"mixing": "variance-corrected"}, "parts cut through"),
+        ({"mixing": "variance-corrected", "parts": 8}, "parts cut through"),
         ({"low": 30}, "less than low"),
         ({"mixing": "median"}, "no majority"),
     ],
