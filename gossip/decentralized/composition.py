@@ -48,7 +48,7 @@ TABLE: Final[Mapping[str, Row]] = {
     "dfedsam": Row(conserves_mean="yes", asynchronous=False),
     "epidemic": Row(conserves_mean="with sampling = oracle", asynchronous=False),
     "ad-psgd": Row(conserves_mean="yes", robust=_TWO, asynchronous=True),
-    "partitioned": Row(conserves_mean="no", asynchronous=True),
+    "partitioned": Row(conserves_mean="no", robust=_TWO, asynchronous=True),
     "push-sum": Row(
         conserves_mean="yes, with what is in flight",
         corrected=_MASS,

@@ -18,11 +18,10 @@ import numpy as np
 from gossip.decentralized.arithmetic import is_finite
 from gossip.decentralized.exchange import Asked, Exchanges, Outcome, Refused, Settled, Void
 from gossip.decentralized.free_running import FreeRunning
-from gossip.decentralized.mixing import KEPT_LOCAL, ROBUST
+from gossip.decentralized.mixing import KEPT_LOCAL
 from gossip.decentralized.poisson import PoissonTimers, UnitClock
 from gossip.decentralized.protocol import AnyVector, Context, Vector
 from gossip.decentralized.topology import Graph, graph
-from gossip.errors import InvalidSettings
 from transport.identity import NodeId
 
 ROUNDING: float = 1e-9
@@ -42,20 +41,6 @@ class PairSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds for the answer to the first offer; later ones have four of the round trips measured. While it waits, a node refuses others."""
     forget: Annotated[float, msgspec.Meta(gt=0, le=86400)] = 300.0
     """Seconds after which a meeting without an answer, or a peer that is gone, is given up."""
-
-
-def refuse_majority_rules(name: str, raw: Mapping[str, Any]) -> None:
-    """For protocols that mix two models at a time.
-
-    Raises:
-        InvalidSettings: a median, or a trimmed mean, of two: the one is their mean, the other leaves nothing.
-    """
-    if raw.get("mixing") in sorted(ROBUST):  # whatever the type of what was given
-        raise InvalidSettings(
-            f"protocol {name!r} does not combine with mixing = {raw['mixing']!r}: it mixes two models at a time,"
-            " and a pair has no majority",
-            hint="choose another rule: mean, variance-corrected",
-        )
 
 
 class Pairwise(FreeRunning):

@@ -26,7 +26,7 @@ import numpy as np
 
 from gossip.decentralized.arithmetic import is_finite
 from gossip.decentralized.mixing import MixRule, VarianceTarget, mix_rule
-from gossip.decentralized.pairs import PairSettings, Pairwise, refuse_majority_rules
+from gossip.decentralized.pairs import PairSettings, Pairwise
 from gossip.decentralized.protocol import Context, LocalWork, Vector, frozen
 from transport.identity import NodeId
 
@@ -54,12 +54,6 @@ class ADPSGD(Pairwise):
     Settings = ADPSGDSettings
     settings: ADPSGDSettings
     conserves_mean = True
-
-    @classmethod
-    def parse_settings(cls, raw: Mapping[str, Any]) -> msgspec.Struct:
-        """Rules that look for a majority are refused: a pair has none."""
-        refuse_majority_rules(cls.name, raw)
-        return super().parse_settings(raw)
 
     def __init__(self, settings: ADPSGDSettings, context: Context) -> None:
         super().__init__(settings, context)

@@ -31,7 +31,6 @@ import numpy as np
 from gossip.decentralized import arithmetic
 from gossip.decentralized.free_running import FreeRunning
 from gossip.decentralized.mixing import KEPT_LOCAL, MixRule, VarianceTarget, mix_rule
-from gossip.decentralized.pairs import refuse_majority_rules
 from gossip.decentralized.poisson import UnitClock
 from gossip.decentralized.protocol import (
     AnyVector,
@@ -127,7 +126,6 @@ class Partitioned(FreeRunning):
     @classmethod
     def parse_settings(cls, raw: Mapping[str, Any]) -> msgspec.Struct:
         """As all protocols; also what only whole models can do, and the account's two marks."""
-        refuse_majority_rules(cls.name, raw)
         settings = super().parse_settings(raw)
         assert isinstance(settings, PartitionedSettings), "the class says so"
         if settings.mixing != "mean" and settings.cut != 1:

@@ -151,5 +151,5 @@ def test_models_that_began_apart_keep_their_variance_with_the_correction():
 
 @pytest.mark.parametrize("mixing", ["median", "trimmed-mean"])
 def test_a_pair_has_no_majority(mixing):
-    with pytest.raises(InvalidSettings, match="pair has no majority"):
+    with pytest.raises(InvalidSettings, match="does not combine"):
         ADPSGD.parse_settings({"mixing": mixing})

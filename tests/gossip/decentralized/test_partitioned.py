@@ -202,7 +202,7 @@ def test_the_number_of_parts_follows_from_what_mixing_needs():
     [
         ({"mixing": "variance-corrected", "parts": 8}, "parts cut through"),
         ({"low": 30}, "less than low"),
-        ({"mixing": "median"}, "no majority"),
+        ({"mixing": "median"}, "does not combine"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_with_the_reason(settings, reason):
