@@ -28,6 +28,8 @@ class Received:
     degree: int
     """Targets of the sender at that stamp, as it says."""
     vectors: tuple[AnyVector, ...]
+    at: float = 0.0
+    """When it came."""
 
 
 @attrs.define(eq=False)
@@ -36,10 +38,19 @@ class Peer:
 
     stamp: int = -1
     """Highest it has sent a model of."""
+    mixed: int = -1
+    """The last stamp at which this node mixed a model of it."""
     skipped: int = -1
-    """It has closed everything up to this stamp without this node."""
+    since: int = -1
+    """By its last word it has closed the stamps above `since`, up to `skipped`, without this node."""
+    gave_up: bool = False
+    """Among them the current one."""
     current: Received | None = None
     later: Received | None = None
+    asked: int = -1
+    """The stamp at which it was last asked whether it takes this node's model."""
+    taken: int = -1
+    """The last stamp at which it said that it does."""
     silent: bool = False
     """It let an exchange run out of time, and has not been heard since."""
     resends: int = 0
@@ -78,6 +89,16 @@ class Inbox:
                     return None
             self.peers[id_] = Peer()
         return self.peers[id_]
+
+    def skip(self, id_: NodeId, stamp: int, since: int) -> None:
+        """A peer says that it has closed the stamps above `since`, up to `stamp`, without this node."""
+        peer = self.peer(id_)
+        if peer is None:
+            return
+        self.hear(id_, stamp)
+        peer.gave_up = peer.gave_up or since < self.stamp <= stamp
+        if stamp > peer.skipped:
+            peer.skipped, peer.since = stamp, since
 
     def hear(self, id_: NodeId, stamp: int) -> None:
         """A peer has shown that it is at this stamp, or beyond."""
@@ -119,12 +140,19 @@ class Inbox:
     def has_skipped(self, id_: NodeId) -> bool:
         """It has closed the current stamp without this node."""
         peer = self.peers.get(id_)
-        return peer is not None and peer.skipped >= self.stamp
+        return peer is not None and peer.gave_up
 
     def newest(self, id_: NodeId) -> Received | None:
         """Its model of the current stamp or a later one."""
         peer = self.peers.get(id_)
         return (peer.later or peer.current) if peer is not None else None
+
+    def will_mix(self, id_: NodeId) -> bool:
+        """Its model of the current stamp is here, and it is not in doubt whether it mixes this node's."""
+        peer = self.peers.get(id_)
+        if peer is None or peer.current is None or peer.gave_up:
+            return False
+        return peer.asked != self.stamp or peer.taken >= self.stamp
 
     def is_silent(self, id_: NodeId) -> bool:
         """It was waited for in vain, and has not been heard since."""
@@ -144,6 +172,7 @@ class Inbox:
         self.stamp = stamp
         for peer in self.peers.values():
             peer.resends = 0
+            peer.gave_up = peer.since < stamp <= peer.skipped
             kept = [model for model in (peer.current, peer.later) if model is not None]
             self.late += sum(model.stamp < stamp for model in kept)
             peer.current = next((model for model in kept if model.stamp == stamp), None)

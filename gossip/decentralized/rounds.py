@@ -11,11 +11,11 @@ nobody may wait for ever. Theory of operation:
   vain is left out of further exchanges, and told so when they open, until it is heard: a silent neighbour costs `patience` once.
 * **Chains of waits.** Who waits for one neighbour makes the others wait. Half-way to its deadline it tells them (`Waiting`), and they
   give it as much time again, once: otherwise one silent node would have everybody give up on somebody.
-* **Both ends.** Who closes without a source's model tells it so (`Skip`, "I have closed everything up to this stamp
-  without you"). The other end, if it has not closed yet, then leaves this node out as well, although its model is
-  there: the weight of the edge goes back to both, and the sum of all models stays what it was. It is not known, and
-  cannot be (two generals), whether a model that never arrived was mixed at the other end; and an edge that one end does
-  not have in its plan is answered with a `Skip` at once.
+* **Both ends.** Who closes without a source's model tells it so (`Skip`, "from here to there I have closed without you"). The other end, if it has not closed yet, then leaves this node out as well, although its model is
+  there: the weight of the edge goes back to both, and the sum of all models stays what it was. Who opens an exchange so late that a
+  neighbour may be giving it up just then asks that neighbour to confirm (`Taken`) before it mixes. So an edge counts at both
+  ends or at neither while messages take less than a quarter of `patience`. Beyond that, when a message is lost or a node crashes,
+  it is not known, and cannot be (two generals). An edge that one end does not have in its plan is answered with a `Skip` at once.
 * **Catching up.** A node that comes out of its training when most of its targets have closed the stamp without it renumbers
   itself: to the stamp *after* the one that most of those it hears have reached, so that its model is there before they open that
   exchange, and both ends mix. It tells the ones it leaves behind. A model that comes too late is answered with a `Skip`, so that its
@@ -56,14 +56,20 @@ from gossip.decentralized.protocol import (
     Vector,
     frozen,
 )
-from transport.codec import decode_untrusted, pack
+from gossip.decentralized.round_messages import (
+    MAX_STAMP,
+    Model,
+    Skip,
+    Taken,
+    Waiting,
+    parse_untrusted,
+)
+from transport.codec import pack
 from transport.errors import MalformedMessage
 from transport.identity import NodeId
 
 SPARE_PEERS: Final = 16
 """Peers beyond the known neighbours whose models are kept: graphs differ for a while when members come and go."""
-MAX_STAMP: Final = 1 << 48
-MAX_DEGREE: Final = 1 << 20
 MAX_RESENDS: Final = 3
 """To one peer in one exchange after losses that were reported; what breaks three connections in a row is not repaired by a fourth."""
 MAX_JUMPS: Final = 3
@@ -72,26 +78,6 @@ HEARD: Final = 3
 """At least so many of the peers heard last decide how far the others are."""
 FAR_ROUNDS: Final = 2
 """Of a lead that no node gets over neighbours that wait for each other."""
-
-
-class Model(msgspec.Struct, frozen=True, tag="model"):
-    """The sender's payload of a stamp; the vectors travel beside it."""
-
-    stamp: int
-    degree: int
-    """Targets of the sender's plan: both ends of an edge compute its weight from both degrees."""
-
-
-class Skip(msgspec.Struct, frozen=True, tag="skip"):
-    """The sender has closed this stamp, and all before it, without the receiver's model."""
-
-    stamp: int
-
-
-class Waiting(msgspec.Struct, frozen=True, tag="waiting"):
-    """The sender is still at this stamp, because of somebody else."""
-
-    stamp: int
 
 
 @attrs.frozen
@@ -226,20 +212,16 @@ class RoundProtocol(DecentralizedProtocol):
         self, sender: NodeId, message: bytes, vectors: Sequence[AnyVector], now: float
     ) -> None:
         """A model of some stamp, or word that one was closed without this node."""
-        decoded: Model | Skip | Waiting = decode_untrusted(message, Model | Skip | Waiting)  # type: ignore[arg-type]
-        if not 0 <= decoded.stamp < MAX_STAMP:
-            raise MalformedMessage("a stamp out of range")
+        decoded = parse_untrusted(message, carries_vectors=bool(vectors))
         if isinstance(decoded, Model):
-            if not 0 <= decoded.degree <= MAX_DEGREE:
-                raise MalformedMessage("a degree out of range")
             self.check_payload(vectors)
-            self._keep(sender, decoded, vectors)
-        elif vectors:
-            raise MalformedMessage("only models carry vectors")
+            self._keep(sender, decoded, vectors, now)
+        elif isinstance(decoded, Skip):
+            self._inbox.skip(sender, decoded.stamp, decoded.since)
         elif (peer := self._inbox.peer(sender)) is not None:
             self._inbox.hear(sender, decoded.stamp)
-            if isinstance(decoded, Skip):
-                peer.skipped = max(peer.skipped, decoded.stamp)
+            if isinstance(decoded, Taken):
+                peer.taken = max(peer.taken, decoded.stamp)
             else:
                 self._be_patient(sender, now)
         if self._fresh and self._should_listen():
@@ -334,7 +316,7 @@ class RoundProtocol(DecentralizedProtocol):
             for source in silent:
                 self._skip(source, self.stamp)
             self.missing += len(silent)
-            self._send_models([target for target in plan.targets if target not in silent])
+            self._send_models([target for target in plan.targets if target not in silent], now)
             if plan.sources is not None:
                 heard = tuple(source for source in plan.sources if source not in silent)
                 plan = Plan(plan.targets, heard)
@@ -385,7 +367,7 @@ class RoundProtocol(DecentralizedProtocol):
             return True
         if self._listening:
             return self._inbox.newest(source) is not None
-        return self._inbox.current(source) is not None or self._inbox.has_skipped(source)
+        return self._inbox.will_mix(source) or self._inbox.has_skipped(source)
 
     def _close(self, now: float) -> None:
         """Mix what is there, tell those that are missing, and go on."""
@@ -417,10 +399,11 @@ class RoundProtocol(DecentralizedProtocol):
         """The models to mix; a source without one is told, if it was `missed` and not just not there."""
         received = []
         for source in sources:
-            given_up = self._inbox.has_skipped(source)
+            given_up, agreed = self._inbox.has_skipped(source), self._inbox.will_mix(source)
             model = self._inbox.take(source)
-            if model is not None and not given_up:
+            if model is not None and agreed:
                 received.append(model)
+                self._inbox.peers[source].mixed = self.stamp
             elif missed:
                 self.missing += 1
                 peer = self._inbox.peer(source) if source in self._members else None
@@ -490,7 +473,9 @@ class RoundProtocol(DecentralizedProtocol):
 
     # ---- messages ----------------------------------------------------------------------------
 
-    def _keep(self, sender: NodeId, message: Model, vectors: Sequence[AnyVector]) -> None:
+    def _keep(
+        self, sender: NodeId, message: Model, vectors: Sequence[AnyVector], now: float
+    ) -> None:
         """Keep a model if it is of use now or later; tell its sender if it never will be."""
         peer = self._inbox.peer(sender)
         if peer is None:
@@ -508,7 +493,9 @@ class RoundProtocol(DecentralizedProtocol):
             return
         if self._inbox.wants(sender, stamp) and (peer.holds or self._has_room(sender)):
             copies = tuple(frozen(vector) for vector in vectors)
-            self._inbox.keep(Received(sender, stamp, message.degree, copies))
+            self._inbox.keep(Received(sender, stamp, message.degree, copies, now))
+        if message.confirm and self._plan is not None and self._inbox.current(sender) is not None:
+            self._emit(Send(sender, pack(Taken(self.stamp))))
 
     def _has_room(self, sender: NodeId) -> bool:
         near = self.neighbours()
@@ -517,15 +504,24 @@ class RoundProtocol(DecentralizedProtocol):
         guests = sum(peer.holds and id_ not in near for id_, peer in self._inbox.peers.items())
         return guests < self.capacity()
 
-    def _send_models(self, targets: Sequence[NodeId]) -> None:
+    def _send_models(self, targets: Sequence[NodeId], now: float) -> None:
         """This stamp's; the key 0 is for what is not sent again."""
         key = self.stamp + 1
         message = Model(self.stamp, len(self._plan_now().targets))
         vectors = self.payload(self._x)
         self._sent = {old: sent for old, sent in self._sent.items() if old == key - 1}
         self._sent[key] = (message, vectors)
+        plain, asking = pack(message), pack(msgspec.structs.replace(message, confirm=True))
         for target in targets:
-            self._emit(Send(target, pack(message), vectors, key))
+            theirs = self._inbox.current(target)
+            # It has waited for long, and may give up while this is under way.
+            doubtful = theirs is not None and now - theirs.at > self.patience / 2
+            if doubtful:
+                self._inbox.peers[target].asked = self.stamp
+            self._emit(Send(target, asking if doubtful else plain, vectors, key))
 
     def _skip(self, to: NodeId, stamp: int) -> None:
-        self._emit(Send(to, pack(Skip(stamp))))
+        peer = self._inbox.peers.get(to)
+        since = peer.mixed if peer is not None else -1
+        if since <= stamp:  # else there is nothing to tell: its model of this stamp was mixed
+            self._emit(Send(to, pack(Skip(stamp, since))))

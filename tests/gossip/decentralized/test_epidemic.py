@@ -8,7 +8,7 @@ import pytest
 from gossip.decentralized.inbox import Received
 from gossip.decentralized.protocol import Send
 from gossip.decentralized.rehearsal import Links, World, idle
-from gossip.decentralized.rounds import Model
+from gossip.decentralized.round_messages import Model
 from gossip.protocols.epidemic import EpidemicLearning
 from transport.codec import pack
 

@@ -8,7 +8,7 @@ import pytest
 from gossip.decentralized.inbox import MAX_STRANGERS, Inbox, Received
 from gossip.decentralized.protocol import Cancel, Completed, LocalWork, Send, Train
 from gossip.decentralized.rehearsal import Links, Quadratic, World, idle, node_id
-from gossip.decentralized.rounds import Model, Skip, Waiting
+from gossip.decentralized.round_messages import AnyMessage, Model, Skip, Taken, Waiting
 from gossip.decentralized.topology import graph, mixing_matrix
 from gossip.protocols.dpsgd import DPSGD
 from transport.codec import decode_untrusted, pack
@@ -103,13 +103,13 @@ class Hand:
     def model(self, sender, stamp, value, now, degree=2):
         self.core.receive(sender, pack(Model(stamp, degree)), [np.full(8, value, np.float32)], now)
 
-    def skip(self, sender, stamp, now):
-        self.core.receive(sender, pack(Skip(stamp)), [], now)
+    def skip(self, sender, stamp, now, since=-1):
+        self.core.receive(sender, pack(Skip(stamp, since)), [], now)
 
 
 def sent(events):
     return [
-        (event.to, decode_untrusted(event.message, Model | Skip | Waiting))
+        (event.to, decode_untrusted(event.message, AnyMessage))
         for event in events
         if isinstance(event, Send)
     ]
@@ -142,7 +142,7 @@ def test_who_is_missing_at_the_deadline_is_told_and_its_weight_stays():
     assert hand.core.next_deadline() == 6.0
     hand.core.tick(6.0)
     first, completed, _train = hand.events()
-    assert sent([first]) == [(hand.b, Skip(0))]
+    assert sent([first]) == [(hand.b, Skip(0, -1))]
     np.testing.assert_allclose(completed.model, 4.0)  # 6/3 + 3 * 2/3
     assert completed.members == 2
     assert hand.core.missing == 1
@@ -176,6 +176,56 @@ def test_who_waits_says_so_and_is_given_as_much_time_again_once():
     assert any(isinstance(event, Completed) for event in hand.events())
 
 
+def test_one_that_opens_late_asks_whether_its_model_still_counts():
+    """Its neighbour may be giving up at this moment: neither mixes before the other is sure to."""
+    hand = Hand()
+    hand.events()
+    hand.model(hand.a, 0, 6.0, 0.5)
+    hand.model(hand.b, 0, 6.0, 3.4)
+    hand.leg(3.5, value=3.0)  # half the patience after a's
+    asked = {to: message.confirm for to, message in sent(hand.events())}
+    assert asked == {hand.a: True, hand.b: False}
+    hand.core.receive(hand.a, pack(Taken(0)), [], 3.6)
+    completed, _train = hand.events()
+    assert completed.members == 3
+    hand.model(hand.a, 1, 6.0, 3.7)
+    hand.model(hand.b, 1, 6.0, 3.7)
+    hand.leg(7.0)
+    hand.events()
+    hand.core.receive(hand.a, pack(Taken(1)), [], 7.1)
+    hand.core.tick(12.0)
+    found = hand.events()
+    assert (hand.b, Skip(1, 0)) in sent(found)
+    completed = next(event for event in found if isinstance(event, Completed))
+    assert completed.members == 2, "without an answer it does not count"
+
+
+def test_who_is_asked_says_yes_while_it_waits_and_no_afterwards():
+    hand = Hand()
+    hand.leg(1.0)
+    hand.events()
+    vectors = [np.zeros(8, np.float32)]
+    hand.core.receive(hand.a, pack(Model(0, 2, confirm=True)), vectors, 2.0)
+    assert sent(hand.events()) == [(hand.a, Taken(0))]
+    hand.core.tick(6.0)
+    hand.events()
+    hand.core.receive(hand.b, pack(Model(0, 2, confirm=True)), vectors, 6.1)
+    assert sent(hand.events()) == [(hand.b, Skip(0, -1))]
+
+
+def test_a_skip_of_later_rounds_says_nothing_about_one_that_was_shared():
+    hand = Hand()
+    hand.leg(0.1)
+    for peer in (hand.a, hand.b):
+        hand.model(peer, 0, 1.0, 0.2)
+    hand.leg(0.3)
+    hand.model(hand.a, 1, 6.0, 0.4)
+    hand.skip(hand.a, 5, 0.5, since=1)
+    hand.events()
+    hand.model(hand.b, 1, 0.0, 0.6)
+    assert next(e for e in hand.events() if isinstance(e, Completed)).members == 3
+
+
 def test_a_skip_while_waiting_ends_the_wait():
     hand = Hand()
     hand.leg(1.0)
@@ -189,9 +239,9 @@ def test_a_model_over_an_edge_that_is_not_there_is_answered():
     hand = Hand()
     hand.model(stranger, 0, 1.0, 0.5)
     hand.leg(1.0)
-    assert (stranger, Skip(0)) in sent(hand.events())
+    assert (stranger, Skip(0, -1)) in sent(hand.events())
     hand.model(node_id(8), 0, 1.0, 1.5)
-    assert sent(hand.events()) == [(node_id(8), Skip(0))]
+    assert sent(hand.events()) == [(node_id(8), Skip(0, -1))]
 
 
 def test_a_late_model_is_answered_with_how_far_this_node_is():
@@ -199,7 +249,7 @@ def test_a_late_model_is_answered_with_how_far_this_node_is():
     hand.core.start(np.zeros(8, np.float32), 0.0, round_=5)
     hand.events()
     hand.model(hand.a, 2, 1.0, 0.1)
-    assert sent(hand.events()) == [(hand.a, Skip(4))]
+    assert sent(hand.events()) == [(hand.a, Skip(4, -1))]
     assert hand.core.late == 1
 
 
@@ -270,7 +320,7 @@ def test_one_that_begins_far_behind_listens_and_says_so():
         hand.model(peer, 8, 4.0, 0.6)
     cancel, *rest, completed, train = hand.events()
     assert isinstance(cancel, Cancel)
-    assert sent(rest) == [(to, Skip(8)) for to in sorted([hand.a, hand.b])]
+    assert sent(rest) == [(to, Skip(8, -1)) for to in sorted([hand.a, hand.b])]
     assert completed.round == 9
     np.testing.assert_array_equal(completed.model, np.full(8, 4.0, np.float32))
     np.testing.assert_array_equal(train.params, completed.model)
@@ -285,7 +335,11 @@ def test_one_that_begins_far_behind_listens_and_says_so():
         (pack(Model(0, 1 << 21)), 1),
         (pack(Model(0, 2)), 0),
         (pack(Model(0, 2)), 2),
-        (pack(Skip(0)), 1),
+        (pack(Skip(0, -1)), 1),
+        (pack(Skip(0, 1)), 0),
+        (pack(Skip(0, -2)), 0),
+        (pack(Taken(-1)), 0),
+        (pack(Waiting(1 << 60)), 0),
         (b"", 0),
         (pack({"type": "model", "stamp": "x", "degree": 2}), 1),
         (pack({"type": "else", "stamp": 1}), 0),
@@ -307,7 +361,8 @@ def test_malformed_messages_are_refused_and_change_nothing(message, vectors):
 def test_golden_messages():
     assert pack(Model(7, 4)).hex() == "83a474797065a56d6f64656ca57374616d7007a664656772656504"
     assert pack(Waiting(1)).hex() == "82a474797065a777616974696e67a57374616d7001"
-    assert pack(Skip(300)).hex() == "82a474797065a4736b6970a57374616d70cd012c"
+    assert pack(Skip(300, 7)).hex() == "83a474797065a4736b6970a57374616d70cd012ca573696e636507"
+    assert pack(Taken(2)).hex() == "82a474797065a574616b656ea57374616d7002"
 
 
 # ---- among many ----------------------------------------------------------------------------------
@@ -325,6 +380,35 @@ def test_a_silent_edge_costs_patience_and_leaves_the_mean_alone():
     assert one.core.missing >= 6
     assert made.nodes[other].core.missing >= 6
     assert 1 < made.now < 3, "it is waited for once"
+
+
+@pytest.mark.parametrize("graph_kind", ["ring", "random-regular", "barabasi-albert"])
+@pytest.mark.parametrize("seed", range(3))
+def test_an_edge_counts_at_both_ends_or_at_neither(graph_kind, seed):
+    """Legs that last now and then fifty times as long as others, and messages that take up to a quarter of the patience."""
+    mixed = {}
+
+    class Watched(DPSGD):
+        def mix(self, own, degree, received):
+            mixed[self.stamp, self.context.me] = {one.sender for one in received}
+            return super().mix(own, degree, received)
+
+    rng = np.random.default_rng(seed)
+    made = World(
+        Watched,
+        8,
+        settings={"graph": graph_kind, "degree": 2 + seed, "patience": 0.5},
+        seed=seed,
+        rounds=40,
+        links=Links(delay_s=(0.01, 0.12)),
+        step_s=lambda _node: 0.1 * rng.uniform(0.5, 1.5) * (50 if rng.random() < 0.03 else 1),
+    )
+    made.start()
+    made.run_rounds(40)
+    edges = [(stamp, me, other) for (stamp, me), near in mixed.items() for other in near]
+    assert len(edges) > 150
+    assert sum(node.core.missing for node in made.nodes) > 20
+    assert [e for e in edges if e[1] not in mixed.get((e[0], e[2]), ())] == []
 
 
 def test_losses_that_are_reported_are_repaired():
@@ -350,7 +434,9 @@ def test_a_node_that_becomes_slow_takes_part_in_rounds_of_the_others():
     assert slow.core.jumps >= 5
     late = [members for time, _, members in slow.completed if time > 2]
     assert len(late) >= 5
-    assert min(late) == 5, "all four neighbours mix each of its legs"
+    assert late.count(5) >= len(late) - 3, (
+        "but for races and the end, all four neighbours mix its legs"
+    )
     others = max(node.completed[-1][0] for node in made.nodes[1:])
     assert others < 60 * (0.1 + 0.1) + 0.6 * len(late), "it was waited for when it was heard"
     np.testing.assert_allclose(mean_of(made.models()), mean_of(STARTS), atol=1e-6)
@@ -433,7 +519,7 @@ def test_an_inbox_keeps_the_current_and_the_newest_later_model():
 def test_members_that_go_are_forgotten_and_strangers_are_few():
     inbox, a = Inbox(), node_id(1)
     inbox.set_members(frozenset([a]))
-    inbox.peer(a).skipped = 3
+    inbox.skip(a, 3, -1)
     inbox.hear(a, 9)
     assert inbox.has_skipped(a)
     assert inbox.reached(3) == 9
