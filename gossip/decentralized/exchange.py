@@ -199,6 +199,8 @@ class Exchanges:
         self._peers: dict[NodeId, _Peer] = {}
         self._out: dict[NodeId, _Offer] = {}
         self._near: frozenset[NodeId] = frozenset()
+        self._watched: set[NodeId] = set()
+        """Peers with an answer that is kept, or that are gone: the only ones that time has to do with."""
         self._outgoing: list[Send] = []
 
     # ---- what the protocol does --------------------------------------------------------------
@@ -213,6 +215,7 @@ class Exchanges:
         for gone in sorted((self._near - set(others)) & set(self._peers)):
             self._peers[gone].heard_at = max(self._peers[gone].heard_at, now)
         self._near = frozenset(others)
+        self._watched |= {one for one, known in self._peers.items() if known.shared} - self._near
         for near in sorted(self._near & set(self._out)):
             self._out[near].due_at = min(self._out[near].due_at, now + self._wait_s)
 
@@ -245,6 +248,7 @@ class Exchanges:
         peer.seen, peer.accepted, peer.shared = asked.seq, True, True
         peer.reply, peer.replied_at, peer.checks = mine, now, 0
         peer.check_at = now + 2 * self._wait_s
+        self._watched.add(asked.peer)
         self.counts.answered += 1
         self._say(asked.peer, "accept", asked.seq, vector=mine, you=asked.session)
 
@@ -317,7 +321,8 @@ class Exchanges:
                 if peer in self._near:
                     self.counts.queries += 1
                     self._say(peer, "query", offer.seq)
-        for peer, known in sorted(self._peers.items()):
+        for peer in sorted(self._watched):
+            known = self._peers[peer]
             if known.reply is not None and now >= known.replied_at + self._forget_s:
                 outcomes += self._give_up(peer)
             elif now >= known.check_at:
@@ -327,12 +332,15 @@ class Exchanges:
                     self._say(peer, "check", known.seen, you=known.session)
             if self._forgotten_at(peer, known) <= now:
                 outcomes += self._raise_epoch(peer, known, known.epoch + 1)
+            if known.reply is None and not (known.shared and peer not in self._near):
+                self._watched.discard(peer)
         return outcomes
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do."""
         moments = [min(o.due_at, o.sent_at + self._forget_s) for o in self._out.values()]
-        for peer, known in self._peers.items():
+        for peer in self._watched:
+            known = self._peers[peer]
             moments += [known.check_at, self._forgotten_at(peer, known)]
             if known.reply is not None:
                 moments.append(known.replied_at + self._forget_s)
@@ -356,9 +364,7 @@ class Exchanges:
         if known is None:
             if len(self._peers) >= MAX_PEERS:
                 unused = [
-                    one
-                    for one, other in self._peers.items()
-                    if one not in self._out and other.reply is None
+                    one for one in self._peers if one not in self._out and one not in self._watched
                 ]
                 del self._peers[min(unused, key=lambda one: (self._peers[one].heard_at, one))]
             known = self._peers[peer] = _Peer()
@@ -400,7 +406,7 @@ class Exchanges:
             self._on_query(sender, peer, word)
             return []
         asked = Asked(sender, word.seq, word.me, word.gain, theirs)
-        kept = sum(known.reply is not None for known in self._peers.values())
+        kept = sum(self._peers[one].reply is not None for one in self._watched)
         # A later number says that the one before is settled, so its own answer takes no further place.
         if self.locked or word.epoch < peer.epoch or kept - (peer.reply is not None) >= MAX_KEPT:
             self.refuse(asked)
@@ -440,6 +446,8 @@ class Exchanges:
             self._learn(elapsed)
         self.counts.settled += 1
         peer.shared = True
+        if sender not in self._near:
+            self._watched.add(sender)
         self._say(sender, "done", word.seq)
         return [Settled(sender, offer.gain, offer.mine, theirs)]
 

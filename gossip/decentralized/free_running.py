@@ -14,6 +14,7 @@ from typing import Any, ClassVar, cast
 import msgspec
 import numpy as np
 
+from gossip.decentralized import topology
 from gossip.decentralized.arithmetic import is_finite
 from gossip.decentralized.protocol import (
     TASK_RULE,
@@ -27,6 +28,7 @@ from gossip.decentralized.protocol import (
     Vector,
     frozen,
 )
+from gossip.decentralized.topology import Graph
 from transport.identity import NodeId
 
 
@@ -44,6 +46,7 @@ class FreeRunning(DecentralizedProtocol):
         """Legs, and models of others, that would have left a value that is not finite."""
         self.started = False
         self.finished = False
+        self._drawn: Graph | None = None
         self._leg: Vector | None = None
         self._leg_at = 0.0
         self._met: set[NodeId] = set()
@@ -70,6 +73,13 @@ class FreeRunning(DecentralizedProtocol):
         self._leg, self._leg_at = shared(self.model), now
         self._emit(Train(self._leg, self.context.every, self.rule))
 
+    def graph(self, kind: str, degree: int) -> Graph:
+        """The graph over all members known now, this node included; kept until they change."""
+        if self._drawn is None:
+            nodes = [*self.others, self.context.me]
+            self._drawn = topology.graph(kind, nodes, self.context.run, degree=degree)
+        return self._drawn
+
     @property
     def training(self) -> bool:
         """A leg is running."""
@@ -95,7 +105,7 @@ class FreeRunning(DecentralizedProtocol):
 
     def members(self, others: Sequence[NodeId], now: float) -> None:
         """Newcomers are peers from now on."""
-        self.others = tuple(others)
+        self.others, self._drawn = tuple(others), None
         if self.started:
             self.changed(now)
 

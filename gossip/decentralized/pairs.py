@@ -21,7 +21,7 @@ from gossip.decentralized.free_running import FreeRunning
 from gossip.decentralized.mixing import KEPT_LOCAL
 from gossip.decentralized.poisson import PoissonTimers, UnitClock
 from gossip.decentralized.protocol import AnyVector, Context, Vector
-from gossip.decentralized.topology import Graph, graph
+from gossip.decentralized.topology import Graph
 from transport.identity import NodeId
 
 ROUNDING: float = 1e-9
@@ -98,12 +98,7 @@ class Pairwise(FreeRunning):
 
     def neighbourhood(self) -> Graph:
         """The graph over all members known now."""
-        return graph(
-            self.settings.graph,
-            [*self.others, self.context.me],
-            self.context.run,
-            degree=self.settings.degree,
-        )
+        return self.graph(self.settings.graph, self.settings.degree)
 
     def difference(self, mine: Vector, theirs: Vector) -> Vector:
         """Mine - theirs: on the other side the same with the other sign, bit for bit; 0 for a node's own statistics."""

@@ -30,8 +30,8 @@ from gossip.decentralized.pairs import PairSettings, Pairwise
 from gossip.decentralized.protocol import Context, LocalWork, Vector, frozen
 from transport.identity import NodeId
 
-LONGEST_BACK_OFF: Final = 6
-"""Doublings of the time that a node waits after it was refused, at most."""
+LONGEST_BACK_OFF: Final = 4
+"""Doublings of the time that a node waits after it was refused, at most: longer ones leave the links to who was lucky."""
 
 
 class ADPSGDSettings(PairSettings, frozen=True, forbid_unknown_fields=True):
@@ -121,12 +121,13 @@ class ADPSGD(Pairwise):
                 change = self._rule.mix(mine, [theirs], [0.5, 0.5], tensors, place=place) - mine
         moved = self._move(change)
         self.staleness += moved
+        self._refusals = 0
         return moved
 
     def settled(self, peer: NodeId, now: float) -> None:
-        """As fast as links allow: the next one at once."""
+        """As fast as links allow, but for a moment in which others may be first: who has just won would win again."""
         del peer
-        self._refusals, self._again_at = 0, now
+        self._again_at = now + self.exchanges.wait_s / 8 * self.context.rng.random()
 
     def refused(self, peer: NodeId, now: float) -> None:
         """Back off for a random time, longer after each refusal."""

@@ -41,7 +41,6 @@ from gossip.decentralized.protocol import (
     frozen,
 )
 from gossip.decentralized.token_account import TokenAccount
-from gossip.decentralized.topology import graph
 from gossip.errors import InvalidSettings
 from transport.codec import decode_untrusted, pack
 from transport.errors import MalformedMessage
@@ -238,9 +237,7 @@ class Partitioned(FreeRunning):
     def _send_parts(self, count: int) -> None:
         if not self.others:
             return
-        nodes = [*self.others, self.context.me]
-        drawn = graph(self.settings.graph, nodes, self.context.run, degree=self.settings.degree)
-        near = drawn[self.context.me]
+        near = self.graph(self.settings.graph, self.settings.degree)[self.context.me]
         for _ in range(count):
             part = self.context.rng.randrange(len(self.ages))
             peer = self.context.rng.choice(near)

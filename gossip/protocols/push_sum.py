@@ -51,7 +51,6 @@ from gossip.decentralized.protocol import (
     Wide,
     frozen,
 )
-from gossip.decentralized.topology import graph
 from transport.codec import decode_untrusted, pack
 from transport.errors import MalformedMessage
 from transport.identity import NodeId
@@ -166,6 +165,8 @@ class PushSum(FreeRunning):
         self._out: dict[NodeId, _Out] = {}
         self._in: dict[NodeId, _In] = {}
         self._away: dict[NodeId, float] = {}
+        self._open: set[NodeId] = set()
+        """Links on which something is to be acknowledged."""
 
     # ---- training ----------------------------------------------------------------------------
 
@@ -190,7 +191,8 @@ class PushSum(FreeRunning):
     @property
     def in_flight(self) -> float:
         """Weight that was sent and not acknowledged; it may have arrived."""
-        return sum(link.weight - link.acked_weight for link in self._out.values())
+        open_links = [self._out[peer] for peer in sorted(self._open)]
+        return sum(link.weight - link.acked_weight for link in open_links)
 
     def add(self, change: Vector, work: LocalWork, now: float) -> bool:
         """Onto the numerator."""
@@ -221,9 +223,7 @@ class PushSum(FreeRunning):
             return []
         if self.settings.graph == "one-peer-exponential":
             return [exponential_peer(self.others, self.context.me, self._turn)]
-        nodes = [*self.others, self.context.me]
-        drawn = graph(self.settings.graph, nodes, self.context.run, degree=self.settings.degree)
-        near = drawn[self.context.me]
+        near = self.graph(self.settings.graph, self.settings.degree)[self.context.me]
         return sorted(self.context.rng.sample(near, min(self.settings.out, len(near))))
 
     def _give(self, targets: Sequence[NodeId], now: float, *, all_of_it: bool = False) -> None:
@@ -252,6 +252,7 @@ class PushSum(FreeRunning):
         word = Word("push", self._session, link.epoch, link.peer, link.weight, self.finished)
         self._emit(Send(peer, pack(word), (link.sum,), 1))
         link.resend_at = now + min(LONGEST_WAIT_S, self.settings.patience * 2**link.resends)
+        self._open.add(peer)
 
     def _close(self, peer: NodeId, epoch: int) -> None:
         """Take back what was not acknowledged; the link begins anew with this epoch."""
@@ -261,6 +262,7 @@ class PushSum(FreeRunning):
             if self._hold(self._x + rest, self.weight + link.weight - link.acked_weight):
                 self.unsettled += link.weight - link.acked_weight
         self._out[peer] = _Out(epoch=epoch)
+        self._open.discard(peer)
 
     # ---- receiving ---------------------------------------------------------------------------
 
@@ -338,6 +340,7 @@ class PushSum(FreeRunning):
         if word.weight == link.weight:
             link.acked, link.acked_weight = link.sum, link.weight
             link.probe, link.resend_at, link.resends = None, math.inf, 0
+            self._open.discard(sender)
         elif link.probe is not None and word.weight >= link.probe_weight:
             link.acked, link.acked_weight = link.probe, link.probe_weight
             link.probe, link.probe_weight = link.sum, link.weight
@@ -356,7 +359,8 @@ class PushSum(FreeRunning):
 
     def tick(self, now: float) -> None:
         """Send again what was not acknowledged; close links to those that are gone for good."""
-        for peer, link in sorted(self._out.items()):
+        for peer in sorted(self._open):
+            link = self._out[peer]
             if now >= link.resend_at:
                 link.resends += 1
                 if peer in self._away:
@@ -374,7 +378,7 @@ class PushSum(FreeRunning):
 
     def next_deadline(self) -> float | None:
         """The next message to repeat, or the next link to close."""
-        moments = [link.resend_at for link in self._out.values()]
+        moments = [self._out[peer].resend_at for peer in self._open]
         moments += [since + self.settings.forget for since in self._away.values()]
         soonest = min(moments, default=math.inf)
         return None if soonest == math.inf else soonest

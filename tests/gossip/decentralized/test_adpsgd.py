@@ -68,9 +68,11 @@ def test_a_leg_that_ends_between_offer_and_answer_is_kept_and_the_sum_comes_out_
     np.testing.assert_array_equal(a.model, vec(5, 3, 2, 2, 3, 4) + change)
 
 
-@pytest.mark.parametrize("settings", [{}, {"exchanges": 0}, {"graph": "ring", "exchanges": 3.0}])
-@pytest.mark.parametrize("loss", [0.0, 0.2])
-def test_without_training_the_mean_stays_and_all_agree_on_it(settings, loss):
+@pytest.mark.parametrize(
+    ("settings", "loss", "seconds"),
+    [({}, 0.0, 15), ({}, 0.2, 30), ({"exchanges": 0}, 0.2, 20), ({"graph": "ring"}, 0.0, 40)],
+)
+def test_without_training_the_mean_stays_and_all_agree_on_it(settings, loss, seconds):
     rng = np.random.default_rng(5)
     start = rng.standard_normal((8, NUMEL)).astype(np.float32)
     world = World(
@@ -83,10 +85,10 @@ def test_without_training_the_mean_stays_and_all_agree_on_it(settings, loss):
         links=Links(loss=loss),
     )
     world.start()
-    world.run(60.0)
+    world.run(seconds)
     models = np.array(world.models(), np.float64)
     np.testing.assert_allclose(models.mean(axis=0), start.mean(axis=0, dtype=np.float64), atol=1e-5)
-    assert models.std(axis=0).max() < 1e-4
+    assert models.std(axis=0).max() < 1e-3
     assert sum(node.core.exchanges.counts.unsettled for node in world.alive) == 0
 
 
@@ -94,9 +96,9 @@ def test_training_reaches_the_common_optimum():
     centres = np.random.default_rng(1).standard_normal((10, NUMEL))
     world = World(ADPSGD, 10, Quadratic(centres, 0.02), numel=NUMEL, settings={"exchanges": 4.0})
     world.start()
-    world.run(25.0)
+    world.run(15.0)
     for model in world.models():
-        assert np.abs(model - centres.mean(axis=0)).max() < 0.25
+        assert np.abs(model - centres.mean(axis=0)).max() < 0.4
     mean = np.mean(world.models(), axis=0)
     assert np.abs(mean - centres.mean(axis=0)).max() < 0.05
 
@@ -109,7 +111,7 @@ def test_staleness_is_bounded_and_reported():
         step_s=lambda node: 5.0 if node == 0 else 0.1,
     )
     world.start()
-    world.run(60.0)
+    world.run(20.0)
     worst = [node.core.describe()["worst_staleness"] for node in world.alive]
     assert worst[0] == 3, "the slow one met as many as it may"
     assert max(worst) <= 3
@@ -124,9 +126,9 @@ def test_pairs_that_all_turn_to_each_other_at_once_do_not_wait_in_a_circle():
         links=Links(delay_s=(0.02, 0.02)),
     )
     world.start()
-    world.run(20.0)
+    world.run(8.0)
     met = [node.core.exchanges.counts.settled for node in world.alive]
-    assert min(met) > 20
+    assert min(met) > 8
     assert sum(node.core.exchanges.counts.refused for node in world.alive) > 0
 
 
@@ -142,7 +144,7 @@ def test_models_that_began_apart_keep_their_variance_with_the_correction():
             initial=lambda index: start[index].copy(),
         )
         world.start()
-        world.run(30.0)
+        world.run(8.0)
         return float(np.mean([model.var() for model in world.models()]))
 
     assert spread("mean") == pytest.approx(1 / 8, rel=0.15)

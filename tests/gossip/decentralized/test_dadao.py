@@ -40,7 +40,7 @@ def test_conformance_with_other_settings(check, settings):
 
 # ---- the flow ------------------------------------------------------------------------------------
 
-curvatures = st.tuples(st.floats(0.01, 10), st.floats(1, 1e3)).map(
+curvatures = st.tuples(st.floats(0.01, 10), st.floats(1, 1e2)).map(
     lambda pair: Coefficients(pair[0] * pair[1], pair[0])
 )
 
@@ -63,10 +63,10 @@ def slope(c: Coefficients, s: np.ndarray) -> np.ndarray:
 @settings(max_examples=5)
 @given(curvatures, st.floats(0.001, 2), st.integers(0, 99))
 def test_the_flow_solves_the_equations(c, elapsed, seed):
-    """Against the classical Runge-Kutta method, with 40 steps for each unit of the matrix's norm."""
+    """Against the classical Runge-Kutta method, with 20 steps for each unit of the matrix's norm."""
     s = np.random.default_rng(seed).standard_normal((6, 3))
     flowed = exponential(c.generator() * elapsed) @ s
-    steps = 50 + int(40 * elapsed * np.abs(c.generator()).sum(axis=1).max())
+    steps = 20 + int(20 * elapsed * np.abs(c.generator()).sum(axis=1).max())
     h = elapsed / steps
     for _ in range(steps):
         k1 = slope(c, s)
@@ -192,7 +192,7 @@ def test_gradients_and_meetings_have_the_rates_and_the_spread_of_poisson_process
     world = World(Dadao, 8, idle, settings={"graph": "ring"}, links=AT_ONCE, numel=2)
     world.start()
     world.run(1.0)
-    windows, per_window = 150, []
+    windows, per_window = 100, []
     for _ in range(windows):
         before = sum(node.core.exchanges.counts.settled for node in world.alive)
         world.run(world.now + 0.2)  # a unit: twice a gradient's 0.1 s
@@ -225,7 +225,7 @@ def test_it_reaches_the_optimum_where_asynchronous_gossip_stalls():
             links=NEAR,
         )
         plain.start()
-        plain.run_rounds(60)
+        plain.run_rounds(40)
         assert logistic.distance(plain) > 1e-3
 
 
@@ -245,17 +245,17 @@ def survivors(world: World, centres: np.ndarray) -> float:
 
 
 def test_after_a_crash_the_others_reach_the_optimum_of_those_that_are_there():
-    centres = np.random.default_rng(4).standard_normal((6, DIMENSIONS))
-    world = convex(6, Quadratic(centres), smoothness=1.0, convexity=1.0, forget=3.0)
+    centres = np.random.default_rng(4).standard_normal((5, DIMENSIONS))
+    world = convex(5, Quadratic(centres), smoothness=1.0, convexity=1.0, forget=3.0)
     world.start()
     world.run(20.0)
-    assert survivors(world, centres) < 1e-3
+    assert survivors(world, centres) < 5e-3
     world.crash(2)
-    world.run(45.0)
-    assert survivors(world, centres) < 1e-3
+    world.run(38.0)
+    assert survivors(world, centres) < 5e-3
     world.restart(2)
-    world.run(70.0)
-    assert survivors(world, centres) < 1e-3
+    world.run(55.0)
+    assert survivors(world, centres) < 5e-3
 
 
 def test_two_parts_of_a_swarm_find_their_own_optima_and_the_common_one_after():
@@ -271,7 +271,7 @@ def test_two_parts_of_a_swarm_find_their_own_optima_and_the_common_one_after():
             assert np.abs(models[index] - centres[part].mean(axis=0)).max() < 1e-3
     world.heal()
     world.run(75.0)
-    assert survivors(world, centres) < 1e-3
+    assert survivors(world, centres) < 5e-3
 
 
 def test_curvatures_that_cannot_be_and_rules_that_are_none_are_refused():

@@ -189,7 +189,7 @@ def test_without_crashes_the_sum_comes_out_exactly(seed, count, loss, doubled, s
         assert settled > 0
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.integers(0, 10_000), st.integers(3, 5), st.sampled_from([0.0, 0.2]))
 def test_accounts_of_the_living_agree_after_crashes_restarts_and_partitions(seed, count, loss):
     """What a protocol that keeps accounts relies on: taken back on one side is taken back on the other."""

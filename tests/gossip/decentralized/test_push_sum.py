@@ -88,14 +88,14 @@ def test_mass_is_conserved_at_every_moment(seed, count, loss, doubled, graph):
 @pytest.mark.parametrize("graph", ["one-peer-exponential", "random-regular"])
 def test_with_losses_and_duplicates_the_estimate_becomes_exact(graph):
     """30 % lost, 20 % doubled; when the last message has arrived, nothing is missing or there twice."""
-    of = world(12, links=Links(loss=0.3, duplicates=0.2), rounds=500, graph=graph, patience=0.5)
+    of = world(8, links=Links(loss=0.3, duplicates=0.2), rounds=400, graph=graph, patience=0.5)
     of.start()
     of.run(200.0)
     assert of.lost > 100
     assert all(node.finished for node in of.nodes)
-    mean = starts(12).mean(axis=0, dtype=np.float64)
+    mean = starts(8).mean(axis=0, dtype=np.float64)
     x, weight = held(of)
-    assert weight == pytest.approx(12, abs=1e-12)
+    assert weight == pytest.approx(8, abs=1e-12)
     np.testing.assert_allclose(x / weight, mean, rtol=0, atol=1e-12)
     for node in of.alive:
         own_x, own = node.core.mass
@@ -182,7 +182,7 @@ def test_training_reaches_the_common_optimum_on_nodes_of_unequal_speed():
         step_s=lambda node: 0.1 * (1 + node % 3),
     )
     of.start()
-    of.run(80.0)
+    of.run(40.0)
     mean = np.mean(of.models(), axis=0)
     assert np.abs(mean - centres.mean(axis=0)).max() < 0.15
 
@@ -200,7 +200,7 @@ def test_a_crash_takes_its_mass_along_and_the_others_still_agree():
     of.start()
     of.run(2.03)
     of.crash(3)
-    of.run(60.0)
+    of.run(20.0)
     _, weight = held(of)
     assert 6.0 < weight + flying(of)[1] < 8.0
     models = np.array(of.models())
