@@ -24,8 +24,18 @@ class Held:
     """One model and what was said beside it."""
 
     model: Vector
+    """Shape (numel,), read-only."""
     sample: int
+    """Trainers of its round."""
     members: int = 1
+    """Models in it, if it is a mean."""
+
+    @classmethod
+    def copy_of(cls, model: AnyVector, sample: int, members: int = 1) -> Held:
+        """With a copy of a model that was only lent."""
+        copy = np.array(model, np.float32)
+        copy.flags.writeable = False
+        return cls(copy, sample, members)
 
 
 @attrs.define(eq=False)
@@ -48,25 +58,19 @@ class RoundInbox:
         self._limit = limit
         self._rounds: dict[int, OpenRound] = {}
 
-    def add(
-        self,
-        round_: int,
-        sender: NodeId,
-        model: AnyVector,
-        *,
-        sample: int,
-        members: int,
-        now: float,
-    ) -> OpenRound | None:
-        """Keep a copy of a model in the place of the sender's last one; None if there was no room for it."""
+    def add(self, round_: int, sender: NodeId, held: Held, now: float) -> OpenRound | None:
+        """Put a model in the place of the sender's last one; None if there was no room for it."""
         self._remove(sender)
-        copy = np.array(model, np.float32)
-        copy.flags.writeable = False
         open_round = self._rounds.setdefault(round_, OpenRound(now))
-        open_round.held[sender] = Held(copy, sample, members)
+        open_round.held[sender] = held
         if sum(len(each.held) for each in self._rounds.values()) > self._limit:
             del self._rounds[min(self._rounds, key=lambda k: (len(self._rounds[k].held), -k))]
         return self._rounds.get(round_)
+
+    def has(self, round_: int, sender: NodeId) -> bool:
+        """Whether the sender's last model is one of this round."""
+        each = self._rounds.get(round_)
+        return each is not None and sender in each.held
 
     @property
     def rounds(self) -> Mapping[int, OpenRound]:

@@ -19,15 +19,16 @@ What differs from the paper's code, and why:
 * three aggregators or more are not trusted one by one (`votes`);
 * a round that comes to nothing is tried again. Trainers and aggregators keep their last model until the run has gone
   past it. When no news come for `stall_timeout`, they look for live receivers once more; later any other node offers the
-  newest model that it has, unless those that it pings hold a later one. That is also how a run goes on that was
+  newest model that it has, unless those that it pings hold a later one. Who is past a round takes no part in it. That is also how a run goes on that was
   stopped as a whole;
 * the last round's model goes to everybody, and whoever is late gets it in answer to its ping.
 
 Rounds, views and standings are believed: a member that names rounds which do not exist can make others lose track. A
 message of round k is never acted on twice, nor after a later round.
 
-Invariants: k_train never falls during a life, but a leg for a later round replaces one for an earlier; at most one model of
-each sender counts in a round; models held are at most 2 s at an aggregator, 2 a votes, and three of its own.
+Invariants: k_train never falls, but for a run that stood still and is taken up again by several (`votes`); a leg for a
+later round replaces one for an earlier; at most one model of each sender counts in a round; models held are at most 2 s at an
+aggregator, 2 a votes, and three of its own.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from gossip.decentralized.protocol import (
 from gossip.protocols.modest import messages, votes
 from gossip.protocols.modest.averages import average
 from gossip.protocols.modest.errand import Errand
-from gossip.protocols.modest.inbox import OpenRound, RoundInbox
+from gossip.protocols.modest.inbox import Held, OpenRound, RoundInbox
 from gossip.protocols.modest.membership import Standing
 from gossip.protocols.modest.sampling import LivenessProbe
 from gossip.protocols.modest.settings import MoDeSTSettings
@@ -96,7 +97,7 @@ class MoDeST(DecentralizedProtocol):
         self._diverged = 0
         """The round whose training ended here with values that are not finite."""
         self._handing: Errand | None = None
-        self._votes = RoundInbox(2 * self.settings.aggregators)
+        self._poll = votes.Poll(2 * self.settings.aggregators, self.settings.vote_timeout)
         # the aggregator
         self._k_aggregated = 0
         self._inbox = RoundInbox(2 * self.settings.sample_size)
@@ -124,7 +125,7 @@ class MoDeST(DecentralizedProtocol):
             order = self._standing.view.order(1, self.settings.inactivity_window)
             first = order[: self.settings.sample_size]
             if self._me in first:
-                self._adopt(1, self._model, 1, len(first), now)
+                self._adopt(votes.Decision(1, self._model, 1, len(first)), now)
         else:  # perhaps all were stopped: ask soon whether anybody is further
             self._stall.begin_within(self.settings.ping_timeout, now)
         self._work(now)
@@ -185,7 +186,8 @@ class MoDeST(DecentralizedProtocol):
                 self._on_aggregated(sender, said, vectors[0], now)
             case messages.Ack():
                 self._counts["used" if said.ok else "late"] += 1
-                self._stall.news(now)
+                if said.ok:
+                    self._stall.news(now)
         self._work(now)
 
     def undelivered(self, to: NodeId, key: int, now: float) -> None:
@@ -206,11 +208,9 @@ class MoDeST(DecentralizedProtocol):
                     self._aggregate(k, each, now)
                 else:
                     each.since = now
-        for k, each in sorted(self._votes.rounds.items()):
-            if self._votes_due(each) <= now and k in self._votes.rounds:
-                self._count_votes(k, each, now)
         if self._stall_at() <= now:
             self._retry(now)
+        self._count_votes(now)
         self._work(now)
 
     def leave(self, now: float) -> None:
@@ -226,7 +226,7 @@ class MoDeST(DecentralizedProtocol):
         self._training = False
         self._handing = self._offer = None
         self._inbox.clear()
-        self._votes.clear()
+        self._poll.clear()
         del now
 
     # ---- outputs -----------------------------------------------------------------------------
@@ -235,7 +235,7 @@ class MoDeST(DecentralizedProtocol):
         """The earliest of all."""
         if not self._started or self._left:
             return None
-        times = [self._stall_at()]
+        times = [self._stall_at(), self._poll.due(self._aggregators)]
         times += [
             deadline
             for errand in self._errands()
@@ -243,7 +243,6 @@ class MoDeST(DecentralizedProtocol):
         ]
         wait = self.settings.aggregation_timeout
         times += [each.since + wait for each in self._inbox.rounds.values()]
-        times += [self._votes_due(each) for each in self._votes.rounds.values()]
         first = min(times)
         return None if math.isinf(first) else first
 
@@ -313,14 +312,19 @@ class MoDeST(DecentralizedProtocol):
         if said.round == self._diverged:
             return
         counter, holds = self._standing.counter, self._model_round
+        if self._stands_still():  # willing to go back to where others are
+            holds = min(holds, said.round)
         self._send(sender, messages.Pong(self._heard, counter, said.nonce, holds))
 
     def _on_pong(self, sender: NodeId, said: messages.Pong, now: float) -> None:
         self._standing.seen(sender, said.round, said.counter)
         for errand in self._errands():
             if errand.probe is not None and errand.nonce == said.nonce:
-                errand.probe.answered(sender, now)
                 errand.heard_of(sender, said.holds, self._me)
+                if said.holds > errand.round:  # alive, but past this round
+                    errand.probe.unreachable(sender, now)
+                else:
+                    errand.probe.answered(sender, now)
 
     def _seek(self, errand: Errand, count: int, now: float) -> None:
         """Find the live receivers of an errand."""
@@ -372,37 +376,44 @@ class MoDeST(DecentralizedProtocol):
         self, sender: NodeId, said: messages.Aggregated, model: AnyVector, now: float
     ) -> None:
         """An aggregator says what a round starts from."""
-        k = said.round
-        if self._finished or k <= self._k_train:
+        if self._finished or (said.round <= self._k_train and not self._stands_still()):
             return
-        each = self._votes.add(k, sender, model, sample=said.sample, members=said.members, now=now)
-        if each is not None:
-            self._count_votes(k, each, now)
+        held = Held.copy_of(model, said.sample, said.members)
+        self._poll.add(said.round, sender, held, now)
+        self._count_votes(now)
+
+    def _stands_still(self) -> bool:
+        """Nothing has helped, and nobody is believed alone."""
+        doubtful = votes.tolerated(self._aggregators) > 0
+        return doubtful and self._stall.attempts > CAUTIOUS_RETRIES and not self._training
 
     @property
     def _aggregators(self) -> int:
         """As set, or all nodes that there are: of fewer than three none can be doubted."""
         return min(self.settings.aggregators, 1 + len(self._reachable))
 
-    def _votes_due(self, each: OpenRound) -> float:
-        enough = len(each.held) >= votes.majority(self._aggregators)
-        return each.since + self.settings.vote_timeout if enough else math.inf
+    def _count_votes(self, now: float) -> None:
+        decision = self._poll.decided(self._aggregators, self._model, now)
+        if decision is None and self._stands_still():
+            decision = self._poll.settled(
+                self._aggregators, self._me, self._model_round, self._model
+            )
+        if decision is not None:
+            self._adopt(decision, now)
 
-    def _count_votes(self, k: int, each: OpenRound, now: float) -> None:
-        late = self._votes_due(each) <= now
-        model = votes.decide(each.ascending(), self._aggregators, self._model, late=late)
-        if model is not None:
-            members = max(held.members for held in each.held.values())
-            sample = max(held.sample for held in each.held.values())
-            self._adopt(k, model, members, sample, now)
-
-    def _adopt(self, k: int, model: Vector, members: int, sample: int, now: float) -> None:
-        """Round `k` starts here from this model."""
+    def _adopt(self, decision: votes.Decision, now: float) -> None:
+        """A round starts here. For an earlier one than before only if the run stood still."""
+        k, model, members = decision.round, decision.model, decision.members
         if self._training:
             self._training = False
             self._emit(Cancel())
-        self._k_train, self._sample = k, min(sample, self.settings.sample_size)
-        self._votes.close_through(k)
+        if k < self._model_round:
+            self._model_round, self._offer, self._handing = 0, None, None
+            self._k_aggregated = min(self._k_aggregated, k)
+            self._inbox.clear()
+        self._k_train = k
+        self._sample = min(decision.sample, self.settings.sample_size)
+        self._poll.close_through(max(k, self._model_round))
         self._inbox.close_through(k - 1)
         if self._offer is not None and self._offer.round < k:
             self._offer = None
@@ -455,8 +466,9 @@ class MoDeST(DecentralizedProtocol):
             if sender != self._me:
                 self._send(sender, messages.Ack(k, ok=False))
             return
-        self._stall.news(now)
-        each = self._inbox.add(k, sender, model, sample=sample, members=1, now=now)
+        if not self._inbox.has(k, sender):  # what is sent again is no news
+            self._stall.news(now)
+        each = self._inbox.add(k, sender, Held.copy_of(model, sample), now)
         if each is not None and len(each.held) >= self._wanted(k, each):
             self._aggregate(k, each, now)
 
@@ -527,7 +539,7 @@ class MoDeST(DecentralizedProtocol):
     def _finish(self) -> None:
         self._finished = True
         self._inbox.clear()
-        self._votes.clear()
+        self._poll.clear()
         self._handing = None
         self._emit(Finished())
 

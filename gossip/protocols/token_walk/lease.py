@@ -2,11 +2,11 @@
 
 Problem: there must be one token, although messages are lost and doubled and whoever holds it may die. Idea: *terms*. Every
 new life of the token has a higher term; who has heard of a term takes no part in lower ones any more. A term is a number and
-the node that began it, so that two nodes which begin one at the same time, on two sides of a partition, begin two different ones, of
+the start of a node that began it, so that two nodes which begin one at the same time, on two sides of a partition, begin two different ones, of
 which the lower is given up when they meet.
 
 Within a term the token is handed over with a receipt and may be sent again. A receiver takes it once: it remembers up to which
-step it has answered for. So there is at most one accepted step for each (term, n): who is not sure whether the
+step it has answered for, and one that has started anew refuses what was meant for its life before. So there is at most one accepted step for each (term, n): who is not sure whether the
 token has arrived starts a new term, never a second token of the old one.
 
 Whoever has handed the token over keeps a *lease*: it hears from the holder now and then, until the holder in turn has handed
@@ -16,6 +16,7 @@ it over. A lease that runs out is the first sign of a lost token.
 from __future__ import annotations
 
 import enum
+import hashlib
 from typing import Final
 
 import attrs
@@ -29,11 +30,16 @@ class Term:
 
     number: int
     starter: bytes
-    """Id of the node that began it; ends ties."""
+    """Who began it, in which life (`mark`); ends ties."""
 
-    def next(self, starter: NodeId) -> Term:
+    def next(self, starter: bytes) -> Term:
         """A later one."""
-        return Term(self.number + 1, bytes(starter))
+        return Term(self.number + 1, starter)
+
+
+def mark(node: NodeId, life: int) -> bytes:
+    """Names a node from one start to the next: what it began before, and has forgotten, is not what it begins now."""
+    return hashlib.sha256(b"token-walk/life/v1" + node + life.to_bytes(8, "big")).digest()
 
 
 NO_TERM: Final = Term(0, bytes(NODE_ID_BYTES))

@@ -31,8 +31,12 @@ Step = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 Id = Annotated[bytes, msgspec.Meta(min_length=NODE_ID_BYTES, max_length=NODE_ID_BYTES)]
 Nonce = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+Life = Annotated[int, msgspec.Meta(ge=0, le=2**33)]
 Measure = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Degree = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+
+ANY_LIFE = 0
+"""Of a token that is sent once only, by one who leaves."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="t"):
@@ -52,6 +56,8 @@ class Token(Message, frozen=True, tag="token"):
 
     n: Step
     guard: Id
+    life: Life
+    """That of the receiver which answered for its visits: one that has started anew since cannot know whether it had this token before."""
 
 
 class Receipt(Message, frozen=True, tag="receipt"):
@@ -85,6 +91,8 @@ class VisitA(Message, frozen=True, tag="visit-a"):
     n: Step
     visits: Measure
     degree: Degree
+    life: Life
+    """Drawn when the sender started."""
 
 
 class Ask(Message, frozen=True, tag="ask"):

@@ -54,7 +54,7 @@ from gossip.decentralized.topology import DIRECTED, graph
 from gossip.errors import InvalidSettings
 from gossip.protocols.token_walk import messages
 from gossip.protocols.token_walk.kernel import Place, Visits, draw, weights
-from gossip.protocols.token_walk.lease import NO_TERM, Admission, Fence, Lease, Term
+from gossip.protocols.token_walk.lease import NO_TERM, Admission, Fence, Lease, Term, mark
 from gossip.protocols.token_walk.search import Search, State, precedence
 from gossip.protocols.token_walk.settings import TokenWalkSettings
 from transport.codec import pack
@@ -79,6 +79,7 @@ class Looking:
     missing: set[NodeId]
     """Asked for membership and emptiness only."""
     places: dict[NodeId, Place] = attrs.field(factory=dict)
+    lives: dict[NodeId, int] = attrs.field(factory=dict)
 
 
 @attrs.define(eq=False)
@@ -86,6 +87,7 @@ class Sending:
     """Waiting for a receipt."""
 
     to: NodeId
+    life: int
     until: float
     tries: int = 1
 
@@ -129,6 +131,7 @@ class TokenWalk(DecentralizedProtocol):
         """Term and step of `_theta`: this node's checkpoint."""
         self._completed = 0
         self._fence = Fence()
+        self._life = 1 + self._rng.getrandbits(32)
         self._visits = Visits(1.0, self.settings.visit_exponent)
         # while the token is here
         self._phase: str | Looking | Sending = "away"
@@ -279,7 +282,7 @@ class TokenWalk(DecentralizedProtocol):
         if self._phase != "away" and not isinstance(self._phase, Sending) and neighbours:
             to = self._rng.choice(neighbours)
             guard = self._guard if self._guard not in (None, to) else self._me
-            self._send_token(to, guard or self._me)
+            self._send_token(to, guard or self._me, messages.ANY_LIFE)
         self._stop()
         self._left = True
 
@@ -321,7 +324,9 @@ class TokenWalk(DecentralizedProtocol):
     # ---- the token is here -------------------------------------------------------------------
 
     def _on_token(self, sender: NodeId, said: messages.Token, model: AnyVector, now: float) -> None:
-        admission = self._fence.admit(said.term, said.n)
+        admission = Admission.REFUSE
+        if said.life in (self._life, messages.ANY_LIFE):
+            admission = self._fence.admit(said.term, said.n)
         taken = admission is not Admission.REFUSE
         self._say(sender, messages.Receipt, n=said.n, taken=taken)
         if admission is not Admission.TAKE:
@@ -356,13 +361,14 @@ class TokenWalk(DecentralizedProtocol):
             return
         self._news(said.term, said.n, now)
         visits, degree = self._visits.at(said.n), len(self._neighbours())
-        self._say(sender, messages.VisitA, n=said.n, visits=visits, degree=degree)
+        self._say(sender, messages.VisitA, n=said.n, visits=visits, degree=degree, life=self._life)
 
     def _on_visit_a(self, sender: NodeId, said: messages.VisitA, now: float) -> None:
         looking = self._phase
         if isinstance(looking, Looking) and sender in looking.missing and said.n == self._state[1]:
             looking.missing.discard(sender)
             looking.places[sender] = Place(sender, said.visits, said.degree)
+            looking.lives[sender] = said.life
             if not looking.missing:
                 self._go(looking, now)
 
@@ -383,12 +389,12 @@ class TokenWalk(DecentralizedProtocol):
             self._fence.stayed(n + 1)
             self._train(now)
             return
-        self._phase = Sending(to, now + self.settings.ack_timeout)
-        self._send_token(to, self._me)
+        self._phase = Sending(to, looking.lives[to], now + self.settings.ack_timeout)
+        self._send_token(to, self._me, looking.lives[to])
 
-    def _send_token(self, to: NodeId, guard: NodeId) -> None:
+    def _send_token(self, to: NodeId, guard: NodeId, life: int) -> None:
         term, n = self._fence.term, self._state[1]
-        token = messages.Token(term.number, term.starter, n, bytes(guard))
+        token = messages.Token(term.number, term.starter, n, bytes(guard), life)
         self._emit(Send(to, pack(token), (self._theta,)))
 
     def _repeat(self, sending: Sending, now: float) -> None:
@@ -397,7 +403,7 @@ class TokenWalk(DecentralizedProtocol):
             return
         sending.tries += 1
         sending.until = now + self.settings.ack_timeout
-        self._send_token(sending.to, self._me)
+        self._send_token(sending.to, self._me, sending.life)
 
     def _on_receipt(self, sender: NodeId, said: messages.Receipt, now: float) -> None:
         sending = self._phase
@@ -512,7 +518,7 @@ class TokenWalk(DecentralizedProtocol):
         """A new term, from this node's state."""
         self._stop()
         self._lease.drop()
-        self._fence.heard(self._fence.term.next(self._me))
+        self._fence.heard(self._fence.term.next(mark(self._me, self._life)))
         self._fence.stayed(self._state[1])
         self._state = (self._fence.term, self._state[1])
         self._news(*self._state, now)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gossip.protocols.modest.inbox import RoundInbox
+from gossip.protocols.modest.inbox import Held, RoundInbox
 from gossip.protocols.modest.sampling import LivenessProbe
 from gossip.protocols.modest.stall import Stall
 from gossip.protocols.modest.votes import decide, majority, median, tolerated
@@ -120,7 +120,7 @@ def model(value):
 
 
 def put(inbox, round_, sender, value=0.0):
-    return inbox.add(round_, IDS[sender], model(value), sample=4, members=1, now=1.0)
+    return inbox.add(round_, IDS[sender], Held.copy_of(model(value), 4), 1.0)
 
 
 def test_each_sender_counts_once_with_its_last_model():
@@ -134,7 +134,7 @@ def test_each_sender_counts_once_with_its_last_model():
 
 def test_models_are_copied_and_come_in_the_order_of_ids():
     inbox, lent = RoundInbox(8), model(1.0)
-    each = inbox.add(5, IDS[2], lent, sample=4, members=1, now=0.0)
+    each = inbox.add(5, IDS[2], Held.copy_of(lent, 4), 0.0)
     lent.fill(np.nan)
     put(inbox, 5, 1, 2.0)
     expected = [value for _, value in sorted([(IDS[2], 1.0), (IDS[1], 2.0)])]

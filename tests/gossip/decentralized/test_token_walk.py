@@ -16,8 +16,8 @@ from gossip.decentralized.protocol import Completed, Context, LocalWork, Send, T
 from gossip.decentralized.rehearsal import Links, Quadratic, World, idle, node_id, run_id
 from gossip.errors import InvalidSettings
 from gossip.protocols.token_walk import messages
-from gossip.protocols.token_walk.lease import NO_TERM, Admission, Fence, Lease, Term
-from gossip.protocols.token_walk.protocol import RULES, TokenWalk
+from gossip.protocols.token_walk.lease import NO_TERM, Admission, Fence, Lease, Term, mark
+from gossip.protocols.token_walk.protocol import RULES, Sending, TokenWalk
 from gossip.protocols.token_walk.search import Search, State
 from tests.hash_seeds import same_under_two_hash_seeds
 from transport.codec import pack
@@ -54,7 +54,9 @@ class Walked:
 
 
 def holders(world):
-    return [node.index for node in world.alive if node.core._phase != "away"]
+    """Who has the token; not who waits for its receipt."""
+    phases = {node.index: node.core._phase for node in world.alive}
+    return [i for i, phase in phases.items() if phase != "away" and not isinstance(phase, Sending)]
 
 
 def the_holder(world):
@@ -303,7 +305,8 @@ def test_a_fence_takes_each_step_of_a_term_once(tokens):
 
 def test_terms_that_began_at_the_same_time_differ():
     assert ONE != OTHER
-    assert max(ONE, OTHER).next(node_id(3)) > max(ONE, OTHER)
+    assert max(ONE, OTHER).next(bytes(node_id(3))) > max(ONE, OTHER)
+    assert len({mark(node_id(i), life) for i in range(2) for life in (1, 2)}) == 4
 
 
 def test_a_lease_runs_out_unless_its_holder_lives():
@@ -388,8 +391,8 @@ MODEL = np.ones(4, np.float32)
 HIGH = Term(5, bytes(32))
 
 
-def token(n, term=HIGH, guard=1):
-    return pack(messages.Token(term.number, term.starter, n, bytes(node_id(guard))))
+def token(n, term=HIGH, guard=1, life=messages.ANY_LIFE):
+    return pack(messages.Token(term.number, term.starter, n, bytes(node_id(guard)), life))
 
 
 def test_a_token_that_comes_twice_is_receipted_twice_and_trained_once():
@@ -401,6 +404,14 @@ def test_a_token_that_comes_twice_is_receipted_twice_and_trained_once():
     assert len([event for event in found if isinstance(event, Train)]) == 1
     made.receive(node_id(1), token(5), [MODEL], 1.2)
     assert [message.taken for message in said(events(made), messages.Receipt)] == [False]
+
+
+def test_a_token_for_an_earlier_life_is_refused():
+    made = started()
+    made.receive(node_id(1), token(7, life=made._life + 1), [MODEL], 1.0)
+    assert [message.taken for message in said(events(made), messages.Receipt)] == [False]
+    made.receive(node_id(1), token(7, life=made._life), [MODEL], 1.0)
+    assert [message.taken for message in said(events(made), messages.Receipt)] == [True]
 
 
 def test_a_higher_term_takes_the_token_away():
@@ -423,7 +434,7 @@ def test_a_receipt_that_was_lost_is_made_up_for_by_the_answer():
         made.trained(work, 2.0)
         n = made._state[1]
         for i in (1, 2, 3):
-            answer = messages.VisitA(5, bytes(32), n, 0.25, 3)
+            answer = messages.VisitA(5, bytes(32), n, 0.25, 3, 77)
             made.receive(node_id(i), pack(answer), [], 2.1)
         found = events(made)
         if said(found, messages.Token):
@@ -446,7 +457,12 @@ def test_a_receipt_that_was_lost_is_made_up_for_by_the_answer():
         (token(7), []),
         (token(7), [np.ones(5, np.float32)]),
         (pack(messages.Ask(5, bytes(32), 3, 1)), [MODEL]),
-        (pack({"t": "visit-a", "number": 5, "starter": bytes(32), "n": 1, "degree": 1}), []),
+        (
+            pack(
+                {"t": "visit-a", "number": 5, "starter": bytes(32), "n": 1, "degree": 1, "life": 1}
+            ),
+            [],
+        ),
         (
             pack(
                 {
@@ -455,6 +471,7 @@ def test_a_receipt_that_was_lost_is_made_up_for_by_the_answer():
                     "starter": bytes(32),
                     "n": 1,
                     "degree": 1,
+                    "life": 1,
                     "visits": float("nan"),
                 }
             ),
