@@ -1,6 +1,6 @@
 """Certified encrypted all-reduce against torch's gloo (plaintext), in one run on loopback.
 
-    python benchmarks/allreduce.py [--world 2 4] [--sizes 1024 ...] [--paths shared tcp]
+    python benchmarks/allreduce.py [--world 2 4] [--sizes 1024 ...] [--paths shared tcp] [--ways auto auto/int8 ring ...]
 
 Every rank is a process that holds both: a noded endpoint with its collective group, and a gloo
 process group. Iterations alternate, each starts from a barrier, and the time of an iteration is
@@ -10,11 +10,14 @@ Two paths are measured, each beside gloo: `shared` is what members on one machin
 in shared memory, notices over TCP), `tcp` is the same program with shared memory declined, as between
 two machines. Gloo uses TCP over loopback in both.
 
+A way is an algorithm and a wire format (`auto`: values as they are); all of them take turns with gloo in every iteration.
+
 One JSON line per case on stdout (median over the iterations), a table on stderr. Below it, what the
-parts cost on this machine in the same run: a plaintext socket (as iperf3 measures it, in CPU seconds
-per GiB that crosses it), AES-256-GCM, BLAKE3 and the addition. With N members, a GiB of payload moves
+parts cost on this machine in the same run: a plaintext socket (in CPU seconds per GiB that crosses it, by this
+program and by iperf3), AES-256-GCM, BLAKE3 and the addition. With N members, a GiB of payload moves
 2(N-1) GiB, each sealed and opened once, adds N-1 GiB and hashes one. Their sum is the floor of an
-encrypted all-reduce, `rest` what is above it: Python, tasks, cache misses, the certificate.
+encrypted all-reduce, `rest` what is above it: Python, tasks, cache misses, the certificate. TCP's own floor, which
+no all-reduce over sockets can go below, is 2(N-1) times what iperf3 needs per GiB.
 
 What is compared: fp32 sum. Ours is encrypted, authenticated, certified by all members' signatures,
 and keeps its input for a retry (out of place); gloo's is plaintext, in place, and does none of that.
@@ -29,12 +32,14 @@ import json
 import os
 import resource
 import select
+import shutil
 import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +102,32 @@ def socket_cost(total: int = 128 << 20) -> float:
     return used / (2 * total) * 2**30
 
 
+def iperf3_cost(seconds: int = 2) -> float | None:
+    """CPU seconds per GiB over one TCP connection of loopback, both ends together; None without iperf3."""
+    if shutil.which("iperf3") is None:
+        return None
+    port = str(free_port())
+    with subprocess.Popen(
+        ["iperf3", "-s", "-1", "-p", port], stdout=subprocess.DEVNULL
+    ) as listening:
+        for _ in range(100):
+            done = subprocess.run(
+                ["iperf3", "-c", "127.0.0.1", "-p", port, "-J", "-t", str(seconds)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            result = json.loads(done.stdout)
+            if "error" not in result:
+                break
+            time.sleep(0.05)  # the server is not there yet
+        listening.terminate()
+    used = result["end"]["cpu_utilization_percent"]
+    share = (used["host_total"] + used["remote_total"]) / 100
+    took = result["end"]["sum_received"]["seconds"]
+    return float(share * took / result["end"]["sum_received"]["bytes"] * 2**30)
+
+
 def no_delay(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -113,7 +144,7 @@ def plain_main(ports: list[int], total: int) -> None:
     print(cpu_seconds(resource.RUSAGE_SELF) - before)
 
 
-def part_costs() -> dict[str, float]:
+def part_costs() -> dict[str, float | None]:
     """CPU seconds per GiB of each part, best of five, in buffers that stay in the cache."""
     import numpy as np
     from blake3 import blake3
@@ -133,7 +164,9 @@ def part_costs() -> dict[str, float]:
 
         return round(min(once() for _ in range(5)), 3)
 
+    tcp = iperf3_cost()
     return {
+        "iperf3": tcp if tcp is None else round(tcp, 3),
         "socket": round(min(socket_cost() for _ in range(5)), 3),
         "aes": cost(lambda: cipher.encrypt_into(nonce, plain, None, sealed)),
         "blake3": cost(lambda: blake3(plain).digest()),
@@ -141,7 +174,7 @@ def part_costs() -> dict[str, float]:
     }
 
 
-def floor(costs: dict[str, float], world: int, path: str) -> float:
+def floor(costs: dict[str, Any], world: int, path: str) -> float:
     """CPU seconds per GiB of payload that the parts alone cost, all members together."""
     moved = 2 * (world - 1)
     crossing = costs["socket"] if path == "tcp" else 0.0
@@ -152,7 +185,14 @@ def floor(costs: dict[str, float], world: int, path: str) -> float:
 
 
 def rank_main(
-    rank: int, world: int, ports: list[int], sizes: list[int], path: str, *, pin: bool
+    rank: int,
+    world: int,
+    ports: list[int],
+    sizes: list[int],
+    path: str,
+    ways: list[str],
+    *,
+    pin: bool,
 ) -> None:
     import hashlib
     import random
@@ -191,13 +231,13 @@ def rank_main(
     def cpu() -> float:
         return cpu_seconds(resource.RUSAGE_SELF)
 
-    def gather(*figures: float) -> list[float]:
-        """The slowest rank's two times, and the sum of all ranks' two CPU times."""
-        slowest = torch.tensor(figures[:2], dtype=torch.float64)
-        summed = torch.tensor(figures[2:], dtype=torch.float64)
+    def gather(figures: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Of each way: the slowest rank's time, and the sum of all ranks' CPU times."""
+        slowest = torch.tensor([took for took, _ in figures], dtype=torch.float64)
+        summed = torch.tensor([used for _, used in figures], dtype=torch.float64)
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
         dist.all_reduce(summed)
-        return [*slowest.tolist(), *summed.tolist()]
+        return list(zip(slowest.tolist(), summed.tolist(), strict=True))
 
     async def main() -> None:
         identity = Identity.from_seed(hashlib.sha256(SEED + b"%d" % rank).digest())
@@ -236,8 +276,9 @@ def rank_main(
                 out = np.zeros_like(source)
                 out.fill(1)  # its pages are the caller's, not the operation's
                 tensor = torch.empty(size // 4)
-                ours, theirs, our_cpu, their_cpu = [], [], [], []
-                extra = 0.0
+                rows: list[list[tuple[float, float]]] = []
+                extras = dict.fromkeys(ways, 0.0)
+                used_algorithm = dict.fromkeys(ways, "")
 
                 def gloo_once(tensor: torch.Tensor) -> tuple[float, float]:
                     tensor.fill_(float(rank + 1))
@@ -247,56 +288,61 @@ def rank_main(
                     return time.perf_counter() - began, cpu() - before
 
                 for number in range(iterations(size) + 2):
-                    # gloo blocks, so it runs in a thread: the event loop stays free to talk.
-                    await trio.to_thread.run_sync(dist.barrier)
-                    resident = reset_peak() if number == 0 else 0.0
-                    before, began = cpu(), time.perf_counter()
-                    reduced = await group.all_reduce(b"bench", source, out)
-                    took, used = time.perf_counter() - began, cpu() - before
-                    if number == 0:
-                        extra = status_mib("VmHWM") - resident
-                    round_ += 1
-                    state = hashlib.sha256(state + reduced.certificate.root).digest()
-                    group.set_position(round_, state)
-                    took_gloo, used_gloo = await trio.to_thread.run_sync(gloo_once, tensor)
-                    figures = await trio.to_thread.run_sync(
-                        gather, took, took_gloo, used, used_gloo
-                    )
-                    if number >= 2:
-                        for values, figure in zip(
-                            (ours, theirs, our_cpu, their_cpu), figures, strict=True
-                        ):
-                            values.append(figure)
-                expected = world * (world + 1) / 2
-                assert out[0] == out[-1] == expected == float(tensor[0]), "wrong sum"
-                if rank == 0:
-                    print(
-                        json.dumps(
-                            {
-                                "benchmark": "allreduce",
-                                "world": world,
-                                "path": path,
-                                "bytes": size,
-                                "iterations": len(ours),
-                                "noded_ms": round(statistics.median(ours) * 1e3, 3),
-                                "noded_best_ms": round(min(ours) * 1e3, 3),
-                                "gloo_ms": round(statistics.median(theirs) * 1e3, 3),
-                                "gloo_best_ms": round(min(theirs) * 1e3, 3),
-                                "bandwidth_ratio": round(
-                                    statistics.median(theirs) / statistics.median(ours), 3
-                                ),
-                                "noded_cpu_s_per_gib": round(
-                                    statistics.median(our_cpu) / size * 2**30, 3
-                                ),
-                                "gloo_cpu_s_per_gib": round(
-                                    statistics.median(their_cpu) / size * 2**30, 3
-                                ),
-                                # Over what was resident before, which includes both buffers.
-                                "noded_extra_mib": round(extra, 1),
-                            }
-                        ),
-                        flush=True,
-                    )
+                    figures = []
+                    for way in ways:
+                        algorithm, _, wire = way.partition("/")
+                        # gloo blocks, so it runs in a thread: the event loop stays free to talk.
+                        await trio.to_thread.run_sync(dist.barrier)
+                        resident = reset_peak() if number == 0 else 0.0
+                        before, began = cpu(), time.perf_counter()
+                        reduced = await group.all_reduce(
+                            b"bench", source, out, algorithm=algorithm, wire=wire or "exact"
+                        )
+                        figures.append((time.perf_counter() - began, cpu() - before))
+                        if number == 0:
+                            extras[way] = status_mib("VmHWM") - resident
+                        used_algorithm[way] = reduced.algorithm
+                        round_ += 1
+                        state = hashlib.sha256(state + reduced.certificate.root).digest()
+                        group.set_position(round_, state)
+                        expected = world * (world + 1) / 2
+                        allowed = 0.02 * expected if wire else 0.0
+                        assert abs(out[0] - expected) <= allowed, "wrong sum"
+                        assert abs(out[-1] - expected) <= allowed, "wrong sum"
+                    figures.append(await trio.to_thread.run_sync(gloo_once, tensor))
+                    assert float(tensor[0]) == expected, "wrong sum of gloo"
+                    rows.append(await trio.to_thread.run_sync(gather, figures))
+                # The first two warm up.
+                *ours, gloo = zip(*rows[2:], strict=True)
+
+                def middle(pairs: Sequence[tuple[float, float]], at: int) -> float:
+                    return statistics.median(pair[at] for pair in pairs)
+
+                for way, pairs in zip(ways, ours, strict=True):
+                    if rank:
+                        continue
+                    per_gib = 2**30 / size
+                    row = {
+                        "benchmark": "allreduce",
+                        "world": world,
+                        "path": path,
+                        "way": way,
+                        "algorithm": used_algorithm[way],
+                        "bytes": size,
+                        "iterations": len(pairs),
+                        "noded_ms": round(middle(pairs, 0) * 1e3, 3),
+                        "noded_best_ms": round(min(pairs)[0] * 1e3, 3),
+                        "gloo_ms": round(middle(gloo, 0) * 1e3, 3),
+                        "gloo_best_ms": round(min(gloo)[0] * 1e3, 3),
+                        "bandwidth_ratio": round(middle(gloo, 0) / middle(pairs, 0), 3),
+                        "noded_cpu_ms": round(middle(pairs, 1) * 1e3, 3),
+                        "gloo_cpu_ms": round(middle(gloo, 1) * 1e3, 3),
+                        "noded_cpu_s_per_gib": round(middle(pairs, 1) * per_gib, 3),
+                        "gloo_cpu_s_per_gib": round(middle(gloo, 1) * per_gib, 3),
+                        # Over what was resident before, which includes both buffers.
+                        "noded_extra_mib": round(extras[way], 1),
+                    }
+                    print(json.dumps(row), flush=True)
             await trio.to_thread.run_sync(dist.barrier)
 
     trio.run(main)
@@ -318,13 +364,16 @@ def reset_peak() -> float:
 # ---- the run -----------------------------------------------------------------------------------
 
 
-def run_world(world: int, sizes: list[int], path: str, *, pin: bool) -> Iterator[dict[str, Any]]:
+def run_world(
+    world: int, sizes: list[int], path: str, ways: list[str], *, pin: bool
+) -> Iterator[dict[str, Any]]:
     ports = [free_port() for _ in range(world + 1)]
     ranks = [
         subprocess.Popen(
             [
                 *(sys.executable, __file__, "--rank", str(rank), "--world", str(world)),
                 *("--ports", *map(str, ports), "--sizes", *map(str, sizes), "--paths", path),
+                *("--ways", *ways),
                 *(["--pin"] if pin else []),
             ],
             stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
@@ -335,6 +384,7 @@ def run_world(world: int, sizes: list[int], path: str, *, pin: bool) -> Iterator
     ]
     stdout = ranks[0].stdout
     assert stdout is not None
+    threading.Thread(target=end_together, args=(ranks,), daemon=True).start()
     for line in stdout:
         yield json.loads(line)
     codes = [process.wait(timeout=60) for process in ranks]
@@ -342,9 +392,18 @@ def run_world(world: int, sizes: list[int], path: str, *, pin: bool) -> Iterator
         raise SystemExit(f"a rank failed: exit codes {codes}")
 
 
+def end_together(ranks: Sequence[subprocess.Popen[str]]) -> None:
+    """One rank that fails leaves the others waiting for it: end them, too."""
+    while any(process.poll() is None for process in ranks):
+        if any(process.poll() for process in ranks):
+            for process in ranks:
+                process.kill()
+        time.sleep(0.2)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     head = (
-        f"{'world':>5} {'path':>6} {'size':>9} {'noded ms':>10} {'gloo ms':>10} {'ratio':>7} "
+        f"{'world':>5} {'path':>6} {'size':>9} {'way':>14} {'noded ms':>10} {'gloo ms':>10} {'ratio':>7} "
         f"{'cpu/GiB':>8} {'gloo':>7} {'of gloo':>8} {'floor':>7} {'rest':>7} {'extra':>8}"
     )
     lines = [head]
@@ -352,10 +411,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         size = int(row["bytes"])
         text = f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
         line = (
-            f"{row['world']:>5} {row['path']:>6} {text:>9} {row['noded_ms']:>10} "
+            f"{row['world']:>5} {row['path']:>6} {text:>9} {row['way']:>14} {row['noded_ms']:>10} "
             f"{row['gloo_ms']:>10} {row['bandwidth_ratio']:>6}x "
         )
-        if size >= 1 << 20:  # below, a GiB would be a million operations
+        if size < 1 << 20:  # a GiB would be a million operations
+            line += f"{row['noded_cpu_ms']:>5} ms {row['gloo_cpu_ms']:>4} ms"
+        else:
             used, other = row["noded_cpu_s_per_gib"], row["gloo_cpu_s_per_gib"]
             line += (
                 f"{used:>8} {other:>7} {used / other:>7.2f}x {row['floor_cpu_s_per_gib']:>7} "
@@ -372,6 +433,7 @@ def main() -> None:
     parser.add_argument("--world", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS))
+    parser.add_argument("--ways", nargs="+", default=["auto"])
     parser.add_argument(
         "--pin",
         action="store_true",
@@ -391,19 +453,22 @@ def main() -> None:
             options.ports,
             options.sizes,
             options.paths[0],
+            options.ways,
             pin=options.pin,
         )
         return
     costs = part_costs()
     rows: list[dict[str, Any]] = []
     for world, path in itertools.product(options.world, options.paths):
-        for row in run_world(world, options.sizes, path, pin=options.pin):
+        for row in run_world(world, options.sizes, path, options.ways, pin=options.pin):
             row["floor_cpu_s_per_gib"] = round(floor(costs, world, path), 3)
             rows.append(row)
             print(json.dumps(row), flush=True)
     print(json.dumps({"benchmark": "allreduce parts", "cpu_s_per_gib": costs}), flush=True)
     print(table(rows), file=sys.stderr)
-    parts = ", ".join(f"{name} {cost} ({1.0737 / cost:.1f} GB/s)" for name, cost in costs.items())
+    parts = ", ".join(
+        f"{name} {cost} ({1.0737 / cost:.1f} GB/s)" for name, cost in costs.items() if cost
+    )
     print(f"CPU seconds per GiB of each part: {parts}", file=sys.stderr)
 
 

@@ -30,26 +30,29 @@ ALIGN: Final = 256
 
 
 class Carriage:
-    """Packs and opens the values of one call; keeps buffers of one segment.
+    """Packs and opens the values of one call; keeps buffers of two segments.
 
     Args:
         elements: type of the values.
         wire: `exact` or the name of a format.
+        most: values that a segment has at most, if that is known to be fewer than usual.
 
     Raises:
         InvalidOperation: that format does not carry values of this type.
         UnknownFormat: there is none of that name.
     """
 
-    def __init__(self, elements: Elements, wire: str) -> None:
+    def __init__(self, elements: Elements, wire: str, most: int | None = None) -> None:
         self._elements = elements
         self._format: WireFormat | None = None if wire == EXACT else format_named(wire)
         if self._format is not None and elements.dtype != np.float32:
             raise InvalidOperation(f"{wire} carries float32 values, not {elements.dtype.name}")
         self.per_segment = max(ALIGN, SEGMENT_VALUE_BYTES // elements.total.itemsize)
         """Values per segment."""
-        self._wire = np.empty(self.largest(self.per_segment), np.uint8)
-        self._opened = np.empty(0, elements.total)
+        self._most = self.per_segment if most is None else min(most, self.per_segment)
+        # Two of each, in turn: what came last may still be to be added when the next comes.
+        self._wires = (np.empty(0, np.uint8), np.empty(0, np.uint8))
+        self._opened = (np.empty(0, elements.total), np.empty(0, elements.total))
 
     @property
     def exact(self) -> bool:
@@ -79,22 +82,28 @@ class Carriage:
 
     def buffer(self, size: int) -> memoryview:
         """Where a payload of `size` bytes, at most the largest of a segment, is to be received."""
-        return as_bytes(self._wire[:size])
+        if not self._wires[0].size:
+            room = self.largest(self._most)
+            self._wires = (np.empty(room, np.uint8), np.empty(room, np.uint8))
+        self._wires = self._wires[::-1]
+        return as_bytes(self._wires[0][:size])
 
     def open(self, size: int, count: int, sender: NodeId) -> Array:
-        """The `count` values that `buffer(size)` holds, until the next payload is received.
+        """The `count` values that the last `buffer(size)` holds, until the one after the next payload is received.
 
         Raises:
             RefusedPayload: they are not that many finite values.
         """
-        data = self._wire[:size]
+        data = self._wires[0][:size]
         if self._format is None:
             values: Array = data.view(self._elements.dtype)
             self._check(values, count, sender)
             return values
-        if not self._opened.size:
-            self._opened = np.empty(self.per_segment, self._elements.total)
-        opened = self._opened[:count]
+        if not self._opened[0].size:
+            total = self._elements.total
+            self._opened = (np.empty(self._most, total), np.empty(self._most, total))
+        self._opened = self._opened[::-1]
+        opened = self._opened[0][:count]
         self._format.decode_untrusted_into(data, opened, sender=sender)
         return opened
 
@@ -111,7 +120,7 @@ class Carriage:
             RefusedPayload: they are not that many finite values.
         """
         if self._format is not None:
-            self._format.decode_untrusted_into(self._wire[:size], part, sender=sender)
+            self._format.decode_untrusted_into(self._wires[0][:size], part, sender=sender)
             return
         if size != part.nbytes:
             raise RefusedPayload(sender, f"{size} bytes where {part.nbytes} were expected")

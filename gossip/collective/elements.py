@@ -32,6 +32,17 @@ INTEGERS: Final = frozenset({"int8", "int32", "int64"})
 _EXPONENT: Final = {"float16": 0x7C00, "bfloat16": 0x7F80}
 
 
+Weighed = tuple[Array, float]
+"""Values of a type or of its `total`, and their weight."""
+
+_COMBINE: Final[dict[Reduce, np.ufunc]] = {
+    Reduce.SUM: np.add,
+    Reduce.MEAN: np.add,
+    Reduce.MIN: np.minimum,
+    Reduce.MAX: np.maximum,
+}
+
+
 class Elements:
     """Values of one type.
 
@@ -50,6 +61,7 @@ class Elements:
         self.floating = dtype.name in FLOATS
         self.narrow = dtype.name in _EXPONENT
         """Added in a wider type than they have."""
+        self._exponent = _EXPONENT.get(dtype.name, 0)
         self.total: np.dtype[Any] = np.dtype(np.float32) if self.narrow else dtype
         """The type in which they are added."""
 
@@ -57,31 +69,34 @@ class Elements:
         """No NaN and no infinity, in values of this type or of `total`."""
         if not self.floating:
             return True
-        exponent = _EXPONENT.get(values.dtype.name)
-        if exponent is None:
+        if not self.narrow or values.dtype == self.total:
             return bool(np.isfinite(values).all())
+        exponent = self._exponent
         return not ((values.view(np.uint16) & exponent) == exponent).any()
 
-    def combine(self, reduce: Reduce, total: Array, values: Array, weight: float) -> None:
-        """Take `values` (of this type or of `total`'s) into `total`, which has some already."""
+    def combine(
+        self, reduce: Reduce, total: Array, first: Weighed, second: Weighed | None = None
+    ) -> None:
+        """Let `total` be `first` and `second`; either may be what is in `total` already, with a weight of 1."""
+        if second is None:
+            np.copyto(total, self._weighed(reduce, first, total.dtype))
+            return
+        one = self._weighed(reduce, first, total.dtype)
+        two = self._weighed(reduce, second, total.dtype)
         with np.errstate(over="ignore", invalid="ignore"):
-            match reduce:
-                case Reduce.MIN:
-                    np.minimum(total, values, out=total)
-                case Reduce.MAX:
-                    np.maximum(total, values, out=total)
-                case _ if weight == 1.0:
-                    np.add(total, values, out=total)
-                case _:
-                    np.add(total, np.multiply(values, weight, dtype=total.dtype), out=total)
+            if self.narrow:
+                _COMBINE[reduce](one, two, out=total, dtype=total.dtype)
+            else:  # the same, but naming a type takes a way that is a third slower
+                _COMBINE[reduce](one, two, out=total)
 
-    def begin(self, reduce: Reduce, total: Array, values: Array, weight: float) -> None:
-        """Let `total` be `values` as they count."""
+    @staticmethod
+    def _weighed(reduce: Reduce, part: Weighed, dtype: np.dtype[Any]) -> Array:
+        values, weight = part
         if weight == 1.0 or reduce in {Reduce.MIN, Reduce.MAX}:
-            np.copyto(total, values)
-        else:
-            with np.errstate(over="ignore"):
-                np.multiply(values, weight, out=total)
+            return values
+        with np.errstate(over="ignore"):
+            product: Array = np.multiply(values, weight, dtype=dtype)
+        return product
 
     def settle(self, reduce: Reduce, total: Array, weight: float, out: Array) -> None:
         """The end of a reduction: divide for a mean, and round into `out`, which may be `total`."""

@@ -112,6 +112,30 @@ async def local_ring(world: int, *, shared: bool) -> AsyncIterator[list[RingPlac
             link.abort()
 
 
+@asynccontextmanager
+async def local_links(world: int, *, shared: bool) -> AsyncIterator[list[Links]]:
+    """Links from everybody to everybody over real sockets, with shared memory or without."""
+    here = Address("127.0.0.1", 1)
+    out: list[dict[int, BulkLink]] = [{} for _ in range(world)]
+    into: list[dict[int, BulkLink]] = [{} for _ in range(world)]
+    for index, (one, other) in enumerate(itertools.permutations(range(world), 2)):
+        ends = []
+        for sock, role in zip(socket.socketpair(), ("initiator", "responder"), strict=True):
+            sock.setblocking(False)
+            ends.append(BulkLink(TcpStream(sock, here, here), result(str(index), role), ignore))
+        if shared:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ends[1].accept_memory)
+                assert await ends[0].offer_memory()
+        out[one][other], into[other][one] = ends
+    try:
+        yield [Links(names(world), rank, out[rank], into[rank]) for rank in range(world)]
+    finally:
+        for links in (*out, *into):
+            for link in links.values():
+                link.abort()
+
+
 class Between:
     """Stands before a link's sending side and lets a test change what is sent.
 
@@ -128,7 +152,7 @@ class Between:
         self._count = 0
 
     busy = True  # nothing passes by `send`
-    waiting = local = False
+    waiting = local = shares_memory = False
 
     def try_send(self, header: bytes, payload: memoryview) -> bool:
         return False

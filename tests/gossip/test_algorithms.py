@@ -39,10 +39,10 @@ def test_what_is_chosen_is_estimated_to_be_the_fastest(kind: Kind, path: Path | 
 
 def test_few_hops_over_a_long_path_and_few_bytes_for_a_large_vector():
     far = Call(path=FAR)
-    assert choose(far, FP32, 1 << 10, 8) in {Algorithm.STAR, Algorithm.BUTTERFLY}
+    assert choose(far, FP32, 1 << 10, 8) in {Algorithm.BUTTERFLY, Algorithm.DOUBLING}
     assert choose(far, FP32, 1 << 28, 8) in {Algorithm.RING, Algorithm.BUTTERFLY}
     near = Call()
-    assert choose(near, FP32, 1 << 10, 4) is Algorithm.STAR
+    assert choose(near, FP32, 1 << 10, 4) in {Algorithm.STAR, Algorithm.DOUBLING}
     assert choose(near, FP32, 1 << 28, 4) in {Algorithm.RING, Algorithm.BUTTERFLY}
     assert choose(Call(kind=Kind.BROADCAST, path=FAR), FP32, 1 << 28, 8) is Algorithm.CHAIN
     assert choose(Call(kind=Kind.BROADCAST, path=FAR), FP32, 1 << 10, 8) is Algorithm.STAR

@@ -116,6 +116,11 @@ class BulkLink:
         raw = self._raw
         return raw.local.host == raw.remote.host and raw.path is not Path.RELAYED
 
+    @property
+    def shares_memory(self) -> bool:
+        """True once both ends have agreed that what is sent here passes through shared memory."""
+        return self._lane_out is not None or self._lane_in is not None
+
     async def send(self, header: bytes, payload: Buffer) -> None:
         """Send one transfer.
 

@@ -21,7 +21,7 @@ Invariants:
 * weights travel beside the values, which the owner multiplies as it adds them: rounding does not depend on them;
 * unless the result stays in parts, each member hashes every part itself, as it came: an owner that sends different
   bytes to different members makes their results, and so their votes, differ, and there is no forwarder who could;
-* beyond the vectors a member holds three segments, its own packed results and what links hold.
+* beyond the vectors a member holds five segments, its own packed results and what links hold.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from gossip.collective.buffers import as_bytes
 from gossip.collective.call import REDUCING, Call, Kind, chunk_bounds
 from gossip.collective.carriage import Carriage
 from gossip.collective.certificate import result_root
-from gossip.collective.elements import Elements
+from gossip.collective.elements import Elements, Weighed
 from gossip.collective.exchange import Exchange, Links
 from gossip.collective.formats.wire_format import NotFinite, RefusedPayload
 from gossip.collective.outbox import Transfer
@@ -83,14 +83,11 @@ async def butterfly(
     """
     async with trio.open_nursery() as nursery:
         run = _Butterfly(Exchange(links, call, nursery, stage), source, out, owner)
-        if call.kind in REDUCING:
-            await run.reduce()
-        else:
+        if call.kind not in REDUCING:
             run.publish_own(float(links.world) if weight is None else weight)
+        await run.all_segments()
         if call.kind is Kind.REDUCE_SCATTER:
             await run.tell_digests()
-        else:
-            await run.gather()
     return run.root(), run.weight
 
 
@@ -102,7 +99,6 @@ class _Butterfly:
         self._exchange, self._call, self._links = exchange, call, links
         self._source, self._out = source, out
         self._elements = Elements(source.dtype)
-        self._carriage = Carriage(self._elements, call.wire)
         self._me, world = links.rank, links.world
         if owner is not None:
             self._bounds = [0] * (owner + 1) + [source.size] * (world - owner)
@@ -110,6 +106,8 @@ class _Butterfly:
             self._bounds = [source.size * rank for rank in range(world + 1)]
         else:
             self._bounds = chunk_bounds(source.size, world)
+        largest = max(self._size(rank) for rank in range(world))
+        self._carriage = Carriage(self._elements, call.wire, largest)
         # Somebody owns even nothing, or nobody would tell the weights.
         self._owners = [r for r in range(world) if self._size(r)] or [owner or 0]
         # Others, beginning with the next member, so that not all send to the same one first.
@@ -142,37 +140,70 @@ class _Butterfly:
         ]
         return result_root([*digests, _WEIGHT.pack(self.weight)])
 
-    # ---- towards the owners --------------------------------------------------------------------
+    async def all_segments(self) -> None:
+        """Reduce the own part and take those of the others, segment by segment.
 
-    async def reduce(self) -> None:
-        """Send everybody their parts of the own values, and add up the own part."""
-        for rank in self._others:
-            if rank in self._owners:
-                self._exchange.post(rank, self._contributions(rank))
-        segments = self._segments(self._me)
-        total = np.empty(segments[0][1] if segments else 0, self._elements.total)
-        for start, stop in segments:
-            summed = total[: stop - start]
-            self._weight = await self._add_up(start, stop, summed)
-            self._finish(start, stop, summed)
+        Both ends of a link know what comes next on it without a word. Between machines that is all contributions,
+        then all results. Where memory is shared, so little is on its way that it stays in the processor's cache: c0, c1, r0,
+        c2, r1 and so on, for the contributions c to the receiver's part and the results r of the sender's.
+        """
+        own = self._segments(self._me)
+        theirs = {rank: self._segments(rank) for rank in self._others if rank in self._owners}
+        steps = max(len(own), *map(len, theirs.values()), 0)
+        reducing = self._call.kind in REDUCING
+        gathering = self._call.kind is not Kind.REDUCE_SCATTER
+        paced = reducing and gathering
+        contributions = {rank: self._contributions(rank) for rank in theirs if reducing}
+        for rank, ready in contributions.items():
+            few = paced and self._links.out[rank].shares_memory
+            self._exchange.post(rank, itertools.islice(ready, 1 if few else None))
+        early = [rank for rank in theirs if paced and self._links.into[rank].shares_memory]
+        total = np.empty(own[0][1] if own and reducing else 0, self._elements.total)
+        for number in range(steps + 1):
+            for rank, ready in contributions.items():
+                self._exchange.post(rank, itertools.islice(ready, 1))
+            if reducing and number < len(own):
+                start, stop = own[number]
+                self._weight = await self._add_up(start, stop, total[: stop - start])
+                self._finish(start, stop, total[: stop - start])
+            await self._take_results(early, theirs, number - 1)
+        late = [rank for rank in theirs if rank not in early and gathering]
+        # Segment by segment from everybody: whoever is read last would else wait with a full link.
+        for number in range(steps):
+            await self._take_results(late, theirs, number)
+
+    async def _take_results(
+        self, ranks: list[int], segments: dict[int, list[tuple[int, int]]], number: int
+    ) -> None:
+        """The finished segments of that number, of those owners that have one."""
+        for rank in ranks:
+            if 0 <= number < len(segments[rank]):
+                await self._take_result(rank, *segments[rank][number])
+
+    # ---- towards the owners --------------------------------------------------------------------
 
     async def _add_up(self, start: int, stop: int, summed: Array) -> float:
         """Let `summed` be the sum of everybody's values of a segment of the own part; returns their weight."""
         elements, reduce, first = self._elements, self._call.reduce, self._bounds[self._me]
-        weight, begun = 0.0, False
+        weight = 0.0
+        sum_: Weighed | None = None
         for rank in range(self._links.world):
             if rank == self._me:
                 share, values = self._call.weight, self._source[first + start : first + stop]
-                if share and not elements.finite(values):
-                    raise NotFinite(f"not all of {values.size} values are finite")
             else:
                 share, values = await self._take(rank, start, stop - start)
-            if share:
-                combine = elements.combine if begun else elements.begin
-                combine(reduce, summed, values, share)
-                weight, begun = weight + share, True
-        if not begun:
+            if not share:
+                continue
+            weight += share
+            if sum_ is None:
+                sum_ = values, share
+            else:
+                elements.combine(reduce, summed, sum_, (values, share))
+                sum_ = summed, 1.0
+        if sum_ is None:
             summed.fill(0)
+        elif sum_[0] is not summed:
+            elements.combine(reduce, summed, sum_)
         return weight
 
     def _contributions(self, owner: int) -> Iterator[Transfer]:
@@ -189,9 +220,9 @@ class _Butterfly:
         weight, _, size = await self._exchange.receive_head(rank, place)
         count = count if weight else 0
         self._refuse_size(rank, size, count)
-        await self._exchange.receive_data(rank, self._carriage.buffer(size))
         if not count:
             return weight, self._source[:0]
+        await self._exchange.receive_data(rank, self._carriage.buffer(size))
         return weight, self._carriage.open(size, count, self._links.names[rank])
 
     def _refuse_size(self, rank: int, size: int, count: int) -> None:
@@ -232,14 +263,6 @@ class _Butterfly:
         if not self._carriage.exact:
             self._carriage.buffer(len(payload))[:] = payload
             self._carriage.accept(part, len(payload), self._links.names[self._me])
-
-    async def gather(self) -> None:
-        """Take the parts of all others."""
-        # Segment by segment from everybody: whoever is read last would else wait with a full link.
-        plans = [[(rank, *segment) for segment in self._segments(rank)] for rank in self._others]
-        for plan in itertools.zip_longest(*plans):
-            for rank, start, stop in filter(None, plan):
-                await self._take_result(rank, start, stop)
 
     async def _take_result(self, rank: int, start: int, stop: int) -> None:
         weight, _, size = await self._exchange.receive_head(rank, Place(_GATHER, 0, rank, start))

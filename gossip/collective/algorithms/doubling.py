@@ -91,7 +91,7 @@ class _Doubling:
         self._carriage = Carriage(Elements(elements.total), EXACT)
         self.weight = self._call.weight
         if self.weight:
-            elements.begin(self._call.reduce, total, source, self.weight)
+            elements.combine(self._call.reduce, total, (source, self.weight))
         else:
             total.fill(0)
 
@@ -135,8 +135,6 @@ class _Doubling:
             np.copyto(self._total, theirs)
         elif weight:
             one, two = (theirs, self._total) if other < self._links.rank else (self._total, theirs)
-            summed = one.copy()
-            self._elements.combine(self._call.reduce, summed, two, 1.0)
-            np.copyto(self._total, summed)
+            self._elements.combine(self._call.reduce, self._total, (one, 1.0), (two, 1.0))
         first, second = sorted([(other, weight), (self._links.rank, self.weight)])
         self.weight = first[1] + second[1]
