@@ -111,6 +111,7 @@ DRIVERS = {
     "gossip/collective/dataplane.py",
     "gossip/collective/exchange.py",
     "gossip/collective/mesh.py",
+    "gossip/collective/probing.py",
     "gossip/collective/outbox.py",
     "gossip/collective/ring.py",
     "gossip/rounds.py",
