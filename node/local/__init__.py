@@ -50,7 +50,7 @@ def run_local(options: LocalOptions) -> int:
     """Run the swarm until its run is over; blocking.
 
     Returns:
-        The exit code: 0 if every peer finished with the same parameters, 130 if interrupted.
+        The exit code: 0 if every peer finished (with the same parameters, where the protocol says so), 130 if interrupted.
 
     Raises:
         NodedError: a daemon cannot start (with the tail of its log), or the options make no sense.

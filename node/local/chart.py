@@ -1,4 +1,4 @@
-"""The loss curve of a local swarm as a PNG: training and validation loss of each peer against steps.
+"""The loss curve of a local swarm as a PNG: training and validation loss of each peer against steps or rounds.
 
 Idea: matplotlib's Agg canvas, used without pyplot, so no display, no global state and no fonts to find.
 The raw training loss is noise from batch to batch; it is drawn pale, with its running mean on top. The
@@ -27,6 +27,8 @@ def draw_losses(
     *,
     title: str,
     unit: str = "nats per byte",
+    shared: bool = True,
+    axis: str = "local steps of each peer",
 ) -> bool:
     """Write the PNG.
 
@@ -35,7 +37,9 @@ def draw_losses(
         training: (step, loss) of each peer.
         validation: the same, on held-out data.
         title: above the picture.
-        unit: of the loss.
+        unit: of the loss, may be empty.
+        shared: whether all peers hold the same model after a round: one line then stands for their validation losses.
+        axis: what the losses are drawn against.
 
     Returns:
         False if there is nothing to draw, or matplotlib (the extra `demo`) is missing.
@@ -59,10 +63,11 @@ def draw_losses(
     for number, points in enumerate(validation.values()):
         steps, losses = _columns(points)
         colour = _COLOURS[number % len(_COLOURS)]
-        axes.plot(steps, losses, color=colour, linestyle="", marker="o", markersize=6, zorder=3)
+        line = "" if shared else "--"
+        axes.plot(steps, losses, color=colour, linestyle=line, marker="o", markersize=5, zorder=3)
         for step, loss in zip(steps, losses, strict=True):
             at_step.setdefault(step, []).append(loss)
-    if at_step:
+    if at_step and shared:
         # All peers hold the same model at these steps, so one line stands for them; a peer that was
         # away then has no point on it.
         steps = sorted(at_step)
@@ -79,8 +84,8 @@ def draw_losses(
             fontweight="bold",
         )
     axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel("local steps of each peer")
-    axes.set_ylabel(f"loss ({unit})")
+    axes.set_xlabel(axis)
+    axes.set_ylabel(f"loss ({unit})" if unit else "loss")
     axes.margins(x=0.01)
     axes.grid(visible=True, color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gossip.protocol import installed_protocols
+from gossip.protocol import installed_protocols, load_plugin
 from node import keys
 from node.cli.text import parse_assignments
-from node.config import parse_config
+from node.config import check_environment, parse_config
 from node.config_text import render_config
 from node.errors import NodedError, UsageError
 from node.local import LocalOptions
@@ -177,14 +177,26 @@ def config_text(
     }
     if options.protocol == "diloco" and options.steps // options.every >= LONG_RUN_ROUNDS:
         values["run.protocol_settings"] = {"outer_momentum": 0.9}
+    if _is_decentralized(options.protocol):
+        # Their point is to learn from data that nobody else has.
+        values["run.part"] = f"{number}/{options.peers}"
+        if options.protocol == "modest":
+            # With its default of 10 everybody would be in every round.
+            values["run.protocol_settings"] = {"sample_size": (options.peers + 1) // 2}
     if options.data is not None:
         values["run.data"] = str(options.data.absolute())
     if options.verbosity:
         values["log.level"] = "debug" if options.verbosity > 0 else "warning"
     values.update(parse_assignments(options.overrides))
     text = render_config(values)
-    parse_config(text.encode())
+    check_environment(parse_config(text.encode()).config)
     return text
+
+
+def _is_decentralized(protocol: str) -> bool:
+    from gossip.decentralized.protocol import DecentralizedProtocol
+
+    return issubclass(load_plugin(protocol), DecentralizedProtocol)
 
 
 def write_config(

@@ -39,6 +39,13 @@ class Summary:
     seconds: float
     loss_before: float | None
     loss_after: float | None
+    """On the held-out data: the mean over the peers that were evaluated last."""
+    accuracy_after: float | None = None
+    """The same, for tasks with right answers."""
+    decentralized: bool = False
+    """Whether the peers' models differ by design: then what counts is how each one does, and not that they agree."""
+    per_byte: bool = True
+    """Whether the loss is in nats per byte."""
     tokens: int
     peers: Sequence[Mapping[str, Any]]
     sample: str
@@ -49,7 +56,17 @@ class Summary:
     @property
     def ok(self) -> bool:
         """Whether this is what was promised."""
-        return self.finished and self.agree is True
+        return self.finished and (self.decentralized or self.agree is True)
+
+    @property
+    def spread(self) -> dict[str, tuple[float, float]]:
+        """(lowest, highest) over the peers of what was measured on the held-out data at the end."""
+        found = {}
+        for name in ("validation_loss", "accuracy"):
+            known = [peer[name] for peer in self.peers if _is_real(peer.get(name))]
+            if known:
+                found[name] = (min(known), max(known))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The `summary` event of `noded.local/1`."""
@@ -66,6 +83,9 @@ class Summary:
                 "before": perplexity(self.loss_before),
                 "after": perplexity(self.loss_after),
             },
+            "accuracy": self.accuracy_after,
+            "spread": {name: list(ends) for name, ends in self.spread.items()},
+            "decentralized": self.decentralized,
             "tokens": self.tokens,
             "peers": [dict(peer) for peer in self.peers],
             "sample": self.sample,
@@ -76,15 +96,9 @@ class Summary:
 
     def text(self, style: Style) -> str:
         """For people."""
-        before, after = self.loss_before, self.loss_after
-        ppl_before, ppl_after = perplexity(before), perplexity(after)
-        lines = [
-            "",
-            self._headline(style),
-            "",
-            f"validation loss        {number(before, 3)} -> {number(after, 3)} nats per byte",
-            f"validation perplexity  {number(ppl_before, 1)} -> {number(ppl_after, 2)}",
-            f"tokens                 {self.tokens:,}",
+        lines = ["", self._headline(style), "", *self._measured()]
+        lines += [
+            f"{'tokens' if self.per_byte else 'samples':<22} {self.tokens:,}",
             f"parameters             {self._agreement()}",
             "",
         ]
@@ -94,6 +108,7 @@ class Summary:
                 number(peer["step"]),
                 number(peer["round"]),
                 number(peer["validation_loss"], 3),
+                *([_percent(peer["accuracy"])] if self.accuracy_after is not None else []),
                 human_bytes(peer["bytes_sent"]),
                 human_bytes(peer["bytes_received"]),
                 number(peer["lives"]),
@@ -101,7 +116,9 @@ class Summary:
             ]
             for peer in self.peers
         ]
-        header = ["PEER", "STEP", "ROUND", "VAL LOSS", "SENT", "RECEIVED", "LIVES", "PARAMETERS"]
+        right = ["ACCURACY"] if self.accuracy_after is not None else []
+        header = ["PEER", "STEP", "ROUND", "VAL LOSS", *right]
+        header += ["SENT", "RECEIVED", "LIVES", "PARAMETERS"]
         lines += [table(header, rows), ""]
         if self.sample:
             shown = "\n".join("  | " + printable(line, 100) for line in self.sample.split("\n"))
@@ -119,10 +136,33 @@ class Summary:
         what = f"not finished after {duration(self.seconds)}"
         return style.word(what, "failing") + f": {self.reason}"
 
+    def _measured(self) -> list[str]:
+        before, after = self.loss_before, self.loss_after
+        unit = " nats per byte" if self.per_byte else ""
+        lines = [f"validation loss        {number(before, 3)} -> {number(after, 3)}{unit}"]
+        if self.per_byte:
+            first, last = perplexity(before), perplexity(after)
+            lines.append(f"validation perplexity  {number(first, 1)} -> {number(last, 2)}")
+        if self.accuracy_after is not None:
+            lines.append(f"validation accuracy    {_percent(self.accuracy_after)}")
+        if self.decentralized and "accuracy" in self.spread:
+            worst, best = self.spread["accuracy"]
+            lines.append(f"peers                  {_percent(worst)} to {_percent(best)}")
+        elif self.decentralized and "validation_loss" in self.spread:
+            best, worst = self.spread["validation_loss"]
+            lines.append(f"peers                  {number(best, 3)} to {number(worst, 3)}")
+        return lines
+
     def _agreement(self) -> str:
+        if self.decentralized:
+            return "each peer has its own" if not self.agree else "the same on all peers"
         if self.agree is None:
             return "n/a"
         return "the same on all peers" if self.agree else "DIFFERENT between peers"
+
+
+def _percent(share: object) -> str:
+    return f"{100 * share:.1f} %" if _is_real(share) else "n/a"
 
 
 def perplexity(loss: float | None) -> float | None:
@@ -148,18 +188,29 @@ def read_metrics(path: Path) -> Iterator[Mapping[str, Any]]:
             yield entry
 
 
-def losses_of(peer: PeerFiles, kind: str) -> list[tuple[int, float]]:
-    """(step, loss) of one kind of line, by step; a step that was done again counts once."""
-    losses: dict[int, float] = {}
+def losses_of(
+    peer: PeerFiles, kind: str, *, of: str = "loss", by: str = "step"
+) -> list[tuple[int, float]]:
+    """(step, loss) of one kind of line, by step; a step that was done again counts once.
+
+    `of` may name another figure, "accuracy", and `by` another measure of progress, "round".
+    """
+    found: dict[int, float] = {}
     for entry in read_metrics(peer.run_dir / "metrics.jsonl"):
-        step, loss = entry.get("step"), entry.get("loss")
-        if entry.get("kind") == kind and isinstance(step, int) and _is_real(loss):
-            losses[step] = loss
-    return sorted(losses.items())
+        place, value = entry.get(by), entry.get(of)
+        if entry.get("kind") == kind and isinstance(place, int) and _is_real(value):
+            found[place] = value
+    return sorted(found.items())
 
 
 def summarise(
-    views: Sequence[PeerView], *, out: Path, seconds: float, chart: Path | None, reason: str
+    views: Sequence[PeerView],
+    *,
+    out: Path,
+    seconds: float,
+    chart: Path | None,
+    reason: str,
+    per_byte: bool = True,
 ) -> Summary:
     """Put the ends together.
 
@@ -169,7 +220,10 @@ def summarise(
         seconds: how long it took.
         chart: the loss curve, None if there is none.
         reason: why it ended early; empty if it did not.
+        per_byte: whether the loss is in nats per byte.
     """
+    decentralized = any(view.decentralized for view in views)
+    right: list[tuple[int, float]] = []
     peers = []
     before: list[tuple[int, float]] = []
     after: list[tuple[int, float]] = []
@@ -178,6 +232,8 @@ def summarise(
         evaluations = losses_of(view.daemon.peer, "eval")
         before += evaluations[:1]
         after += evaluations[1:][-1:]  # the first one is of the untrained model
+        accuracies = losses_of(view.daemon.peer, "eval", of="accuracy")
+        right += accuracies[-1:]
         told = view.run.get("tokens")
         tokens += told if isinstance(told, int) else 0
         peers.append(
@@ -189,6 +245,7 @@ def summarise(
                 "round": view.run.get("round"),
                 "tokens": told,
                 "validation_loss": evaluations[-1][1] if evaluations else None,
+                "accuracy": accuracies[-1][1] if accuracies else None,
                 "bytes_sent": view.bytes_sent,
                 "bytes_received": view.bytes_received,
                 "lives": view.daemon.lives,
@@ -202,7 +259,7 @@ def summarise(
     if not reason and not finished:
         late = ", ".join(str(peer["name"]) for peer in peers if peer["state"] != "finished")
         reason = f"{late} did not finish"
-    elif not reason and agree is False:
+    elif not reason and agree is False and not decentralized:
         reason = "the peers ended with different parameters"
     return Summary(
         finished=finished,
@@ -210,7 +267,10 @@ def summarise(
         reason=reason,
         seconds=seconds,
         loss_before=_at(before, min),
-        loss_after=_at(after, max),
+        loss_after=_mean(after) if decentralized else _at(after, max),
+        accuracy_after=_mean(right) if decentralized else _at(right, max),
+        decentralized=decentralized,
+        per_byte=per_byte,
         tokens=tokens,
         peers=peers,
         sample=_first_text([view.daemon.peer.run_dir / "sample.txt" for view in views]),
@@ -227,6 +287,11 @@ def _at(points: Sequence[tuple[int, float]], which: Any) -> float | None:
     wanted = which(step for step, _ in points)
     losses = [loss for step, loss in points if step == wanted]
     return sum(losses) / len(losses)
+
+
+def _mean(points: Sequence[tuple[int, float]]) -> float | None:
+    """Over all peers, whatever step each one is at."""
+    return sum(value for _, value in points) / len(points) if points else None
 
 
 def _newest_checkpoint(views: Sequence[PeerView]) -> str:

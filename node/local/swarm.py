@@ -180,7 +180,7 @@ class LocalSwarm:
                 if all(peer.finished for peer in alive):
                     return ""
                 behind = [peer for peer in alive if not peer.finished]
-                total = sum(peer.step for peer in behind)
+                total = sum(peer.progress_step + peer.step for peer in behind)
                 if total != moved_to or len(behind) == len(alive):
                     moved_at, moved_to = now, total
                 if now - moved_at > STRAGGLER_S:
@@ -235,11 +235,16 @@ class LocalSwarm:
             f"{options.task} with {options.protocol}: {options.peers} peers, "
             f"a round every {options.every} steps"
         )
+        apart = any(view.decentralized for view in views)
+        by, per_byte = "round" if apart else "step", options.task == "byte-gpt"
         drawn = draw_losses(
             out / "loss.png",
-            {view.name: losses_of(view.daemon.peer, "report") for view in views},
-            {view.name: losses_of(view.daemon.peer, "eval") for view in views},
+            {view.name: losses_of(view.daemon.peer, "report", by=by) for view in views},
+            {view.name: losses_of(view.daemon.peer, "eval", by=by) for view in views},
             title=title,
+            unit="nats per byte" if per_byte else "",
+            shared=not apart,
+            axis="rounds; dashed: held-out data" if apart else "local steps of each peer",
         )
         summary = summarise(
             views,
@@ -247,6 +252,7 @@ class LocalSwarm:
             seconds=self._clock() - self._started_at,
             chart=chart if drawn else None,
             reason=reason,
+            per_byte=per_byte,
         )
         with suppress(OSError):
             text = json.dumps(summary.to_json(), indent=2) + "\n"

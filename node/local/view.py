@@ -42,7 +42,9 @@ class Progress:
 
     def update(self, views: Sequence[PeerView], now: float) -> None:
         """Take the peers' steps; the slowest of those that train counts."""
-        training = [view.step for view in views if view.daemon.running and view.step > 0]
+        training = [
+            view.progress_step for view in views if view.daemon.running and view.progress_step > 0
+        ]
         if training:
             self.step = max(self.step, min(training))
         if self.step > 0:  # the time until the first step says nothing about the pace
@@ -130,6 +132,8 @@ class JsonView(View):
                 "step": view.step,
                 "round": view.run.get("round"),
                 "loss": view.run.get("loss"),
+                "validation_loss": view.run.get("val_loss"),
+                "accuracy": view.run.get("accuracy"),
                 "tokens_per_s": view.run.get("tokens_per_s"),
                 "bytes_sent": view.bytes_sent,
                 "bytes_received": view.bytes_received,
@@ -201,6 +205,7 @@ class LiveView(View):
                 number(view.run.get("round")),
                 number(view.run.get("step")),
                 number(view.run.get("loss"), 3),
+                _evaluation(view),
                 number(view.run.get("tokens_per_s"), 0),
                 human_bytes(view.bytes_sent),
                 printable(view.path, 40),
@@ -221,6 +226,7 @@ _COLUMNS: Final = (
     ("ROUND", True),
     ("STEP", True),
     ("LOSS", True),
+    ("HELD OUT", True),
     ("TOK/S", True),
     ("SENT", True),
     ("PATH", False),
@@ -249,6 +255,14 @@ def open_view(*, json_lines: bool, plain: bool, no_color: bool) -> View:
         return LiveView(sys.stdout, no_color=no_color)
     except ImportError:  # rich comes with the extra `demo`; without it the numbers are the same
         return PlainView(sys.stderr)
+
+
+def _evaluation(view: PeerView) -> str:
+    """The last evaluation: right answers where the task has any, else the loss."""
+    accuracy = view.run.get("accuracy")
+    if isinstance(accuracy, int | float):
+        return f"{100 * accuracy:.1f} %"
+    return number(view.run.get("val_loss"), 3)
 
 
 def _number(value: object) -> float:

@@ -90,6 +90,19 @@ class PeerView:
         return step if isinstance(step, int) else 0
 
     @property
+    def decentralized(self) -> bool:
+        """Whether its run's protocol lets the peers' models differ."""
+        return isinstance(self.run.get("gossip"), Mapping)
+
+    @property
+    def progress_step(self) -> int:
+        """How far it is in the run, in steps: a decentralized protocol counts rounds, and not every peer trains in each."""
+        done, total, steps = (self.run.get(k) for k in ("round", "rounds_total", "steps_total"))
+        if self.decentralized and isinstance(done, int) and isinstance(steps, int) and total:
+            return min(steps, done * steps // int(total))
+        return self.step
+
+    @property
     def bytes_sent(self) -> int:
         """Over all its lives."""
         return self._sent_before + self._traffic("bytes_sent")

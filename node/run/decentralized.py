@@ -65,6 +65,8 @@ class _Legs(Trainer):
 
     def __init__(self, on_phase: Callable[[str], None]) -> None:
         self.round = 0
+        self.over = False
+        """Whether the run is finished here: no leg begins any more."""
         self._on_phase = on_phase
         self._link: LegLink | None = None
         self._attached = trio.Event()
@@ -77,6 +79,8 @@ class _Legs(Trainer):
     async def train(self, leg: Train) -> LocalWork:
         while True:
             link = self._link
+            if self.over:
+                await trio.sleep_forever()
             if link is not None and not link.gone.is_set():
                 try:
                     self._on_phase("training")
@@ -113,7 +117,8 @@ class Decentralized(TakingPart[LegLink]):
         self._legs = _Legs(journal.on_phase)
         self._link: LegLink | None = None
         self._latest: tuple[int, Vector] | None = None
-        self._evaluated_round = self._saved_round = 0
+        self._evaluated_round = self._saved_round = -1
+        """The rounds whose model was evaluated and saved last."""
         self._wanted = _Wanted()
         self._wake = trio.Event()
         self._idle = trio.Event()
@@ -142,7 +147,7 @@ class Decentralized(TakingPart[LegLink]):
         """Have a trainer work until it is gone."""
         if self.driver is None:
             self._latest = (opened.round, opened.params)
-            self._evaluated_round = self._saved_round = opened.round
+            self._saved_round = opened.round
             self.presence.announce(link.attach.model)
             self.driver = await self.nursery.start(self._drive, link, opened)
             self._want(evaluate=True)
@@ -157,6 +162,9 @@ class Decentralized(TakingPart[LegLink]):
             nursery.start_soon(self._look, link)
             nursery.start_soon(self._conclude, link, self.driver)
             await link.gone.wait()
+            if link.finished:
+                # At once: a status in between would show a trainer that has ended before its run.
+                self._journal.on_phase("finished")
             nursery.cancel_scope.cancel()
 
     async def _drive(
@@ -201,11 +209,9 @@ class Decentralized(TakingPart[LegLink]):
         self._journal.on_progress(progress)
         trainer = self._around.config.trainer
         evaluate, save = trainer.evaluate_every, trainer.checkpoint_every
-        if evaluate and progress.round - self._evaluated_round >= evaluate:
-            self._evaluated_round = progress.round
+        if evaluate and progress.round - max(self._evaluated_round, 0) >= evaluate:
             self._want(evaluate=True)
         if save and progress.round - self._saved_round >= save:
-            self._saved_round = progress.round
             self._want(save=True)
 
     def _want(self, *, evaluate: bool = False, save: bool = False, sample: bool = False) -> None:
@@ -213,7 +219,8 @@ class Decentralized(TakingPart[LegLink]):
         wanted.evaluate |= evaluate
         wanted.save |= save
         wanted.sample |= sample
-        self._idle = trio.Event()
+        if self._idle.is_set():
+            self._idle = trio.Event()
         self._wake.set()
 
     async def _look(self, link: LegLink) -> None:
@@ -224,16 +231,18 @@ class Decentralized(TakingPart[LegLink]):
             if latest is not None and (wanted.evaluate or wanted.save or wanted.sample):
                 self._wanted = _Wanted()
                 round_, model = latest
+                # A model is evaluated and saved once.
+                evaluate = wanted.evaluate and self._evaluated_round != round_
+                save = wanted.save and self._saved_round != round_
                 try:
                     await link.look(
-                        model,
-                        round_,
-                        evaluate=wanted.evaluate,
-                        save=wanted.save,
-                        sample=wanted.sample,
+                        model, round_, evaluate=evaluate, save=save, sample=wanted.sample
                     )
                 except TrainerGone:
+                    self._want(evaluate=evaluate, save=save, sample=wanted.sample)
                     return
+                self._evaluated_round = round_ if evaluate else self._evaluated_round
+                self._saved_round = round_ if save else self._saved_round
                 continue
             self._idle.set()
             await self._wake.wait()
@@ -241,6 +250,7 @@ class Decentralized(TakingPart[LegLink]):
     async def _conclude(self, link: LegLink, driver: Driver) -> None:
         """When all rounds are done: a last look, and the trainer may end."""
         await driver.finished.wait()
+        self._legs.over = True
         round_ = 0 if self._latest is None else self._latest[0]
         self._want(evaluate=True, save=round_ > 0, sample=True)
         await self._idle.wait()

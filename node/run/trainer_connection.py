@@ -105,7 +105,10 @@ class TrainerConnection(ABC):
 
     async def _write(self) -> None:
         async for frame in self._to_write:
-            await self._stream.send_all(frame)
+            try:
+                await self._stream.send_all(frame)
+            except trio.BrokenResourceError:
+                return  # it closed; what it said before that is still to be read
 
     async def _read(self) -> None:
         reader = FrameReader()

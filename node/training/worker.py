@@ -141,9 +141,9 @@ def _train_legs(run: Session, legs: Legs, loop: TaskLoop) -> None:
         for loss, tokens in batches:
             run.log(loss=loss, tokens=tokens)
             legs.step_done()
-            if legs.cancelled or run.stop_reason is not None:
+            if legs.cancelled or run.finished or run.stop_reason is not None:
                 break
-        if run.stop_reason is not None:
+        if run.finished or run.stop_reason is not None:
             return
         legs.finish_leg()
 

@@ -187,3 +187,54 @@ def test_a_chart_is_a_png_or_nothing(tmp_path):
     curve = [(step, 5.0 / (step + 1)) for step in range(50)] + [(50, float("nan"))]
     assert draw_losses(path, {"a": curve, "b": []}, {"a": curve[::10], "b": []}, title="t")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_peers_with_models_of_their_own_are_not_asked_to_agree(tmp_path):
+    """A decentralized protocol: how far apart they are is said instead, and progress is in rounds."""
+    views = []
+    for number, accuracy in ((1, 0.9), (2, 0.8)):
+        view = PeerView(daemon(tmp_path, number))
+        told = status("finished", step=25)
+        told["run"] |= {
+            "gossip": {"neighbours": []},
+            "round": 5,
+            "rounds_total": 10,
+            "steps_total": 100,
+            "state_sha256": f"{number}" * 8,
+        }
+        view.take(told)
+        view.daemon.peer.run_dir.mkdir(parents=True)
+        lines = [
+            json.dumps({"kind": "eval", "step": 0, "round": 0, "loss": 2.0, "accuracy": 0.1}),
+            json.dumps(
+                {
+                    "kind": "eval",
+                    "step": 50 * number,
+                    "round": 5,
+                    "loss": 1.0 / number,
+                    "accuracy": accuracy,
+                }
+            ),
+        ]
+        (view.daemon.peer.run_dir / "metrics.jsonl").write_text("\n".join(lines))
+        views.append(view)
+    assert views[0].progress_step == 50
+    assert losses_of(views[1].daemon.peer, "eval", of="accuracy", by="round") == [
+        (0, 0.1),
+        (5, 0.8),
+    ]
+    progress = Progress(100)
+    progress.update(views, 0.0)
+    assert progress.step == 50
+    summary = summarise(views, out=tmp_path, seconds=1.0, chart=None, reason="", per_byte=False)
+    assert summary.ok
+    assert summary.agree is False
+    assert summary.loss_before == 2.0
+    assert summary.loss_after == pytest.approx(0.75)
+    assert summary.accuracy_after == pytest.approx(0.85)
+    assert summary.spread == {"validation_loss": (0.5, 1.0), "accuracy": (0.8, 0.9)}
+    text = summary.text(Style())
+    assert "80.0 % to 90.0 %" in text
+    assert "each peer has its own" in text
+    assert "perplexity" not in text
+    assert json.loads(json.dumps(summary.to_json()))["spread"]["accuracy"] == [0.8, 0.9]
