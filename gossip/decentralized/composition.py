@@ -121,6 +121,26 @@ def check(
             )
 
 
+def check_trim(protocol: str, mixing: str, trim: int | None, models: int | None) -> None:
+    """Refuse a trimmed mean with nothing left to average.
+
+    Args:
+        protocol: its name.
+        mixing: the rule that is chosen.
+        trim: as set; 1 unless set.
+        models: what a node has to mix in a round at most, its own included; None if that depends on how many nodes there are.
+
+    Raises:
+        InvalidSettings: every node would keep its own model for ever.
+    """
+    dropped = 2 * (1 if trim is None else trim)
+    if mixing == "trimmed-mean" and models is not None and models <= dropped:
+        raise InvalidSettings(
+            f"protocol {protocol!r}: of {models} models in a round, trim drops {dropped}: nothing is ever mixed",
+            hint="take a graph with more neighbours (degree, fanout), or a smaller trim",
+        )
+
+
 def _refused(row: Row | None, mixing: str) -> bool:
     if row is None:
         return mixing != "mean"

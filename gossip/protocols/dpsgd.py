@@ -16,11 +16,12 @@ that is missing leaves its weight to the receiver alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Annotated
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any
 
 import msgspec
 
+from gossip.decentralized import composition
 from gossip.decentralized.inbox import Received
 from gossip.decentralized.model_rounds import MixingSettings, ModelRounds
 from gossip.decentralized.protocol import Context
@@ -47,6 +48,17 @@ class DPSGD(ModelRounds):
     Settings = DPSGDSettings
     settings: DPSGDSettings
     conserves_mean = True
+
+    @classmethod
+    def parse_settings(cls, raw: Mapping[str, Any]) -> msgspec.Struct:
+        """As for all; a trim that leaves nothing on the chosen graph is refused."""
+        parsed = super().parse_settings(raw)
+        assert isinstance(parsed, DPSGDSettings), "these are its settings"
+        fixed = {"ring": 2, "one-peer-exponential": 1, "full": None, "exponential": None}
+        neighbours = fixed.get(parsed.graph, parsed.degree)
+        models = None if neighbours is None else 1 + neighbours
+        composition.check_trim(cls.name, parsed.mixing, parsed.trim, models)
+        return parsed
 
     def __init__(self, settings: msgspec.Struct, context: Context) -> None:
         super().__init__(settings, context)

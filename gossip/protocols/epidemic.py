@@ -17,11 +17,12 @@ the authors' code takes a union of cycles that may share edges.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from gossip.decentralized import composition
 from gossip.decentralized.inbox import Received
 from gossip.decentralized.model_rounds import MixingSettings, ModelRounds
 from gossip.decentralized.rounds import Plan
@@ -47,6 +48,16 @@ class EpidemicLearning(ModelRounds):
     Settings = EpidemicSettings
     settings: EpidemicSettings
     conserves_mean = True
+
+    @classmethod
+    def parse_settings(cls, raw: Mapping[str, Any]) -> msgspec.Struct:
+        """As for all; a trim that leaves nothing of the oracle's neighbours is refused."""
+        parsed = super().parse_settings(raw)
+        assert isinstance(parsed, EpidemicSettings), "these are its settings"
+        known = parsed.sampling == "oracle" and parsed.fanout > 0
+        models = 1 + parsed.fanout if known else None
+        composition.check_trim(cls.name, parsed.mixing, parsed.trim, models)
+        return parsed
 
     @classmethod
     def keeps_mean(cls, settings: msgspec.Struct) -> bool:

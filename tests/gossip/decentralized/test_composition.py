@@ -10,6 +10,9 @@ from gossip.decentralized.mixing import MIXINGS, Mixing
 from gossip.decentralized.protocol import DecentralizedProtocol
 from gossip.errors import InvalidSettings
 from gossip.protocol import Plugin, installed_protocols, load_plugin
+from gossip.protocols.dfedsam import DFedSAM
+from gossip.protocols.dpsgd import DPSGD
+from gossip.protocols.epidemic import EpidemicLearning
 
 INSTALLED = sorted(
     name for name in installed_protocols() if issubclass(load_plugin(name), DecentralizedProtocol)
@@ -76,6 +79,32 @@ def test_an_option_of_another_rule_is_refused():
             composition.check("dpsgd", raw, fields)
     composition.check("dpsgd", {"mixing": "trimmed-mean", "trim": 2}, fields)
     composition.check("dpsgd", {"mixing": "mean", "trim": None}, fields)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "raw", "fits"),
+    [
+        (DPSGD, {"graph": "ring"}, True),
+        (DPSGD, {"graph": "ring", "trim": 2}, False),
+        (DPSGD, {"graph": "one-peer-exponential"}, False),
+        (DPSGD, {"graph": "random-regular", "degree": 4, "trim": 2}, True),
+        (DPSGD, {"graph": "random-regular", "degree": 3, "trim": 2}, False),
+        (DPSGD, {"graph": "full", "trim": 100}, True),
+        (DFedSAM, {"graph": "barabasi-albert", "degree": 1}, False),
+        (EpidemicLearning, {"fanout": 3, "trim": 2}, False),
+        (EpidemicLearning, {"fanout": 4, "trim": 2}, True),
+        (EpidemicLearning, {"trim": 2}, True),
+        (EpidemicLearning, {"fanout": 1, "sampling": "local"}, True),
+    ],
+)
+def test_a_trim_that_leaves_nothing_is_refused(protocol, raw, fits):
+    settings = {"mixing": "trimmed-mean", **raw}
+    if fits:
+        assert protocol.parse_settings(settings).mixing == "trimmed-mean"
+    else:
+        with pytest.raises(InvalidSettings, match=r"nothing is ever mixed") as raised:
+            protocol.parse_settings(settings)
+        assert raised.value.hint
 
 
 class Stranger(DecentralizedProtocol):
