@@ -27,8 +27,9 @@ class Standing:
 
     def begin(self, others: Sequence[NodeId], round_: int) -> None:
         """At the start: all who are reachable count as seen."""
+        seen = Entry(round_, 0)
         for node in (*others, self.me):
-            self.view.merge(node, Entry(round_, 0))
+            self.view.merge(node, seen)
 
     def seen(self, node: NodeId, round_: int, counter: int = 0) -> None:
         """A node took part in a round, or answered for it."""

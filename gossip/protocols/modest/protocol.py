@@ -579,7 +579,8 @@ class MoDeST(DecentralizedProtocol):
         self, receivers: Sequence[NodeId], k: int, model: Vector, members: int, sample: int
     ) -> messages.Aggregated:
         """AGGREGATED to these, and as it was said."""
-        said = messages.Aggregated(k, self._standing.view.wire(), sample, members)
+        view = b"" if self._is_last(k) else self._standing.view.wire()  # nobody is asked any more
+        said = messages.Aggregated(k, view, sample, members)
         message = pack(said)
         for node in receivers:
             if node != self._me:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Final
 
 import attrs
@@ -63,6 +64,12 @@ class Entry:
         return Entry(last_round, counter, left)
 
 
+@lru_cache(maxsize=8192)
+def _draw(node: NodeId, suffix: bytes) -> bytes:
+    """What a round orders a node by; remembered, since all nodes of a simulation ask for the same."""
+    return hashlib.sha256(ORDER_DOMAIN + node + suffix).digest()
+
+
 class View:
     """All that one node knows of who is there."""
 
@@ -88,11 +95,15 @@ class View:
             raise MalformedMessage(f"a view of {len(data_untrusted)} bytes")
         for node, last_round, standing in ENTRY.iter_unpack(data_untrusted):
             known = self._entries.get(node)
+            if known is not None and (
+                known.last_round >= last_round and known.counter << 1 | known.left >= standing
+            ):
+                continue  # nearly all, nearly always
             entry = Entry(last_round, standing >> 1, bool(standing & 1))
             if known is None:
                 self._entries[NodeId(node)] = entry
-            elif (joined := known.join(entry)) is not known:
-                self._entries[node] = joined  # an equal key stays the object that it is
+            else:
+                self._entries[node] = known.join(entry)  # an equal key stays the object that it is
         if len(self._entries) > MAX_ENTRIES:
             self._forget()
 
@@ -126,7 +137,7 @@ class View:
         suffix = round_.to_bytes(8, "big")
         return sorted(
             self.candidates(round_, window),
-            key=lambda node: (hashlib.sha256(ORDER_DOMAIN + node + suffix).digest(), node),
+            key=lambda node: (_draw(node, suffix), node),
         )
 
     def _latest(self) -> list[NodeId]:

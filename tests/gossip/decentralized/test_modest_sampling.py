@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from gossip.protocols.modest.inbox import Held, RoundInbox
 from gossip.protocols.modest.sampling import LivenessProbe
 from gossip.protocols.modest.stall import Stall
-from gossip.protocols.modest.votes import decide, majority, median, tolerated
+from gossip.protocols.modest.votes import Poll, decide, majority, median, tolerated
 from transport.identity import NodeId
 
 IDS = [NodeId(hashlib.sha256(b"node-%d" % i).digest()) for i in range(40)]
@@ -214,6 +214,36 @@ def test_liars_move_no_coordinate_out_of_the_honest_range(aggregators, data):
     bounds = [*truths, own] if answered < aggregators else truths
     assert (result >= np.min(bounds, axis=0)).all()
     assert (result <= np.max(bounds, axis=0)).all()
+
+
+def poll_of(*offers):
+    """(round, sender, value) of each."""
+    poll = Poll(6, timeout_s=5.0)
+    for round_, sender, value in offers:
+        poll.add(round_, IDS[sender], Held.copy_of(model(value), 4), 0.0)
+    return poll
+
+
+def test_a_poll_decides_the_latest_round_on_which_enough_agree():
+    poll = poll_of((7, 1, 1.0), (7, 2, 1.0), (9, 3, 5.0))
+    assert poll.due(3) == 5.0
+    decision = poll.decided(3, OWN, 0.0)
+    assert (decision.round, decision.model[0], decision.sample) == (7, 1.0, 4)
+    assert poll_of((9, 3, 5.0)).decided(3, OWN, 100.0) is None
+    poll.close_through(7)
+    assert poll.due(3) == np.inf
+
+
+def test_a_run_that_stands_still_goes_on_between_what_is_offered():
+    poll = poll_of((20, 1, 5.0), (4, 2, 1.0))
+    decision = poll.settled(3, ME, 10, OWN)
+    assert (decision.round, decision.model[0]) == (10, 1.0)
+    assert poll_of((20, 1, 5.0)).settled(3, ME, 10, OWN) is None, "nobody is believed alone"
+    assert poll_of((20, 1, 5.0), (20, 39, 0.0)).settled(3, ME, 10, OWN) is None, (
+        "oneself counts once"
+    )
+    liar = poll_of((2**32 - 1, 1, 1e30), (11, 2, 2.0)).settled(3, ME, 10, OWN)
+    assert (liar.round, liar.model[0]) == (11, 2.0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
