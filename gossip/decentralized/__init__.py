@@ -10,7 +10,7 @@
 * What is made of the models: `mixing` (mean, median, trimmed mean), `variance_correction` (for models that began apart),
   `composition` (which protocol bears which of these).
 * For tests: `rehearsal` (many cores of a protocol on a virtual clock, with a toy model),
-  `conformance` (what each of them must hold).
+  `conformance` (what each of them must hold; `hostile` has what liars send).
 * For protocols without rounds: `free_running` (the base: legs one after another, others heard in between), `pairs` (those whose
   nodes meet two at a time), `exchange` (a swap of vectors on both sides or on neither).
 * Clocks and accounts: `poisson` (timers in units of a node's own gradients), `token_account` (how often a node may send),

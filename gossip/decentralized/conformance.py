@@ -12,10 +12,8 @@ a whole eventful run: printed by two interpreters with different PYTHONHASHSEED
 
 from __future__ import annotations
 
-import gc
 import random
 import sys
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
@@ -24,8 +22,8 @@ import attrs
 import msgspec
 import numpy as np
 
+from gossip.decentralized.hostile import EXTREMES, footprint, mutations
 from gossip.decentralized.protocol import (
-    AnyVector,
     DecentralizedProtocol,
     LocalWork,
     Send,
@@ -45,7 +43,6 @@ LIMIT_S: Final = 100_000.0
 FLOOD: Final = 400
 """Messages of the first half of a flood; what a node holds after the second half must be no more."""
 MAX_STATUS_BYTES: Final = 4096
-EXTREMES: Final = (-1, 0, 1, 7, 2**31, 2**53, 2**63 - 1, 2**64 - 1)
 
 
 @attrs.frozen
@@ -328,43 +325,6 @@ def _recorded(subject: Subject) -> list[tuple[int, Send]]:
     return sent
 
 
-def _mutations(send: Send, rng: random.Random) -> list[tuple[bytes, list[AnyVector]]]:
-    """A real message with something wrong with it."""
-    message, vectors = send.message, [vector.copy() for vector in send.vectors]
-    short = [vector[:-1].copy() for vector in vectors]
-    flipped = bytearray(message)
-    if flipped:
-        flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
-    out: list[tuple[bytes, list[AnyVector]]] = [
-        (b"", vectors),
-        (rng.randbytes(rng.randrange(1, 60)), vectors),
-        (message[: rng.randrange(len(message) + 1)], vectors),
-        (bytes(flipped), vectors),
-        (message, []),
-        (message, short),
-        (message, [*vectors, np.ones(3, np.float32)]),
-        (message, [vector.astype(np.float64) for vector in vectors]),
-        (message, [vector.astype(np.float32) for vector in vectors]),
-        (message, [np.full_like(vector, np.finfo(vector.dtype).max) for vector in vectors]),
-    ]
-    decoded = msgspec.msgpack.decode(message)
-    if isinstance(decoded, dict):
-        for key in sorted(decoded):
-            out += [
-                (msgspec.msgpack.encode({**decoded, key: value}), vectors)
-                for value in _wrong_values(decoded[key])
-            ]
-            out.append(
-                (msgspec.msgpack.encode({k: v for k, v in decoded.items() if k != key}), vectors)
-            )
-    return out
-
-
-def _wrong_values(value: object) -> list[object]:
-    common: list[object] = [None, [], {}, "x", b"x", 1.5, float("nan"), float("inf"), -1e300]
-    return [*common, *EXTREMES, *([value[:-1]] if isinstance(value, bytes | list) else [])]
-
-
 def garbage_is_refused(subject: Subject) -> None:
     """Whatever a peer sends, the core raises `MalformedMessage` or nothing, and goes on; the model stays finite."""
     rng = random.Random(subject.seed)
@@ -378,7 +338,7 @@ def garbage_is_refused(subject: Subject) -> None:
     for _, send in sorted(templates.items()):
         for _ in range(3):
             world.run(world.now + 0.07)
-            for message, vectors in _mutations(send, rng):
+            for message, vectors in mutations(send, rng):
                 sender = node_id(rng.choice((1, 2, 3, 99)))
                 world.inject(0, sender, message, vectors)
     world.run(world.now + 5)
@@ -412,25 +372,6 @@ def memory_is_bounded(subject: Subject) -> None:
             f"after {FLOOD} messages {kind!r} of one peer a node holds {held[0]} bytes,"
             f" after {2 * FLOOD} it holds {held[1]}",
         )
-
-
-def footprint(root: object) -> int:
-    """Bytes of the arrays, containers and values that a core holds on to (classes, functions and modules apart)."""
-    seen: set[int] = set()
-    left: deque[object] = deque([root])
-    total = 0
-    while left:
-        item = left.popleft()
-        if id(item) in seen or isinstance(item, type) or callable(item) or item is sys:
-            continue
-        seen.add(id(item))
-        if isinstance(item, np.ndarray):
-            total += item.nbytes if item.base is None else 0
-            left.append(item.base)
-            continue
-        total += sys.getsizeof(item)
-        left.extend(found for found in gc.get_referents(item) if not isinstance(found, type(sys)))
-    return total
 
 
 def any_loss_may_be_reported(subject: Subject) -> None:
