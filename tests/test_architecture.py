@@ -79,6 +79,7 @@ DRIVERS = {
     "transport/reach/reach.py",
     "transport/bulk/rendezvous.py",
     "transport/bulk/shared.py",
+    "transport/bulk/striped.py",
     "transport/streams/stream.py",
     "transport/streams/raw.py",
     "transport/tcp.py",

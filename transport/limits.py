@@ -62,9 +62,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Streams a peer may have open on us at once, and we on it (count)."""
     accept_backlog: int = 64
     """Streams a peer opened that this side has not looked at yet (count); more are refused with a reset."""
-    bulk_links_per_peer: int = 40
-    """Bulk connections with one peer (count): a lane of collectives has one each way, 16 lanes may be in use at once, and 8 more carry
-    large data over a long path."""
+    bulk_links_per_peer: int = 56
+    """Bulk connections with one peer (count): of collectives the first lane has up to 8 each way over a long path, 15 more lanes have one
+    each way, and 8 carry large data."""
     send_buffer_bytes: int = 4194304
     """Bytes accepted from the application and not yet sent, per peer and priority class; one stream holds at most 512 KiB of it."""
 
@@ -73,8 +73,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     stream window and 1 MiB of buffers each, which is 2.5 GiB; the rest is for bulk links. Promised is more than used: an idle peer costs under 100 KiB."""
     unauthenticated_memory_bytes: int = 4194304
     """Of that, for parties that have not proved who they are (bytes): 16 KiB for each pending handshake, four times over."""
-    peer_memory_bytes: int = 134217728
-    """Of that, for one peer (bytes): 9 MiB of stream window, and 39 bulk links of 3 MiB; so one member cannot take what others need."""
+    peer_memory_bytes: int = 188743680
+    """Of that, for one peer (bytes): 9 MiB of stream window, and 56 bulk links of 3 MiB; so one member cannot take what others need."""
     descriptors: int = 896
     """Sockets of connections and dials at once (count): the usual limit of 1,024 open files, less 128 for the program's own,
     for punches and for dial-back tests."""

@@ -16,7 +16,8 @@ from gossip.collective.call import Call
 from gossip.collective.outbox import Outbox, Transfer
 from gossip.collective.segment import Place, read_head, write_head
 from gossip.errors import CollectiveAborted
-from transport.bulk.link import MAX_PAYLOAD_BYTES, BulkLink
+from transport.bulk.link import MAX_PAYLOAD_BYTES
+from transport.bulk.striped import AnyLink
 from transport.identity import NodeId
 
 STALL_S: Final = 20.0
@@ -37,8 +38,8 @@ class Links:
 
     names: tuple[NodeId, ...]
     rank: int
-    out: Mapping[int, BulkLink]
-    into: Mapping[int, BulkLink]
+    out: Mapping[int, AnyLink]
+    into: Mapping[int, AnyLink]
 
     @property
     def world(self) -> int:

@@ -11,16 +11,20 @@ Every member takes links from every other one, of any lane, for as long as the e
 wait until the receiver has begun the same operation. All links of an epoch have one label; the first
 transfer on each says which lane it is for::
 
-    header  uint8 lane, uint8 link (0), uint8 links (1); no payload
+    header  uint8 lane, uint8 number of the link, uint8 links in all; no payload
     then    the offer of shared memory, see `transport.bulk.shared`
 
-Invariants: links are thrown away with their epoch; at most `MAX_LANES` lanes, one link each way per lane and
-member (a second one is refused); a link that cannot be had within `CONNECT_S` is told once, by the member that
+Over a long path lane 0 has several links in each direction, used in turn (`transport.bulk.striped`), as many as a line
+of 1 Gbit/s needs for its bandwidth-delay product; the sender decides.
+
+Invariants: links are thrown away with their epoch; at most `MAX_LANES` lanes, the same links each way per lane and
+member (further ones are refused); a link that cannot be had within `CONNECT_S` is told once, by the member that
 dials, and in the ring of lane 0 by the one that waits as well.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -31,9 +35,11 @@ from gossip.collective.certificate import Epoch
 from gossip.errors import CollectiveAborted, GossipError, InvalidOperation
 from transport.budget.scopes import ScopeExceeded
 from transport.bulk.link import BulkLink
+from transport.bulk.striped import AnyLink, StripedLink
 from transport.endpoint import Endpoint
 from transport.errors import StreamLimitReached, TransportError
 from transport.identity import NodeId
+from transport.peer import Peer
 
 CONNECT_S: Final = 5.0
 LABEL: Final = b"mesh/"
@@ -41,6 +47,12 @@ MAX_LANES: Final = 16
 """Operations at once; a lane that is used between two members costs them a connection each way."""
 RETRY_S: Final = 1.0
 """Before links of a member are taken again when other users had all places with it."""
+
+FAST_BYTES_PER_S: Final = 1.25e8
+"""The line to make full use of: 1 Gbit/s."""
+WINDOW_BYTES: Final = 2 << 20
+"""Of what one connection has on its way, as planned: half of the kernel's usual 4 MiB of send buffer (measured over 100 ms: 2.9 MB)."""
+MAX_LINKS: Final = 8
 
 _GREETING = struct.Struct(">BBB")
 
@@ -65,13 +77,14 @@ class Lane:
         self.rank = rank
         self.world = len(epoch.members)
         self._dial = dial
-        self._out: dict[int, BulkLink] = {}
-        self._into: dict[int, BulkLink] = {}
+        self._out: dict[int, AnyLink] = {}
+        self._into: dict[int, AnyLink] = {}
+        self._parts: dict[int, dict[int, BulkLink]] = {}  # taken, and not all there yet
         self._dialing: set[int] = set()
         self._changed = trio.Event()
         self._dropped = ""
 
-    async def to(self, rank: int) -> BulkLink:
+    async def to(self, rank: int) -> AnyLink:
         """The link on which this member sends to another one, opened if need be.
 
         Cancelling does not give the link up.
@@ -90,7 +103,7 @@ class Lane:
             self._dialing.add(rank)
             self._dial(self, rank)
 
-    async def from_(self, rank: int) -> BulkLink:
+    async def from_(self, rank: int) -> AnyLink:
         """The link on which another member sends to this one, once that one has opened it.
 
         Raises:
@@ -100,11 +113,11 @@ class Lane:
             await self._wait()
         return link
 
-    def opened(self, rank: int) -> BulkLink | None:
+    def opened(self, rank: int) -> AnyLink | None:
         """What `to` would return without waiting."""
         return self._out.get(rank)
 
-    def accepted(self, rank: int) -> BulkLink | None:
+    def accepted(self, rank: int) -> AnyLink | None:
         """What `from_` would return without waiting."""
         return self._into.get(rank)
 
@@ -120,7 +133,7 @@ class Lane:
 
     # ---- of the mesh -------------------------------------------------------------------------
 
-    def add(self, rank: int, link: BulkLink, *, outgoing: bool) -> bool:
+    def add(self, rank: int, link: AnyLink, *, outgoing: bool) -> bool:
         """A link is there; False when there is one already, or the lane has ended."""
         links = self._out if outgoing else self._into
         if self._dropped or rank in links:
@@ -129,9 +142,24 @@ class Lane:
         self._notify()
         return True
 
+    def add_part(self, rank: int, number: int, of: int, link: BulkLink) -> bool:
+        """One of several links on which a member sends to this one; False when it does not fit."""
+        parts = self._parts.setdefault(rank, {})
+        if rank in self._into or number in parts or not number < of <= MAX_LINKS:
+            return False
+        parts[number] = link
+        if len(parts) < of:
+            return True
+        complete = [parts.get(each) for each in range(of)]
+        found = [part for part in complete if part is not None]
+        return len(found) == of and self.add(rank, _together(found, None), outgoing=False)
+
     def drop(self, reason: str) -> None:
         """The epoch has ended: close every link hard; whoever uses or awaits one fails at once."""
         self._dropped = self._dropped or reason
+        for parts in self._parts.values():
+            for part in parts.values():
+                part.abort(reason)
         for link in (*self._out.values(), *self._into.values()):
             link.abort(reason)
         self._notify()
@@ -247,24 +275,36 @@ class Mesh:
         """Open the link of a lane to one member."""
         member = lane.epoch.members[rank]
         failure = f"no link to {member.short} within {CONNECT_S:.0f} s"
-        link: BulkLink | None = None
+        links: dict[int, BulkLink] = {}
         kept = False
         try:
             with trio.move_on_after(CONNECT_S):
                 peer = self._endpoint.peers.get(member)
                 if peer is None:
                     raise CollectiveAborted(f"{member.short} is not connected")
-                link = await peer.open_bulk(_label(lane.epoch))
-                await link.send(_GREETING.pack(lane.number, 0, 1), b"")
-                await link.offer_memory()
-                kept = lane.add(rank, link, outgoing=True)
+                alone = lane.number > 0 or peer.local
+                count = 1 if alone else links_for(peer.rtt_s)
+                async with trio.open_nursery() as nursery:
+                    for number in range(count):
+                        nursery.start_soon(self._open_one, lane, peer, number, count, links)
+                together = _together([links[number] for number in range(count)], self._start)
+                kept = lane.add(rank, together, outgoing=True)
                 return
-        except (TransportError, GossipError) as error:
-            failure = f"no link to {member.short}: {error}"
+        except* (TransportError, GossipError) as group:
+            failure = f"no link to {member.short}: {group.exceptions[0]}"
         finally:
-            if link is not None and not kept:
-                link.abort("the epoch has ended")
+            if not kept:
+                for link in links.values():
+                    link.abort("the epoch has ended")
         self._failed(lane.epoch, failure, member)
+
+    @staticmethod
+    async def _open_one(
+        lane: Lane, peer: Peer, number: int, count: int, links: dict[int, BulkLink]
+    ) -> None:
+        links[number] = link = await peer.open_bulk(_label(lane.epoch))
+        await link.send(_GREETING.pack(lane.number, number, count), b"")
+        await link.offer_memory()
 
     async def _accept(self, epoch: Epoch, rank: int) -> None:
         """Take the links that one member opens, of whatever lane."""
@@ -290,15 +330,27 @@ class Mesh:
         greeting, _ = await link.receive_head(0)
         if len(greeting) < _GREETING.size:
             return False
-        lane = self.lane(epoch, greeting[0])
+        number, part, of = _GREETING.unpack_from(greeting)
+        lane = self.lane(epoch, number)
         if lane is None or lane.accepted(rank) is not None:
             return False
         await link.accept_memory()
-        return lane.add(rank, link, outgoing=False)
+        return lane.add_part(rank, part, of, link)
 
     def _failed(self, epoch: Epoch, reason: str, *suspects: NodeId) -> None:
         if self._epoch is epoch:
             self._on_failure(reason, suspects)
+
+
+def links_for(rtt_s: float | None) -> int:
+    """How many connections a line of 1 Gbit/s needs at that round trip."""
+    if rtt_s is None:
+        return 1
+    return max(1, min(MAX_LINKS, math.ceil(rtt_s * FAST_BYTES_PER_S / WINDOW_BYTES)))
+
+
+def _together(links: list[BulkLink], start: Callable[..., object] | None) -> AnyLink:
+    return links[0] if len(links) == 1 else StripedLink(links, start)
 
 
 def _label(epoch: Epoch) -> bytes:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import trio
 
 from transport.buffer import Buffer
-from transport.bulk.link import BulkLink
+from transport.bulk.striped import AnyLink
 
 Transfer = tuple[bytes, Buffer]
 
@@ -22,7 +22,7 @@ Transfer = tuple[bytes, Buffer]
 class Outbox:
     """Transfers to one member, in the order in which they were posted."""
 
-    def __init__(self, link: BulkLink, nursery: trio.Nursery) -> None:
+    def __init__(self, link: AnyLink, nursery: trio.Nursery) -> None:
         self._link = link
         self._nursery = nursery
         # Bounded by the operation: an iterator for each thing that it sends.

@@ -52,7 +52,7 @@ from gossip.collective.elements import Elements
 from gossip.collective.formats.wire_format import NotFinite, RefusedPayload
 from gossip.collective.segment import DIGEST_BYTES, Place, read_head, write_head
 from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation
-from transport.bulk.link import BulkLink
+from transport.bulk.striped import AnyLink
 from transport.identity import NodeId
 
 SEGMENT_BYTES: Final = 1 << 19
@@ -85,8 +85,8 @@ class RingPlace:
 
     rank: int
     world: int
-    to_next: BulkLink | None
-    from_previous: BulkLink | None
+    to_next: AnyLink | None
+    from_previous: AnyLink | None
     previous: NodeId = NOBODY
     """Who is blamed for what comes."""
 

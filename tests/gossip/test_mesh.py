@@ -10,10 +10,13 @@ import trio
 
 from gossip.collective.call import Call, Reduce
 from gossip.collective.dataplane import Outcome, execute
-from gossip.collective.mesh import CONNECT_S, MAX_LANES
+from gossip.collective.mesh import CONNECT_S, MAX_LANES, links_for
 from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation
 from tests.gossip.mesh import Member, epoch_of, lane_of, open_members
-from transport.bulk.link import LinkClosed
+from transport.bulk.link import BulkLink, LinkClosed
+from transport.bulk.striped import StripedLink
+from transport.simulated.link_model import LinkSettings
+from transport.simulated.memory import MemoryNetwork
 
 
 async def enter_all(members: list[Member], number: int = 1):
@@ -180,3 +183,23 @@ async def test_a_lane_of_another_number_is_an_error(autojump_clock):
         with pytest.raises(InvalidOperation):
             members[0].mesh.lane(epoch, MAX_LANES)
         await reduce_all(members, epoch)
+
+
+async def test_a_long_path_has_several_links_in_the_first_lane(autojump_clock):
+    network = MemoryNetwork(2, default=LinkSettings(latency_s=0.05))
+    async with open_members(2, network) as (_, members):
+        await trio.sleep(5)  # for a heartbeat to measure it
+        epoch = await enter_all(members)
+        await reduce_all(members, epoch)
+        await reduce_all(members, epoch, 1)
+        assert isinstance(lane_of(members[0], epoch).opened(1), StripedLink)
+        assert isinstance(lane_of(members[0], epoch, 1).opened(1), BulkLink)
+        # The second one carries on where the first left off.
+        await reduce_all(members, epoch, sequence=1)
+
+
+@pytest.mark.parametrize(
+    ("rtt_s", "links"), [(None, 1), (0.0, 1), (0.001, 1), (0.02, 2), (0.1, 6), (3.0, 8)]
+)
+def test_as_many_links_as_the_line_needs(rtt_s: float | None, links: int):
+    assert links_for(rtt_s) == links

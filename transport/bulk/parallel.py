@@ -8,7 +8,10 @@ try one less, and keep that when it costs next to nothing.
 
 The start is rough and quick: every two round trips, or as soon as a megabyte has come through, the number doubles, as
 long as that raises the goodput. That is wrong where one connection's own slow start raised it, which costs a few handshakes, and right
-on every path that loses packets, where a transfer would else be over before enough links are there.
+on every path that loses packets, where a transfer would else be over before enough links are there. That more links bring
+nothing is believed only ten round trips after they were there: until then they are in their slow start (a rule of two
+round trips stopped at 2 links on 100 ms and 1 Gbit/s, where 8 carry three times as much). A long path begins with several: one
+connection carries its window in a round trip, and the kernel's is 4 MiB, of which about half is used.
 
 After it, a trial has two parts: settling, in which new connections find their speed and nothing is measured,
 and measuring. Both last at least ten round trips (slow start). Hysteresis: a link is added for a
@@ -33,6 +36,10 @@ START_ROUND_TRIPS: Final = 2
 MIN_START_S: Final = 0.2
 START_BYTES: Final = 1 << 20
 """So much must be acknowledged before the start is judged: a chunk or two would be chance."""
+LONG_S: Final = 0.02
+"""Round trip from which a path begins with two links: one carries at most 100 to 200 MB/s of 1 Gbit/s' 125 there."""
+VERY_LONG_S: Final = 0.05
+"""Round trip from which it begins with four: one carries at most 40 to 80 MB/s."""
 MIN_HOLD_S: Final = 5.0
 MAX_HOLD_S: Final = 300.0
 IDLE_S: Final = 30.0
@@ -61,7 +68,8 @@ class LinkCount:
         self.goodput = 0.0
         """Bytes per second with the number in use, as last measured; 0.0 before."""
         self._idle_s = idle_s
-        self._chosen = 1  # the number that has proven itself
+        self._chosen = 0  # the number that has proven itself; 0 before the first look
+        self._start_ends = 0.0
         self._phase = _Phase.START
         self._settled_at = 0.0
         self._measuring_since: float | None = None
@@ -82,7 +90,7 @@ class LinkCount:
     def waiting(self, now: float) -> int:
         """There is work, but nothing more to hand out; return the target, at least 1."""
         if self.target == 0:
-            self.target = min(self._chosen, self.most)
+            self.target = max(1, min(self._chosen, self.most))
         self._worked_at = now
         self._measuring_since = None
         return self.target
@@ -97,6 +105,9 @@ class LinkCount:
             rtt_s: round trip, seconds.
         """
         self._worked_at = now
+        if self._chosen == 0:
+            self._chosen = 1 + int(rtt_s >= LONG_S) + 2 * int(rtt_s >= VERY_LONG_S)
+            self.target = max(self.target, min(self._chosen, self.most))
         if self.target == 0:
             self.target = self._chosen = min(self._chosen, self.most)
             if self._phase is not _Phase.START:
@@ -125,6 +136,8 @@ class LinkCount:
     def _start(self, now: float, acknowledged: int, rtt_s: float) -> int:
         """Look at the quick doubling of the beginning; return the target."""
         if self._measuring_since is None or acknowledged == self._bytes_before:
+            if self._measuring_since is None:
+                self._start_ends = now + max(MIN_SETTLE_S, ROUND_TRIPS * rtt_s)
             self._measuring_since, self._bytes_before = now, acknowledged
             return self.target
         took, came = now - self._measuring_since, acknowledged - self._bytes_before
@@ -132,7 +145,11 @@ class LinkCount:
             return self.target
         if came < START_BYTES and took < max(MIN_MEASURE_S, ROUND_TRIPS * rtt_s):
             return self.target
-        goodput, self._measuring_since = came / took, None
+        goodput = came / took
+        if goodput <= (1 + GAIN) * self.goodput and now < self._start_ends:
+            self._measuring_since, self._bytes_before = now, acknowledged
+            return self.target
+        self._measuring_since = None
         if goodput > (1 + GAIN) * self.goodput:
             self._chosen, self.goodput = self.target, goodput
             self.target = min(2 * self.target, self.most)

@@ -1,0 +1,105 @@
+"""Several links used as one: order, what is left over, and one end for all."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from tests.transport.pool_links import ignore, result
+from transport.address import Address
+from transport.bulk.link import BulkLink, LinkClosed
+from transport.bulk.striped import StripedLink
+from transport.tcp import TcpStream
+
+HERE, THERE = Address("127.0.0.1", 1), Address("127.0.0.2", 2)
+
+
+Pair = tuple[StripedLink, StripedLink, list[BulkLink]]
+
+
+@asynccontextmanager
+async def opened(count: int, nursery: trio.Nursery) -> AsyncIterator[Pair]:
+    ends: list[list[BulkLink]] = [[], []]
+    for index in range(count):
+        for side, sock in enumerate(socket.socketpair()):
+            sock.setblocking(False)
+            raw = TcpStream(sock, HERE, THERE)
+            keys = result(str(index), ("initiator", "responder")[side])
+            ends[side].append(BulkLink(raw, keys, ignore))
+    out, into = StripedLink(ends[0], nursery.start_soon), StripedLink(ends[1])
+    try:
+        yield out, into, ends[0]
+    finally:
+        out.abort()
+        into.abort()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+async def test_transfers_come_in_their_order_whatever_their_size(count: int) -> None:
+    rng = random.Random(count)
+    sizes = [rng.choice([0, 1, 1000, 300_000, 1 << 20]) for _ in range(40)]
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery, opened(count, nursery) as (out, into, _):
+
+            async def send() -> None:
+                for number, size in enumerate(sizes):
+                    payload = bytes([number]) * size
+                    if not (number % 3 == 0 and out.try_send(b"%d" % number, payload)):
+                        await out.send(b"%d" % number, payload)
+
+            nursery.start_soon(send)
+            for number, size in enumerate(sizes):
+                header, announced = await into.receive_head()
+                assert (header, announced) == (b"%d" % number, size)
+                data = bytearray(size)
+                await into.receive_data(memoryview(data))
+                assert data == bytes([number]) * size
+
+
+async def test_a_link_that_ends_ends_all() -> None:
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery, opened(3, nursery) as (out, into, links):
+            await out.send(b"first", b"x")
+            assert (await into.receive_head())[0] == b"first"
+            await into.receive_data(memoryview(bytearray(1)))
+            links[2].abort("this one is gone")
+            assert out.closed
+            await out.send(b"second", b"")
+            assert (await into.receive_head())[0] == b"second"
+            with pytest.raises(LinkClosed):
+                await into.receive_head()
+            with pytest.raises(LinkClosed):
+                await out.send(b"third", b"")
+            out.abort()
+            assert all(link.closed for link in links)
+
+
+async def test_one_that_waits_for_room_is_woken_by_the_end() -> None:
+    with trio.fail_after(30):
+        with pytest.RaisesGroup(LinkClosed, flatten_subgroups=True):
+            async with trio.open_nursery() as outer, opened(2, outer) as (out, _, _):
+
+                async def fill() -> None:
+                    while True:
+                        await out.send(b"", bytes(1 << 20))
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(fill)
+                    await trio.testing.wait_all_tasks_blocked()
+                    out.abort("enough")
+
+
+async def test_it_says_what_a_link_would() -> None:
+    async with trio.open_nursery() as nursery, opened(2, nursery) as (out, into, _):
+        told = (out.closed, out.local, out.shares_memory, out.waiting, out.busy)
+        assert not any(told)
+        assert into.take_measure() == (0.0, 0)
+        await out.flush()
+        out.abort()
+        into.abort()
