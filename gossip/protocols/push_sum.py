@@ -21,9 +21,11 @@ order gives all it has to one peer. `describe` has this node's weight: the sum o
 S and R are float64, on the wire too: their difference has to be exact after thousands of messages. Per out-link 1 to 3 vectors are
 kept, per in-link one.
 
-Nodes of unequal speed. One that trains twice as fast gives twice as often, and holds half the weight: with `scaling = "plain"` (as published)
-each of its legs moves its own z by change / w, twice too far. "weight" adds w times the change: z moves by the change itself,
-and fast nodes count no more than slow ones.
+Nodes of unequal speed. Published is `x += change`, in rounds that all nodes make together, where weights are about 1. Here nobody waits: one that
+trains twice as fast gives twice as often and holds half the weight, and one that starts first has given most of its mass before the others
+answer; each of its legs would move its own z by change / w, many times too far (three peers on one machine: one of them diverged). So the default is
+`x += w change`: z moves by the change itself, and fast nodes count no more than slow ones; `scaling = "plain"` is the published rule. For
+the same reason a peer gets no more while it has not acknowledged as much as this node still holds.
 """
 
 from __future__ import annotations
@@ -87,8 +89,8 @@ class PushSumSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Neighbours of each node ("random-regular", "small-world"), or links that a new node brings ("barabasi-albert"). Others have no choice."""
     out: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     """Neighbours that get a share after a leg; "one-peer-exponential" has one."""
-    scaling: Literal["plain", "weight"] = "plain"
-    """What a leg's change is multiplied with: "plain", nothing, as published; "weight", the node's own weight, for nodes of unequal speed."""
+    scaling: Literal["weight", "plain"] = "weight"
+    """What a leg's change is multiplied with: "weight", the node's own weight; "plain", nothing, as published, for nodes of equal speed that start together."""
     clip: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 0.0
     """Euclidean length that the change of one leg may have at most; 0: any."""
     patience: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 5.0
@@ -218,19 +220,26 @@ class PushSum(FreeRunning):
     # ---- giving ------------------------------------------------------------------------------
 
     def _targets(self) -> list[NodeId]:
-        """Who gets a share now."""
+        """Who gets a share now: those whose turn it is, and who take what they are given."""
         if not self.others or self.weight < LEAST_WEIGHT:
             return []
+        self._turn += 1
         if self.settings.graph == "one-peer-exponential":
-            return [exponential_peer(self.others, self.context.me, self._turn)]
-        near = self.graph(self.settings.graph, self.settings.degree)[self.context.me]
-        return sorted(self.context.rng.sample(near, min(self.settings.out, len(near))))
+            drawn = [exponential_peer(self.others, self.context.me, self._turn - 1)]
+        else:
+            near = self.graph(self.settings.graph, self.settings.degree)[self.context.me]
+            drawn = sorted(self.context.rng.sample(near, min(self.settings.out, len(near))))
+        return [peer for peer in drawn if self._unacknowledged(peer) <= self.weight]
+
+    def _unacknowledged(self, peer: NodeId) -> float:
+        """Weight on its way to this peer: one that does not answer, or is not ready yet, would otherwise take all there is."""
+        link = self._out.get(peer)
+        return link.weight - link.acked_weight if link is not None else 0.0
 
     def _give(self, targets: Sequence[NodeId], now: float, *, all_of_it: bool = False) -> None:
         """Equal shares to these and to oneself; or everything to the only one."""
         if not targets:
             return
-        self._turn += 1
         parts = len(targets) + (not all_of_it)
         share, share_weight = self._x / parts, self.weight / parts
         for peer in targets:

@@ -24,7 +24,7 @@ NUMEL = 5
     "check", ["finite_rounds_finish", "nodes_come_and_go", "mean_is_conserved"]
 )
 def test_conformance_on_a_random_graph(check):
-    CHECKS[check](Subject(PushSum, {"graph": "random-regular", "out": 2, "scaling": "weight"}))
+    CHECKS[check](Subject(PushSum, {"graph": "random-regular", "out": 2, "scaling": "plain"}))
 
 
 def starts(count: int) -> np.ndarray:
@@ -88,7 +88,7 @@ def test_mass_is_conserved_at_every_moment(seed, count, loss, doubled, graph):
 @pytest.mark.parametrize("graph", ["one-peer-exponential", "random-regular"])
 def test_with_losses_and_duplicates_the_estimate_becomes_exact(graph):
     """30 % lost, 20 % doubled; when the last message has arrived, nothing is missing or there twice."""
-    of = world(8, links=Links(loss=0.3, duplicates=0.2), rounds=400, graph=graph, patience=0.5)
+    of = world(8, links=Links(loss=0.3, duplicates=0.2), rounds=600, graph=graph, patience=0.5)
     of.start()
     of.run(200.0)
     assert of.lost > 100
@@ -154,21 +154,36 @@ def test_the_exponential_graph_sends_everybody_one_message_per_turn(count, turn)
 
 
 def test_the_estimate_does_not_depend_on_the_scale_of_the_mass():
-    a = core(0, 2)
-    a.start(starts(2)[0].copy(), 0.0)
+    a, b = core(0, 2), core(1, 2)
+    for made in (a, b):
+        made.start(starts(2)[0].copy(), 0.0)
     before = a.model.copy()
-    for turn in range(10):
-        leg(a, float(turn))
-    assert a.weight == pytest.approx(2.0**-10)
+    for turn in range(100):
+        for push in leg(a, float(turn)):
+            b.receive(a.context.me, push.message, push.vectors, float(turn))
+        for ack in answers(b):
+            a.receive(b.context.me, ack.message, ack.vectors, float(turn))
+    assert 1e-7 < a.weight < 1e-6, "it keeps the last of it where nothing comes back"
     np.testing.assert_array_equal(a.model, before)
 
 
-def test_a_node_that_only_gives_stops_before_nothing_is_left():
+def test_a_peer_that_takes_nothing_gets_no_more_than_is_left():
     a = core(0, 2)
     a.start(starts(2)[0].copy(), 0.0)
-    for turn in range(100):
-        leg(a, float(turn))
-    assert 1e-7 < a.weight < 1e-6
+    given = [len(leg(a, float(turn))) for turn in range(20)]
+    assert given == [1, 1] + [0] * 18
+    assert a.weight == 0.25
+
+
+def test_a_change_moves_the_estimate_by_itself_or_as_published_by_more():
+    for scaling, moved in (("weight", 8), ("plain", 16)):
+        a = core(0, 2, scaling=scaling)
+        a.start(np.zeros(NUMEL, np.float32), 0.0)
+        leg(a)
+        assert a.weight == 0.5
+        a.next_event()
+        a.trained(LocalWork(np.full(NUMEL, 8, np.float32), 1, 1.0), 1.0)
+        np.testing.assert_array_equal(a.model, np.full(NUMEL, moved))
 
 
 def test_training_reaches_the_common_optimum_on_nodes_of_unequal_speed():
@@ -177,7 +192,6 @@ def test_training_reaches_the_common_optimum_on_nodes_of_unequal_speed():
         PushSum,
         8,
         Quadratic(centres, 0.02),
-        settings={"scaling": "weight"},
         numel=NUMEL,
         step_s=lambda node: 0.1 * (1 + node % 3),
     )
