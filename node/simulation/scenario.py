@@ -48,10 +48,13 @@ class Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """"constant": the same everywhere; "lognormal": `step_s` times a lognormal factor of median 1;
     "two-class": a share `slow_share` of the nodes takes `slow_factor` times as long."""
     step_s: Positive = 0.1
+    """Seconds of one local step."""
     sigma: NotNegative = 0.5
-    """Of the logarithm, for "lognormal"."""
+    """Of the factor's logarithm, for "lognormal"."""
     slow_share: Share = 0.2
+    """Chance of a node to be slow, for "two-class"."""
     slow_factor: Positive = 5.0
+    """How many times as long a slow node takes."""
     jitter: NotNegative = 0.0
     """Each leg of training takes a lognormal factor of this sigma longer or shorter."""
 
@@ -72,9 +75,11 @@ class Links(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """How each node is connected."""
 
     latency_s: NotNegative = 0.02
-    """As in a class, for all nodes; not read where there are classes."""
+    """From each node to the middle of the network: a message takes the sum of both ends. Like the next two not read where there are `classes`."""
     up: NotNegative = 0.0
+    """Bytes per second that leave a node; 0: no limit."""
     down: NotNegative = 0.0
+    """Bytes per second that reach a node; 0: no limit."""
     bandwidth_sigma: NotNegative = 0.0
     """A lognormal factor on `up` and `down`, drawn once for each node."""
     jitter_s: NotNegative = 0.0
@@ -84,13 +89,14 @@ class Links(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     loss_noticed: Share = 0.0
     """Share of the losses that the sender hears of, one round trip later; the others are silent."""
     classes: tuple[LinkClass, ...] = ()
+    """Kinds of links, drawn for each node by their `share`: a list of tables with `share`, `latency_s`, `up` and `down`."""
 
 
 class Churn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Nodes that come and go of themselves."""
 
     kind: Literal["none", "exponential", "diurnal", "file"] = "none"
-    """"exponential": sessions and absences of exponential length; "diurnal": a node is there while its own day,
+    """"none"; "exponential": sessions and absences of exponential length; "diurnal": a node is there while its own day,
     shifted at random, is young enough; "file": what `file` says."""
     share: Share = 1.0
     """Of the nodes that come and go; the others stay."""
@@ -134,6 +140,7 @@ class Discovery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Whether anybody hears that a node is gone. If not, those left behind keep it among the members they know:
     its links are simply dead."""
     join_s: NotNegative = 1.0
+    """After a node has come."""
     leave_s: NotNegative = 0.5
     """After a departure in good order."""
     lost_s: NotNegative = 8.0
@@ -157,17 +164,21 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Everything that decides a simulation."""
 
     protocol: str
-    """Name of an installed protocol."""
+    """Name of an installed protocol (on the command line "dpsgd" unless told otherwise)."""
     protocol_settings: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Its settings: see the page on protocols."""
     nodes: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10
+    """How many there are."""
     rounds: Count = 100
     """Legs of training (or whatever the protocol counts) of each node; 0: no end of its own."""
     every: Annotated[int, msgspec.Meta(ge=1)] = 5
     """Local steps of one leg of training."""
     seed: Count = 0
+    """Of everything that is drawn, and of the task's model and data."""
     task: str = "digits"
     """Name of an installed task."""
     task_settings: dict[str, Setting] = msgspec.field(default_factory=dict)
+    """Its settings, how its data is split among them: see the page on tasks."""
     data: str = ""
     """Where the task's data lies; "" for its default."""
     engine: Literal["batched", "exact"] = "batched"

@@ -1,5 +1,8 @@
 """A scenario is what its file says, or it is refused by the name of the key."""
 
+import re
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -77,3 +80,22 @@ def test_about_forty_points_unless_said_otherwise():
     assert parse_scenario({"rounds": 200}).point_every == 5
     assert parse_scenario({"rounds": 7}).point_every == 1
     assert parse_scenario({"rounds": 200, "evaluate_every": 3}).point_every == 3
+
+
+def test_the_page_lists_every_key_with_its_default():
+    page = (Path(__file__).parents[3] / "docs" / "simulation.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (?:`([^|]*)`)? \|", page, re.MULTILINE))
+    expected = {}
+    for field in msgspec.structs.fields(Scenario):
+        inner = field.default
+        if isinstance(inner, msgspec.Struct):
+            for one in msgspec.structs.fields(inner):
+                expected[f"{field.name}.{one.name}"] = getattr(inner, one.name)
+        else:
+            expected[field.name] = {} if inner is msgspec.NODEFAULT else inner
+    del expected["protocol"]
+    assert rows.pop("protocol") == ""
+    told = {key: typed(text) if text else None for key, text in rows.items()}
+    assert told == {
+        key: list(value) if isinstance(value, tuple) else value for key, value in expected.items()
+    }
