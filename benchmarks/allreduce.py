@@ -51,8 +51,9 @@ SEED = b"benchmark"
 PATHS = ("shared", "tcp")
 
 
-def iterations(size: int) -> int:
-    return {1 << 10: 60, 1 << 16: 60, 1 << 20: 60, 1 << 24: 21, 1 << 26: 11}.get(size, 7)
+def iterations(size: int, most: int) -> int:
+    usual = {1 << 10: 60, 1 << 16: 60, 1 << 20: 60, 1 << 24: 21, 1 << 26: 11}.get(size, 7)
+    return min(usual, most)
 
 
 def free_port() -> int:
@@ -193,6 +194,7 @@ def rank_main(
     ways: list[str],
     *,
     pin: bool,
+    most: int,
 ) -> None:
     import hashlib
     import random
@@ -287,7 +289,7 @@ def rank_main(
                     dist.all_reduce(tensor)
                     return time.perf_counter() - began, cpu() - before
 
-                for number in range(iterations(size) + 2):
+                for number in range(iterations(size, most) + 2):
                     figures = []
                     for way in ways:
                         algorithm, _, wire = way.partition("/")
@@ -365,7 +367,7 @@ def reset_peak() -> float:
 
 
 def run_world(
-    world: int, sizes: list[int], path: str, ways: list[str], *, pin: bool
+    world: int, sizes: list[int], path: str, ways: list[str], *, pin: bool, most: int
 ) -> Iterator[dict[str, Any]]:
     ports = [free_port() for _ in range(world + 1)]
     ranks = [
@@ -373,7 +375,7 @@ def run_world(
             [
                 *(sys.executable, __file__, "--rank", str(rank), "--world", str(world)),
                 *("--ports", *map(str, ports), "--sizes", *map(str, sizes), "--paths", path),
-                *("--ways", *ways),
+                *("--ways", *ways, "--most", str(most)),
                 *(["--pin"] if pin else []),
             ],
             stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
@@ -434,6 +436,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS))
     parser.add_argument("--ways", nargs="+", default=["auto"])
+    parser.add_argument("--most", type=int, default=100, help="iterations of one size at most")
     parser.add_argument(
         "--pin",
         action="store_true",
@@ -455,12 +458,15 @@ def main() -> None:
             options.paths[0],
             options.ways,
             pin=options.pin,
+            most=options.most,
         )
         return
     costs = part_costs()
     rows: list[dict[str, Any]] = []
     for world, path in itertools.product(options.world, options.paths):
-        for row in run_world(world, options.sizes, path, options.ways, pin=options.pin):
+        for row in run_world(
+            world, options.sizes, path, options.ways, pin=options.pin, most=options.most
+        ):
             row["floor_cpu_s_per_gib"] = round(floor(costs, world, path), 3)
             rows.append(row)
             print(json.dumps(row), flush=True)

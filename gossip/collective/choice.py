@@ -22,12 +22,14 @@ from __future__ import annotations
 
 import enum
 import math
+from functools import lru_cache
 from typing import Any, Final
 
+import attrs
 import numpy as np
 
 from gossip.collective.call import AUTO, EXACT, Call, Kind
-from gossip.collective.elements import Elements
+from gossip.collective.elements import elements_of
 from gossip.collective.formats.registry import format_named
 from gossip.errors import InvalidOperation
 
@@ -80,6 +82,22 @@ def choose(call: Call, dtype: np.dtype[Any], size: int, world: int) -> Algorithm
             does not carry such values.
         UnknownFormat: there is no wire format of that name.
     """
+    # Of the same length and kind again and again, as in training, it is thought about once.
+    return _choose(attrs.evolve(call, **_NO_MATTER), dtype, size, world)
+
+
+_NO_MATTER: Final[dict[str, Any]] = {
+    "weight": 1.0,
+    "root": None,
+    "order": (),
+    "sequence": 0,
+    "descriptor": b"",
+}
+"""What the choice does not depend on."""
+
+
+@lru_cache(maxsize=256)
+def _choose(call: Call, dtype: np.dtype[Any], size: int, world: int) -> Algorithm:
     if call.wire != EXACT:
         format_named(call.wire)  # or it is an error by itself
         if dtype != np.float32:
@@ -99,7 +117,7 @@ def choose(call: Call, dtype: np.dtype[Any], size: int, world: int) -> Algorithm
 
 
 def _is_able(algorithm: Algorithm, call: Call, dtype: np.dtype[Any], size: int, world: int) -> bool:
-    narrow = Elements(dtype).narrow
+    narrow = elements_of(dtype).narrow
     match algorithm:
         case Algorithm.RING:
             return call.wire == EXACT and not narrow

@@ -15,6 +15,7 @@ NaN in every member's model; so is a sum that has become infinite.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
 import ml_dtypes
@@ -105,3 +106,9 @@ class Elements:
         if out is not total:
             with np.errstate(over="ignore"):
                 np.copyto(out, total, casting="same_kind")
+
+
+@lru_cache(maxsize=64)
+def elements_of(dtype: np.dtype[Any]) -> Elements:
+    """The one `Elements` of that type: a type's name alone takes as long as a small message."""
+    return Elements(dtype)

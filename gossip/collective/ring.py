@@ -48,7 +48,7 @@ from blake3 import blake3
 from gossip.collective.buffers import as_bytes
 from gossip.collective.call import Reduce, chunk_bounds
 from gossip.collective.certificate import result_root
-from gossip.collective.elements import Elements
+from gossip.collective.elements import elements_of
 from gossip.collective.formats.wire_format import NotFinite, RefusedPayload
 from gossip.collective.segment import DIGEST_BYTES, Place, read_head, write_head
 from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation
@@ -161,7 +161,7 @@ async def ring_all_reduce(
         DescriptorMismatch: the neighbour runs an operation with another descriptor.
         LinkClosed: as it says.
     """
-    if Elements(source.dtype).narrow:
+    if elements_of(source.dtype).narrow:
         raise InvalidOperation(
             f"a ring would round {source.dtype.name} at every hop: use another algorithm"
         )
@@ -179,7 +179,7 @@ def _root(digests: list[bytes], weight: float) -> bytes:
 
 def _alone(reduction: Reduction, source: Array, out: Array) -> RingResult:
     weight = reduction.weight
-    if weight and not Elements(source.dtype).finite(source):
+    if weight and not elements_of(source.dtype).finite(source):
         raise NotFinite(_OWN)
     if weight == 0.0:
         out.fill(0)
@@ -208,7 +208,7 @@ class _Run:
         self._to_next, self._from_previous = place.to_next, place.from_previous
         self._previous = place.previous
         self._reduction = reduction
-        self._elements = Elements(source.dtype)
+        self._elements = elements_of(source.dtype)
         self._combine = _COMBINE[reduction.reduce]
         self._source, self._source_bytes = source, as_bytes(source)
         self._out, self._out_bytes = out, as_bytes(out)

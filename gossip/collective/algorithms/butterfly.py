@@ -40,7 +40,7 @@ from gossip.collective.buffers import as_bytes
 from gossip.collective.call import REDUCING, Call, Kind, chunk_bounds
 from gossip.collective.carriage import Carriage
 from gossip.collective.certificate import result_root
-from gossip.collective.elements import Elements, Weighed
+from gossip.collective.elements import Weighed, elements_of
 from gossip.collective.exchange import Exchange, Links
 from gossip.collective.formats.wire_format import NotFinite, RefusedPayload
 from gossip.collective.outbox import Transfer
@@ -98,7 +98,7 @@ class _Butterfly:
         links, call = exchange.links, exchange.call
         self._exchange, self._call, self._links = exchange, call, links
         self._source, self._out = source, out
-        self._elements = Elements(source.dtype)
+        self._elements = elements_of(source.dtype)
         self._me, world = links.rank, links.world
         if owner is not None:
             self._bounds = [0] * (owner + 1) + [source.size] * (world - owner)

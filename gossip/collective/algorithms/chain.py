@@ -20,7 +20,7 @@ from blake3 import blake3
 from gossip.collective.call import Call
 from gossip.collective.carriage import Carriage
 from gossip.collective.certificate import result_root
-from gossip.collective.elements import Elements
+from gossip.collective.elements import elements_of
 from gossip.collective.exchange import Exchange, Links
 from gossip.collective.formats.wire_format import RefusedPayload
 from gossip.collective.outbox import Transfer
@@ -44,7 +44,7 @@ async def chain(
         RefusedPayload: what the member before sent are no such values.
         CollectiveAborted, DescriptorMismatch, LinkClosed: as for `gossip.collective.dataplane.execute`.
     """
-    carriage = Carriage(Elements(source.dtype), call.wire)
+    carriage = Carriage(elements_of(source.dtype), call.wire)
     world, me = links.world, links.rank
     previous, following = (me - 1) % world, (me + 1) % world
     last = following == root

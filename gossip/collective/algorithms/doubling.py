@@ -24,7 +24,7 @@ from gossip.collective.call import EXACT, Call
 from gossip.collective.carriage import Carriage
 from gossip.collective.certificate import result_root
 from gossip.collective.choice import DOUBLING_BYTES
-from gossip.collective.elements import Elements
+from gossip.collective.elements import Elements, elements_of
 from gossip.collective.exchange import Exchange, Links
 from gossip.collective.formats.wire_format import NotFinite, RefusedPayload
 from gossip.collective.segment import Place
@@ -61,7 +61,7 @@ async def recursive_doubling(
         RefusedPayload: a member sent values that are not finite.
         CollectiveAborted, DescriptorMismatch, LinkClosed: as for `gossip.collective.dataplane.execute`.
     """
-    elements = Elements(source.dtype)
+    elements = elements_of(source.dtype)
     total = np.empty(source.size, elements.total)
     if total.nbytes > DOUBLING_BYTES:
         raise InvalidOperation(f"recursive doubling is for at most {DOUBLING_BYTES} bytes")
@@ -88,7 +88,7 @@ class _Doubling:
         self._exchange, self._elements = exchange, elements
         self._call, self._links = exchange.call, exchange.links
         self._total = total
-        self._carriage = Carriage(Elements(elements.total), EXACT)
+        self._carriage = Carriage(elements_of(elements.total), EXACT)
         self.weight = self._call.weight
         if self.weight:
             elements.combine(self._call.reduce, total, (source, self.weight))
