@@ -40,7 +40,7 @@ __all__ = ["CHECKS", "Nonconforming", "Subject", "check", "fingerprint"]
 UNKNOWN_KEY: Final = "no_such_setting"
 LIMIT_S: Final = 100_000.0
 """Virtual seconds in which a run of a few rounds has to end, whatever is lost: many times the longest patience."""
-FLOOD: Final = 400
+FLOOD: Final = 150
 """Messages of the first half of a flood; what a node holds after the second half must be no more."""
 MAX_STATUS_BYTES: Final = 4096
 
@@ -219,7 +219,7 @@ def mean_is_conserved(subject: Subject) -> None:
     """Where it is promised: mixing alone moves the mean of all models no further than what they still differ by."""
     if not subject.protocol.keeps_mean(subject.protocol.parse_settings(dict(subject.settings))):
         return
-    world = subject.world(8, 60, idle, initial=subject.apart)
+    world = subject.world(8, 30, idle, initial=subject.apart)
     before = np.mean([subject.apart(index) for index in range(8)], axis=0, dtype=np.float64)
     world.start()
     finish(world)

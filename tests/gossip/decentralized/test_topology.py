@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossip.decentralized.rehearsal import node_id
@@ -35,6 +35,7 @@ def ids(count):
 
 
 @pytest.mark.parametrize("kind", UNDIRECTED)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 3))
 def test_undirected_graphs_are_symmetric_simple_and_connected(kind, count, degree, round_):
     edges = graph(kind, ids(count), RUN, degree=degree, round_=round_)
@@ -136,6 +137,7 @@ def test_an_unknown_kind_and_no_degree_are_refused():
 
 
 @pytest.mark.parametrize("kind", UNDIRECTED)
+@settings(max_examples=30)
 @given(st.integers(1, 24), st.integers(1, 5), st.sampled_from([0.0, 0.5, 0.25]))
 def test_weights_are_symmetric_and_doubly_stochastic_in_fractions(kind, count, degree, own):
     edges = graph(kind, ids(count), RUN, degree=degree)

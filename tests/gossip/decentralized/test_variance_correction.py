@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossip.decentralized import variance_correction
@@ -52,6 +52,7 @@ def target_variance(target, share, own, received):
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@settings(max_examples=40)
 @given(
     st.integers(1, 8), st.integers(0, 1000), st.floats(0, 0.9), st.floats(0.01, 100.0),
     st.floats(-0.1, 0.1),
@@ -92,6 +93,7 @@ def test_one_received_and_nothing_kept_is_that_one():
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@settings(max_examples=20)
 @given(st.sampled_from([0.125, 0.5, 2.0, 64.0]), st.integers(0, 100))
 def test_scaling_all_models_scales_the_result(target, factor, seed):
     own, *received = (model(seed + j, 1 + j) for j in range(4))
