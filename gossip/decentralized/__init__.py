@@ -4,9 +4,8 @@
 * On real peers: `driver` (one core at work), over `neighbours` (who takes part) and `delivery` (messages to and from them, as
   `wire` has their bytes and `room` bounds what waits).
 * For protocols with neighbours: `topology` (graphs that all nodes derive alike, and their weights), `rounds` (the base of those with
-  rounds: a barrier with a deadline, both ends of an edge, catching up; `round_messages` are what they
-  say, `inbox` is what a node keeps of its peers), `model_rounds` (one
-  that exchanges models and mixes them by a rule).
+  rounds: a barrier with a deadline, both ends of an edge, catching up; `round_messages` are what they say, `inbox` is what a node
+  keeps of its peers), `model_rounds` (those that exchange whole models and mix them by a rule).
 * What is made of the models: `mixing` (mean, median, trimmed mean), `variance_correction` (for models that began apart),
   `composition` (which protocol bears which of these).
 * For tests: `rehearsal` (many cores of a protocol on a virtual clock, with a toy model),
