@@ -23,7 +23,8 @@ stays without an answer for `forget_s` is given up, and so is the memory of a pe
 long. Each peer then has an *epoch* that is raised and carried in every message: whoever sees a higher one is told
 `Void`, which says that everything ever exchanged with this peer counts for nothing on the other side. A protocol that
 keeps accounts by peer (DADAO) takes it back and is exact again; one that does not (AD-PSGD, A2CiD2) has lost one
-half exchange, which `unsettled` counts. A restart is noticed by the *session*, drawn anew at each start, and voids likewise.
+half exchange, which `unsettled` counts. A restart is noticed by the *session*, drawn anew at each start, and voids likewise; so
+does a node that leaves in good order, which says BYE.
 
 Invariants: a seq of a session is applied at most once on either side; vectors held are at most `MAX_OUT` offers and
 `MAX_KEPT` answers; every message of a peer that an honest one may send is accepted in every state.
@@ -71,7 +72,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 class Word(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message of an exchange; OFFER and ACCEPT have one vector beside them, the others none."""
 
-    op: Literal["offer", "accept", "refuse", "query", "done", "check"]
+    op: Literal["offer", "accept", "refuse", "query", "done", "check", "bye"]
     me: _Session
     """The sender's session."""
     seq: _Count
@@ -259,6 +260,12 @@ class Exchanges:
         self.counts.busy += 1
         self._say(asked.peer, "refuse", asked.seq, you=asked.session)
 
+    def leave(self) -> None:
+        """Say BYE to all that something was exchanged with."""
+        for peer, known in sorted(self._peers.items()):
+            if peer in self._near and (known.shared or peer in self._out):
+                self._say(peer, "bye", 0)
+
     def outgoing(self) -> list[Send]:
         """What is to be sent since the last call."""
         sends, self._outgoing = self._outgoing, []
@@ -294,6 +301,9 @@ class Exchanges:
         elif word.op == "done":
             if peer.seen == word.seq:
                 peer.reply, peer.check_at = None, math.inf
+        elif word.op == "bye":
+            peer.retired.append(word.me)
+            outcomes += self._give_up(sender, known_to_both=sender not in self._out)
         elif word.op == "check":
             offer = self._out.get(sender)
             awaited = offer is not None and offer.seq == word.seq
@@ -393,9 +403,9 @@ class Exchanges:
             known.accepted, known.reply, known.check_at = False, None, math.inf
         return [Void(peer)] if had else []
 
-    def _give_up(self, peer: NodeId) -> list[Outcome]:
-        """Neither side may ever know whether the other has its half."""
-        self.counts.unsettled += 1
+    def _give_up(self, peer: NodeId, *, known_to_both: bool = False) -> list[Outcome]:
+        """Nothing more is to come; unless all was settled, neither side may ever know whether the other has its half."""
+        self.counts.unsettled += not known_to_both
         known = self._peer(peer)
         if self._out.pop(peer, None) is not None:
             known.shared = True
@@ -458,7 +468,7 @@ class Exchanges:
     def _say(
         self,
         to: NodeId,
-        op: Literal["offer", "accept", "refuse", "query", "done", "check"],
+        op: Literal["offer", "accept", "refuse", "query", "done", "check", "bye"],
         seq: int,
         *,
         vector: Vector | None = None,

@@ -155,6 +155,12 @@ class Pairwise(FreeRunning):
                 self.turn_to(peer, now)
         self._flush()
 
+    def leave(self, now: float) -> None:
+        """Tell those it has met that it is gone."""
+        del now
+        self.exchanges.leave()
+        self._flush()
+
     def next_deadline(self) -> float | None:
         """The next timer, or the next answer that is overdue."""
         moments: list[float] = []

@@ -258,6 +258,16 @@ def test_after_a_crash_the_others_reach_the_optimum_of_those_that_are_there():
     assert survivors(world, centres) < 5e-3
 
 
+def test_a_node_that_leaves_in_good_order_is_out_of_the_duals_at_once():
+    centres = np.random.default_rng(6).standard_normal((4, DIMENSIONS))
+    world = convex(4, Quadratic(centres), smoothness=1.0, convexity=1.0, forget=10_000.0)
+    world.start()
+    world.run(10.0)
+    world.leave(1)
+    world.run(30.0)
+    assert survivors(world, centres) < 5e-3
+
+
 def test_two_parts_of_a_swarm_find_their_own_optima_and_the_common_one_after():
     centres = np.random.default_rng(5).standard_normal((6, DIMENSIONS))
     world = convex(6, Quadratic(centres), smoothness=1.0, convexity=1.0, forget=3.0)

@@ -363,6 +363,31 @@ def test_a_restart_voids_and_messages_of_the_life_before_are_known_as_such():
     assert b.outgoing() == []
 
 
+def test_who_leaves_says_so_and_its_late_messages_count_for_nothing():
+    a, b = pair()
+    offer, answer = accepted(a, b)
+    give(a, B, answer, 0.1)
+    a.outgoing()
+    a.leave()
+    (bye,) = a.outgoing()
+    assert give(b, A, bye, 0.2) == [Void(A)]
+    assert b.counts.unsettled == 0
+    assert give(b, A, offer, 0.3) == []
+    assert b.outgoing() == []
+    assert b.next_deadline() is None
+
+
+def test_who_leaves_while_it_is_asked_leaves_one_exchange_unsettled():
+    a, b = pair()
+    a.offer(B, vec(1, 2), 0.0)
+    b.offer(A, vec(1, 2), 0.0)
+    a.leave()
+    _, bye = a.outgoing()
+    assert give(b, A, bye, 0.2) == [Void(A)], "a may have applied its half"
+    assert b.counts.unsettled == 1
+    assert b.free(A)
+
+
 def test_answers_kept_are_bounded_and_what_does_not_fit_is_refused():
     b = Exchanges(2, random.Random(2), patience_s=1.0, forget_s=FORGET_S)
     b.start(0.0)
@@ -411,7 +436,7 @@ def test_bytes_are_a_message_or_malformed(data):
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["offer", "accept", "refuse", "query", "done", "check"]),
+            st.sampled_from(["offer", "accept", "refuse", "query", "done", "check", "bye"]),
             st.integers(0, 3),
             st.integers(0, 3),
             st.integers(0, 2),
