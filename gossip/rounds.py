@@ -19,7 +19,7 @@ import trio
 
 from gossip.collective.group import Behind, Group, Reduced
 from gossip.collective.handover import Handover
-from gossip.errors import DescriptorMismatch, StateUnavailable
+from gossip.errors import DescriptorMismatch, InvalidOperation, StateUnavailable
 from gossip.protocol import (
     Apply,
     Averager,
@@ -187,7 +187,8 @@ class _Life:
                 case ReduceMean():
                     try:
                         reduced = await self._reduce(event, offer.state)
-                    except DescriptorMismatch as error:
+                    except (DescriptorMismatch, InvalidOperation) as error:
+                        # Other settings than the others', or a sum beyond what its type can hold.
                         await self._step_back(f"round {event.round}: {error}")
                         self.protocol.contributed(offer.contribution, trio.current_time())
                         continue

@@ -13,7 +13,7 @@ Tensors of any device and layout are copied into memory shared with the daemon; 
 has a certificate and not before, so after any error the values are what they were.
 
 Operations of one tag are carried out in the order of the calls, which has to be the same at all members; those of different
-tags (1 to 15) run at once. Members agree on kind, type, length, format, algorithm and `label`, or all get `DescriptorMismatch`.
+tags (1 to 15, which is also that of `sync_state`) run at once. Members agree on kind, type, length, format, algorithm and `label`, or all get `DescriptorMismatch`.
 Errors are those of `gossip.errors`, and `DaemonLost`.
 """
 
@@ -487,7 +487,9 @@ def ddp_hook(
         future.set_result(buffer)
         return future
 
-    return alone if world == 1 else site
+    hook = alone if world == 1 else site
+    hook.__annotations__.clear()  # DDP compares them with its types, and these are text
+    return hook
 
 
 @contextmanager

@@ -178,6 +178,30 @@ def test_declared_state_comes_into_parity(tmp_path: Path) -> None:
         assert state["steps"] == 5
 
 
+def test_beside_a_trainer_readiness_is_the_rounds_affair(tmp_path: Path) -> None:
+    sums: list[torch.Tensor] = []
+
+    def process(path: Path, index: int) -> None:
+        with collectives("demo", alone=False, socket=path) as run:
+            tensor = values(index)
+            run.all_reduce(tensor, timeout_s=PATIENCE_S)
+            sums.append(tensor)
+
+    async def main() -> None:
+        async with served(2, tmp_path) as (nodes, paths), trio.open_nursery() as nursery:
+            for index, path in enumerate(paths):
+                nursery.start_soon(trio.to_thread.run_sync, process, path, index)
+            await trio.sleep(0.2)
+            assert all(node.group.epoch is None for node in nodes), (
+                "nobody has said that it is ready"
+            )
+            for node in nodes:
+                node.group.set_position(7, bytes(32))
+
+    run_and_show_leaves(main)
+    assert [torch.equal(tensor, values(2)) for tensor in sums] == [True, True]
+
+
 def test_one_process_at_a_time_and_of_the_right_run(tmp_path: Path) -> None:
     def member(run: Collectives, _index: int) -> None:
         path = tmp_path / "0" / "trainer.sock"

@@ -34,7 +34,7 @@ SLOW = os.environ.get("NODED_SLOW") == "1"
 PEERS = 8
 EVENTS = 520 if SLOW else 50
 SEED = int(os.environ.get("NODED_SEED", "1"))
-EVERY_S = 0.4 if SLOW else 0.25
+EVERY_S = 0.3 if SLOW else 0.25
 """Mean time between two faults."""
 PATIENCE_S = 60.0
 """No promise of the product: what the test bears before it calls a wait failed."""

@@ -24,17 +24,25 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield cluster
 
 
+def torchrun(cluster: Cluster, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.Popen(
+        [*command, "--nproc-per-node", "2", *words],
+        env=cluster.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def site(
     cluster: Cluster, node: Node, inside: str, number: int, result: Path, rounds: int
 ) -> subprocess.Popen[str]:
-    command = [
-        *[sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    return torchrun(
+        cluster,
         *[str(EXAMPLE), "demo", "--inside", inside, "--site", str(number)],
         *["--socket", str(node.paths.trainer_socket), "--result", str(result)],
         *["--rounds", str(rounds), "--every", "8"],
-    ]
-    return subprocess.Popen(
-        command, env=cluster.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
@@ -72,3 +80,24 @@ def test_two_sites_train_one_model_whatever_is_inside_and_a_third_comes_late(
     assert three["fetched"], "it came late, and took the state of the others"
     assert len(three["losses"]) < len(one["losses"])
     assert one["losses"][-1] < one["losses"][0] / 2
+
+
+def test_the_hook_of_ddp_averages_gradients_over_all_processes_of_all_sites(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    quiet = {"trainer__auto": False, "network__port_mapping": False}
+    one = cluster.node("one", **cluster.creates(run__task="mine", run__min_members=2, **quiet))
+    one.start()
+    two = cluster.node("two", bootstrap=one, **cluster.joins(**quiet)).start()
+    for node in (one, two):
+        node.until(lambda status: status["run"]["id"], "the run")
+    results = [tmp_path / f"{number}.json" for number in range(2)]
+    script = str(Path(__file__).with_name("hooked.py"))
+    sites = [
+        torchrun(cluster, script, str(node.paths.trainer_socket), str(number), "12", str(result))
+        for number, (node, result) in enumerate(zip((one, two), results, strict=True))
+    ]
+    found = [ended(process, result) for process, result in zip(sites, results, strict=True)]
+    first = found[0]["found"][0]
+    assert all(parameters == first for site in found for parameters in site["found"])
+    assert max(site["worst"] for site in found) < 1e-5, "not the mean over all four"
