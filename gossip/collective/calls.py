@@ -111,6 +111,7 @@ class _Running:
     certificate: Certificate | None = None
     reason: str = ""
     mismatch: bool = False
+    waited_for: str = ""
 
 
 class Handle:
@@ -231,16 +232,19 @@ class Calls:
         if running is not None and running.operation.root is not None and not running.certificate:
             operation = running.operation
             where = f" of tag {lane}" if lane else ""
+            why = f": {running.waited_for}" if running.waited_for else ""
             return Indeterminate(
-                f"operation {operation.sequence}{where} of epoch {operation.epoch.number}"
+                f"operation {operation.sequence}{where} of epoch {operation.epoch.number}{why}"
             )
         return None
 
     def _last_reason(self, lane: int) -> str:
         running = self._running[lane]
-        return (
-            f"; the last attempt ended with: {running.reason}" if running and running.reason else ""
-        )
+        if running is None:
+            return ""
+        if running.waited_for:
+            return f": {running.waited_for}"
+        return f"; the last attempt ended with: {running.reason}" if running.reason else ""
 
     def _forget_other(self, lane: int, descriptor: bytes) -> None:
         """Drop what a cancelled call left behind, unless this call asks for the same."""
@@ -279,6 +283,7 @@ class Calls:
             fatal = self._data_plane_failed(running, group)
         except* BaseException:
             # Cancelled by the caller, or a mistake of its own: the others must not wait for it.
+            running.waited_for = self._machine.waits_for(lane)
             self._machine.fail("given up by its caller", trio.current_time(), lane=lane)
             self._flush()
             raise

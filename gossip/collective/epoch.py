@@ -210,6 +210,10 @@ class EpochMachine:
         """
         return self._veterans.get(epoch)
 
+    def waits_for(self, lane: int) -> str:
+        """Who keeps what runs in that lane from ending, in words; empty if nobody does."""
+        return self._lanes.waits_for(lane)
+
     def certificate(self, epoch: bytes, lane: int, sequence: int) -> Certificate | None:
         """That of an operation, if it was the last of its lane in one of the last two epochs with a result."""
         return self._settlement.certificate(epoch, lane, sequence)

@@ -108,6 +108,23 @@ class Lanes:
         """True when anything runs, or is awaited."""
         return any(here.running or self.awaited(n) for n, here in enumerate(self._lanes))
 
+    def waits_for(self, lane: int) -> str:
+        """Who keeps what runs there from ending, for people; what else they have begun may be the reason."""
+        operation = self.operation(lane)
+        if operation is None:
+            return ""
+        verb = "signed" if operation.state is OperationState.VOTED else "begun"
+        words = []
+        for member in self._late(operation):
+            others = [
+                str(number)
+                for number, here in enumerate(self._lanes)
+                if here.running is None and member in here.begun(here.sequence)
+            ]
+            instead = f" (but begun tag {', '.join(others)})" if others else ""
+            words.append(f"{member.short} has not {verb} it{instead}")
+        return "; ".join(words)
+
     def lacks_vote(self, member: NodeId) -> bool:
         """True when something runs here that cannot be certified without `member`, which has not voted."""
         return any(

@@ -252,3 +252,26 @@ async def test_handles_end_by_their_deadlines_and_the_lane_goes_on(autojump_cloc
             for handle in [nodes[i].group.start(works[i]) for i in range(2)]:
                 await handle.wait()
         assert np.array_equal(works[0].out, works[1].out)
+
+
+async def test_members_that_call_other_tags_are_told_who_waits_where(
+    autojump_clock: object,
+) -> None:
+    """Each may still call the other's tag, so it is no error before the deadline; then the error says what was seen."""
+    async with open_swarm(2) as (_, nodes):
+        for node in nodes:
+            node.group.set_position(0, START)
+        await nodes[0].group.wait_entered()
+        soon = trio.current_time() + 2
+        handles = [
+            nodes[0].group.start(job(nodes[0], 0, 4, deadline=soon)),
+            nodes[1].group.start(job(nodes[1], 1, 9, deadline=soon + 0.001)),
+        ]
+        name = nodes[1].endpoint.node_id.short
+        with pytest.raises(
+            CollectiveAborted, match=rf"{name} has not begun it \(but begun tag 9\)"
+        ):
+            await handles[0].wait()
+        with pytest.raises(CollectiveAborted):
+            await handles[1].wait()
+        assert trio.current_time() <= soon + 2
