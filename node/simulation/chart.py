@@ -90,7 +90,8 @@ def _styles(series: Sequence[Series]) -> dict[str, tuple[str, str]]:
 
 
 def _curves(axes: Any, one: Series, look: Look, divisor: float, style: dict[str, Any]) -> None:
-    x = [value / divisor for value in one.x]
+    # A logarithmic axis has no place for what was before the first byte.
+    x = [value / divisor if value > 0 or "x" not in look.log else math.nan for value in one.x]
     colour = style["color"]
     if look.newest:
         axes.plot(x, _gaps(one.newest), linewidth=1.8, **style)

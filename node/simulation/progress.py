@@ -10,7 +10,7 @@ from node.simulation.run import Progress
 
 __all__ = ["Bar", "line"]
 
-BAR_CHARS: Final = 24
+BAR_CHARS: Final = 12
 
 
 class Bar:
@@ -38,9 +38,9 @@ def line(progress: Progress, real_s: float) -> str:
     filled = int(progress.share * BAR_CHARS)
     bar = "=" * filled + ">" * (filled < BAR_CHARS)
     rounds = f"{progress.round}/{progress.rounds}" if progress.rounds else f"{progress.round}"
-    left = f"  {real_s * (1 / progress.share - 1):.0f} s left" if progress.share > 0.02 else ""
+    left = f", {real_s * (1 / progress.share - 1):.0f} s left" if progress.share > 0.02 else ""
     return (
-        f"[{bar:<{BAR_CHARS}}] {progress.share:4.0%}  round {rounds}  virtual {progress.time_s:,.1f} s"
-        f"  real {real_s:,.1f} s{left}  {progress.alive} nodes"
-        f"  {progress.steps / max(real_s, 1e-9):,.0f} steps/s"
+        f"[{bar:<{BAR_CHARS}}] {progress.share:4.0%}  round {rounds}"
+        f"  {progress.time_s:,.1f} s virtual, {real_s:,.1f} s real{left}"
+        f"  {progress.alive} nodes  {progress.steps / max(real_s, 1e-9):,.0f} steps/s"
     )
