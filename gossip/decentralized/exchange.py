@@ -397,9 +397,8 @@ class Exchanges:
     def _raise_epoch(self, peer: NodeId, known: _Peer, epoch: int) -> list[Outcome]:
         known.epoch = epoch
         had, known.shared = known.shared, False
-        if (
-            known.reply is not None
-        ):  # this half is taken back: whoever still asks has nothing to apply
+        if known.reply is not None:
+            # This half is taken back: whoever still asks has nothing to apply.
             known.accepted, known.reply, known.check_at = False, None, math.inf
         return [Void(peer)] if had else []
 

@@ -24,9 +24,6 @@ from gossip.decentralized.protocol import AnyVector, Context, Vector
 from gossip.decentralized.topology import Graph
 from transport.identity import NodeId
 
-ROUNDING: float = 1e-9
-"""Units by which a timer may fire early: else a deadline that was rounded down would come again and again."""
-
 
 class PairSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of protocols that meet in pairs."""
@@ -148,7 +145,7 @@ class Pairwise(FreeRunning):
         self._handle(self.exchanges.tick(now), now)
         if self.finished:
             self.timers.set_rates({}, self.clock.read(now))
-        for peer in self.timers.due(self.clock.read(now) + ROUNDING):
+        for peer in self._fired(now):
             if peer == self.context.me:
                 self.own_timer(now)
             else:
@@ -202,6 +199,13 @@ class Pairwise(FreeRunning):
 
     def refused(self, peer: NodeId, now: float) -> None:
         """An own offer did not."""
+
+    def _fired(self, now: float) -> list[NodeId]:
+        """Whose timers have fired: asked as `next_deadline` says it, so that no rounding comes between the two."""
+        fires = self.timers.next_at()
+        if fires is None or self.clock.when(fires) > now:
+            return []
+        return self.timers.due(max(fires, self.clock.read(now)))
 
     def _set_timers(self, now: float) -> None:
         if self.clock.running:

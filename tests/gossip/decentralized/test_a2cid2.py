@@ -156,3 +156,15 @@ def test_training_reaches_the_common_optimum():
 def test_no_other_rule_is_accepted(mixing):
     with pytest.raises(InvalidSettings, match="pairwise exchanges"):
         A2CiD2.parse_settings({"mixing": mixing})
+
+
+def test_timers_fire_once_each_where_the_clock_is_coarser_than_a_unit():
+    """After 38 days of uptime a float64 of seconds has steps of 5e-10 s: none of them may be waited for at one instant."""
+    world = ring(A2CiD2, 4, links=Links(delay_s=(1e-4, 2e-4)))
+    world.step_s = lambda _node: 1e-3
+    world.now = 3.3e6
+    world.start()
+    world.run(3.3e6 + 0.2)
+    assert all(node.core.round > 150 for node in world.alive)
+    met = sum(node.core.exchanges.counts.settled for node in world.alive)
+    assert met > 50
