@@ -584,3 +584,36 @@ def test_within_one_machine_the_bits_are_the_same(
     results = trio.run(together)
     assert {out.tobytes() for out, _ in results} == {apart[0][0].tobytes()}
     assert {outcome.root for _, outcome in results} == {apart[0][1].root}
+
+
+@pytest.mark.skipif(not SLOW, reason="the whole grid takes minutes: NODED_SLOW=1")
+@pytest.mark.parametrize("world", range(1, 10))
+@pytest.mark.parametrize("name", sorted(TYPES))
+def test_all_worlds_types_and_algorithms(world: int, name: str) -> None:
+    for algorithm, length, reduce in itertools.product(REDUCERS, (1, 257, 4001), Reduce):
+        integers = name in INTEGERS
+        narrow = name in {"float16", "bfloat16"}
+        if (integers and reduce is Reduce.MEAN) or (narrow and algorithm is Algorithm.RING):
+            continue
+        sites = tuple(rank % 3 for rank in range(world)) if algorithm == "hierarchical" else ()
+        if sites and ((integers and reduce is Reduce.SUM) or narrow):
+            continue
+        sources = values(world, length, TYPES[name], length)
+        results = run(Call(reduce=reduce, algorithm=algorithm, sites=sites), sources)
+        assert len({out.tobytes() for out, _ in results}) == 1
+        assert_close(results[0][0], reduce, sources, [1.0] * world)
+
+
+@pytest.mark.skipif(not SLOW, reason="the whole grid takes minutes: NODED_SLOW=1")
+@pytest.mark.parametrize("world", range(1, 10))
+@pytest.mark.parametrize("wire", sorted(FORMATS))
+def test_all_worlds_and_wire_formats(world: int, wire: str) -> None:
+    one = FORMATS[wire]
+    for algorithm, length in itertools.product(
+        (Algorithm.BUTTERFLY, Algorithm.STAR), (1, 257, 4001)
+    ):
+        sources = values(world, length, TYPES["float32"], length)
+        results = run(Call(algorithm=algorithm, wire=wire), sources)
+        assert len({out.tobytes() for out, _ in results}) == 1
+        expected = reference(Reduce.SUM, sources, [1.0] * world)
+        assert within(one, results[0][0], expected, sum(bound(one, source) for source in sources))

@@ -211,24 +211,22 @@ class _Butterfly:
         for start, stop in self._segments(owner):
             head = self._exchange.head(Place(_REDUCE, 0, owner, start), weight)
             # What counts nothing is not looked at, nor sent: it may be anything.
-            values = self._source[first + start : first + stop] if weight else self._source[:0]
-            yield head, self._carriage.pack(values)
+            values = self._source[first + start : first + stop]
+            yield head, self._carriage.pack(values) if weight else b""
 
     async def _take(self, rank: int, start: int, count: int) -> tuple[float, Array]:
         """The next contribution of a member to the own part: its weight and values."""
         place = Place(_REDUCE, 0, self._me, start)
         weight, _, size = await self._exchange.receive_head(rank, place)
-        count = count if weight else 0
-        self._refuse_size(rank, size, count)
-        if not count:
+        self._refuse_size(rank, size, self._carriage.largest(count) if weight else 0)
+        if not weight:
             return weight, self._source[:0]
         await self._exchange.receive_data(rank, self._carriage.buffer(size))
         return weight, self._carriage.open(size, count, self._links.names[rank])
 
-    def _refuse_size(self, rank: int, size: int, count: int) -> None:
-        most = self._carriage.largest(count) if count else 0
+    def _refuse_size(self, rank: int, size: int, most: int) -> None:
         if size > most or (self._carriage.exact and size != most):
-            raise RefusedPayload(self._links.names[rank], f"{size} bytes for {count} values")
+            raise RefusedPayload(self._links.names[rank], f"{size} bytes instead of {most}")
 
     # ---- and back --------------------------------------------------------------------------------
 
@@ -267,7 +265,7 @@ class _Butterfly:
     async def _take_result(self, rank: int, start: int, stop: int) -> None:
         weight, _, size = await self._exchange.receive_head(rank, Place(_GATHER, 0, rank, start))
         self._agree_on(weight, rank)
-        self._refuse_size(rank, size, stop - start)
+        self._refuse_size(rank, size, self._carriage.largest(stop - start))
         first = self._bounds[rank]
         part = self._out[first + start : first + stop]
         memory = self._carriage.place(part, size)
