@@ -5,9 +5,11 @@ import pytest
 from gossip.decentralized.topology import graph
 from node.errors import ConfigError
 from node.simulation.disruption import struck
+from node.simulation.engine import Job, open_engine
 from node.simulation.records import End, Header, Point
-from node.simulation.scenario import Disruption
-from node.simulation.trace import Kind
+from node.simulation.run import Simulation
+from node.simulation.scenario import Disruption, parse_scenario
+from node.simulation.trace import Kind, model_sha256
 from tests.node.simulation.toys import Shout, ids, simulate
 
 
@@ -98,9 +100,6 @@ def test_rewiring_is_what_the_survivors_hear_of_it():
 
 
 def test_relays_hold_no_data_and_their_part_goes_to_the_others():
-    from node.simulation.run import Simulation
-    from node.simulation.scenario import parse_scenario
-
     records = []
     scenario = parse_scenario(
         {"protocol": "dpsgd", "nodes": 10, "rounds": 2, "seed": 1},
@@ -110,11 +109,37 @@ def test_relays_hold_no_data_and_their_part_goes_to_the_others():
     header_struck = simulation.struck
     assert len(header_struck) == 1
     start = simulation.engine.initial(0, common=True)
-    from node.simulation.engine import Job
-
     for index in range(10):
         (work,) = simulation.engine.train([Job(index, start, 1)])
         assert (work.samples == 0) == (index in header_struck)
     simulation.run()
     assert isinstance(records[0], Header)
     assert records[0].struck == header_struck
+
+
+@pytest.mark.parametrize("rewire", [False, True])
+def test_who_is_left_alone_trains_as_a_plain_loop_does(rewire):
+    scenario = parse_scenario(
+        {"protocol": "dpsgd", "nodes": 3, "rounds": 4, "every": 2, "seed": 2},
+        {
+            "protocol_settings": {"graph": "full", "patience": 1.0},
+            "disruption": {"case": "random", "share": 0.67, "at_round": 0},
+            "discovery": {"rewire": rewire, "lost_s": 0.1},
+        },
+    )
+    simulation = Simulation(scenario)
+    (left,) = set(range(3)) - set(simulation.struck)
+    end = simulation.run()
+    engine = open_engine(
+        "batched",
+        task="digits",
+        settings={},
+        nodes=[str(one) for one in simulation.ids],
+        seed=2,
+        steps=8,
+    )
+    model = engine.initial(left, common=True)
+    for round_ in range(4):
+        (work,) = engine.train([Job(left, model, 2, cursor=2 * round_)])
+        model = work.params
+    assert (end.reason, end.models) == ("rounds", {str(left): model_sha256(model)})
