@@ -52,9 +52,10 @@ def experiment(quick: bool, seeds: list[int]) -> dict[str, Any]:
             curves[f"{label}: by transfers"] = curve(trials, "transfers", "accuracy.mean", grid)
             late = [float(np.mean(t.column("accuracy.mean")[-4:])) for t in trials]
             findings[f"{label}: accuracy, last rounds"] = summary(late)
-            findings[f"{label}: at {budget / steps:g} of {budget} transfers each"] = summary(
-                _at(t, "transfers", budget / 4) for t in trials
-            )
+            for sent in (budget // 4, budget):
+                findings[f"{label}: at {sent} transfers"] = summary(
+                    _at(t, "transfers", sent) for t in trials
+                )
             findings[f"{label}: distance from consensus at the end"] = summary(
                 t.points[-1].consensus for t in trials
             )
