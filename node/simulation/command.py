@@ -81,7 +81,11 @@ def run_command(options: Options) -> None:
 
         bar = Bar(sys.stderr) if _is_watched(options) else None
         simulation = Simulation(
-            scenario, write=write, hashes=options.hashes, progress=None if bar is None else bar.show
+            scenario,
+            user_path=str(Path.cwd()),
+            write=write,
+            hashes=options.hashes,
+            progress=None if bar is None else bar.show,
         )
         try:
             with _interrupting(simulation):

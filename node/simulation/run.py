@@ -90,6 +90,7 @@ class Simulation:
         hashes: write a record of each completed round, with the model's hash.
         engine: trains instead of the one that the scenario names (for tests).
         protocol: its class instead of the one that the scenario names (for tests).
+        user_path: folder that a task `module:Class` is imported from.
 
     Raises:
         ConfigError, TaskError, EngineError: the scenario cannot be run; the message says why.
@@ -105,6 +106,7 @@ class Simulation:
         hashes: bool = False,
         engine: Engine | None = None,
         protocol: type[DecentralizedProtocol] | None = None,
+        user_path: str = "",
     ) -> None:
         self._began_s, self._began_cpu_s = time.monotonic(), time.process_time()
         self.scenario = scenario
@@ -126,7 +128,7 @@ class Simulation:
             raise ConfigError(
                 "disruption.share: nobody is left to hold data", key="disruption.share"
             )
-        self.engine = engine or self._open_engine(relays)
+        self.engine = engine or self._open_engine(relays, user_path)
         self.world = self._make_world(Trace(watch))
         self._hashes = hashes
         self._metrics = Metrics(
@@ -139,7 +141,7 @@ class Simulation:
         self._moved_s = 0.0
         """When a round was completed last."""
 
-    def _open_engine(self, relays: list[int]) -> Engine:
+    def _open_engine(self, relays: list[int], user_path: str) -> Engine:
         scenario = self.scenario
         holders = [index for index in range(scenario.nodes) if index not in set(relays)]
         place = {index: number for number, index in enumerate(holders)}
@@ -153,6 +155,7 @@ class Simulation:
             steps=scenario.rounds * scenario.every,
             parts=[(place.get(index, 0), len(holders)) for index in range(scenario.nodes)],
             without_data=relays,
+            user_path=user_path,
         )
 
     def _make_world(self, trace: Trace) -> World:

@@ -210,7 +210,10 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 def read_scenario(path: Path, changes: Mapping[str, Any] | None = None) -> Scenario:
-    """The scenario in a TOML file, with some keys replaced (`ConfigError` names the key)."""
+    """The scenario in a TOML file, with some keys replaced (`ConfigError` names the key).
+
+    Paths in the file (`data`, `churn.file`) begin where the file lies.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(MAX_FILE_BYTES + 1)
@@ -219,6 +222,9 @@ def read_scenario(path: Path, changes: Mapping[str, Any] | None = None) -> Scena
         raw = tomllib.loads(text.decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as a scenario: {error}") from None
+    for table, key in ((raw, "data"), (raw.get("churn"), "file")):
+        if isinstance(table, dict) and isinstance(name := table.get(key), str) and name:
+            table[key] = str(path.parent / name)
     return parse_scenario(raw, changes)
 
 

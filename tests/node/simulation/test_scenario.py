@@ -61,6 +61,13 @@ def test_what_is_wrong_is_refused_by_its_key(changes, says):
     assert caught.value.exit_code == ExitCode.BAD_CONFIG
 
 
+def test_paths_in_a_file_begin_where_it_lies(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text('data = "corpus"\n[churn]\nkind = "file"\nfile = "/trace"\n')
+    scenario = read_scenario(path)
+    assert (scenario.data, scenario.churn.file) == (str(tmp_path / "corpus"), "/trace")
+
+
 def test_a_file_that_is_no_scenario_is_refused(tmp_path):
     for name, content in (("a", b"protocol ="), ("b", b"\xff"), ("c", b"#" * (1 << 20) + b"##")):
         path = tmp_path / name
