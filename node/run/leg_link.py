@@ -131,7 +131,7 @@ class LegLink(TrainerConnection):
     async def train(self, leg: Train, round_: int) -> LocalWork:
         """Do a leg; what it gave is lent until the next one.
 
-        A leg that ends in NaN or infinity counts for nothing: its parameters are those it began with, its weight 0.
+        A leg that ends in NaN or infinity changes nothing: its parameters are those it began with, its gradient is zero.
         Cancelling gives the leg up; the trainer ends it at its next step boundary.
 
         Raises:
@@ -160,10 +160,10 @@ class LegLink(TrainerConnection):
         gradient = self.views["gradient"] if leg.rule.kind == "gradient" else None
         if done.finite:
             return LocalWork(self.views["params"], done.steps, done.samples, done.loss, gradient)
-        _log.warning("a leg of %d steps ended in values that are not finite: left out", done.steps)
+        _log.warning("a leg of %d steps ended in values that are not finite: undone", done.steps)
         if gradient is not None:
             gradient.fill(0)
-        return LocalWork(leg.params, 0, 0.0, None, gradient)
+        return LocalWork(leg.params, done.steps, done.samples, None, gradient)
 
     async def look(
         self,

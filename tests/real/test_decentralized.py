@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any
 import pytest
 
 from node.run.checkpoint import Trust, verify
-from tests.real.cluster import Cluster, at_round, finished
+from node.simulation.records import Completion, Record
+from node.simulation.run import Simulation
+from node.simulation.scenario import Scenario
+from tests.real.cluster import Cluster, Node, at_round, finished
+from tests.real.swarm import slow
 
 pytestmark = pytest.mark.real
 
@@ -45,6 +50,66 @@ def joins(number: int, count: int, **more: Any) -> dict[str, Any]:
         "trainer__checkpoint_every": 4,
         **more,
     }
+
+
+def rounds_of(node: Node) -> dict[int, str]:
+    """The digest of a node's model after each of its rounds."""
+    lines = node.file("metrics.jsonl").read_text().splitlines()
+    points = [json.loads(line) for line in lines]
+    return {each["round"]: each["state_sha256"] for each in points if each["kind"] == "round"}
+
+
+@slow
+@pytest.mark.parametrize(
+    ("protocol", "settings"),
+    [
+        ("dpsgd", {"graph": "ring"}),
+        ("modest", {"sample_size": 4, "success_fraction": 1.0}),
+    ],
+)
+def test_the_simulator_computes_the_same_models(tmp_path, protocol, settings):
+    """Four daemons, then the same run on a virtual clock: after each round each node has the same model, to the last bit.
+
+    Where all four take part in every round, timing decides nothing.
+    """
+    count, rounds = 4, 6
+    with Cluster(tmp_path) as cluster:
+        values = creates(
+            count,
+            run__protocol=protocol,
+            run__protocol_settings=settings,
+            run__steps=10 * rounds,
+            run__seed=5,
+        )
+        first = cluster.node("n1", **values).start()
+        nodes = [first] + [
+            cluster.node(f"n{number}", bootstrap=first, **joins(number, count)).start()
+            for number in range(2, count + 1)
+        ]
+        statuses = cluster.until_all(finished, "end of the run")
+        real = [rounds_of(node) for node in nodes]
+    found: list[dict[int, str]] = [{} for _ in nodes]
+
+    def note(record: Record) -> None:
+        if isinstance(record, Completion):
+            found[record.node][record.round] = record.sha256
+
+    scenario = Scenario(
+        protocol=protocol,
+        protocol_settings=settings,
+        nodes=count,
+        rounds=rounds,
+        every=10,
+        seed=5,
+        engine="exact",
+        ids=tuple(status["node"]["id"] for status in statuses),
+        run_id=statuses[0]["run"]["id"],
+    )
+    Simulation(scenario, write=note, hashes=True).run()
+    assert all(set(each) == set(range(1, rounds + 1)) for each in found)
+    assert real == found
+    if protocol == "dpsgd":
+        assert len({each[rounds] for each in real}) == count
 
 
 @pytest.fixture(scope="module")
