@@ -16,7 +16,9 @@ M. Assran et al., "Stochastic Gradient Push" (2019); Metropolis-Hastings weights
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, Literal, TypeVar, get_args
@@ -152,13 +154,17 @@ def metropolis_row(
     A neighbour that is left out of `degrees` leaves its weight to `me`. `self_weight` c > 0 gives the lazy variant
     `(1 - c) / max(d_i, d_j)`: c for oneself and the rest in equal parts where all degrees are equal; symmetric, too.
     """
-    row = {
-        other: (1 - self_weight) / max(degree, theirs)
-        if self_weight
-        else 1 / (1 + max(degree, theirs))
-        for other, theirs in sorted(degrees.items())
+    largest = {other: max(degree, theirs) for other, theirs in sorted(degrees.items())}
+    # In fractions, so that what is left for oneself is the float of the exact value: nodes that all hear each other then
+    # have equal weights, and so equal models.
+    shared = 1 - Fraction(self_weight)
+    values = {
+        most: shared / most if self_weight else Fraction(1, 1 + most) for most in largest.values()
     }
-    row[me] = 1 - sum(row.values())
+    floats = {most: float(value) for most, value in values.items()}
+    row = {other: floats[most] for other, most in largest.items()}
+    times = Counter(largest.values())
+    row[me] = float(1 - sum(times[most] * value for most, value in values.items()))
     return row
 
 

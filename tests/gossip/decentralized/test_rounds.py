@@ -50,8 +50,9 @@ def test_rounds_are_products_with_the_matrix(kind):
     np.testing.assert_allclose(models, expected, atol=1e-6)
 
 
-def test_on_the_full_graph_all_models_are_one_bit_for_bit_after_every_round():
-    made = world(rounds=6, trainer=Quadratic(np.eye(8)), settings={"graph": "full"})
+@pytest.mark.parametrize("count", [2, 3, 7, 8])
+def test_on_the_full_graph_all_models_are_one_bit_for_bit_after_every_round(count):
+    made = world(count, rounds=6, trainer=Quadratic(np.eye(8)), settings={"graph": "full"})
     seen = {}
     made.on_event = lambda _node, event, _now: (
         seen.setdefault(event.round, set()).add(event.model.tobytes())
