@@ -211,8 +211,8 @@ def test_it_reaches_the_optimum_where_asynchronous_gossip_stalls():
     logistic, curvature = problem(8)
     world = convex(8, logistic, **curvature)
     world.start()
-    world.run_rounds(140)
-    assert logistic.distance(world) < 3e-5
+    world.run_rounds(110)
+    assert logistic.distance(world) < 1e-4
     for share in (1.0, 0.2):
         logistic.learning_rate = share / logistic.smoothness
         plain = World(
@@ -269,18 +269,18 @@ def test_a_node_that_leaves_in_good_order_is_out_of_the_duals_at_once():
 
 
 def test_two_parts_of_a_swarm_find_their_own_optima_and_the_common_one_after():
-    centres = np.random.default_rng(5).standard_normal((6, DIMENSIONS))
-    world = convex(6, Quadratic(centres), smoothness=1.0, convexity=1.0, forget=3.0)
+    centres = np.random.default_rng(5).standard_normal((4, DIMENSIONS))
+    world = convex(4, Quadratic(centres), smoothness=1.0, convexity=1.0, forget=3.0)
     world.start()
     world.run(10.0)
-    world.part([0, 1, 2], [3, 4, 5])
-    world.run(40.0)
+    world.part([0, 1], [2, 3])
+    world.run(30.0)
     models = world.models()
-    for part in ([0, 1, 2], [3, 4, 5]):
+    for part in ([0, 1], [2, 3]):
         for index in part:
-            assert np.abs(models[index] - centres[part].mean(axis=0)).max() < 1e-3
+            assert np.abs(models[index] - centres[part].mean(axis=0)).max() < 5e-3
     world.heal()
-    world.run(75.0)
+    world.run(55.0)
     assert survivors(world, centres) < 5e-3
 
 
