@@ -559,14 +559,18 @@ class TokenWalk(DecentralizedProtocol):
         self._news(*self._state, now)
         if n > self._completed:
             self._completed = n
-            self._emit(Completed(n, theta))
+            self._emit(Completed(n, theta, self._contributors(n)))
+
+    def _contributors(self, n: int) -> int:
+        """At most so many nodes have worked on a token of n steps."""
+        return max(1, min(n, 1 + len(self._reachable)))
 
     def _take(self, model: AnyVector, n: int) -> None:
         """The run's last model."""
         if n > self._completed:
             self._stop()
             self._theta, self._completed = _frozen(model), n
-            self._emit(Completed(n, self._theta))
+            self._emit(Completed(n, self._theta, self._contributors(n)))
 
     def _finish(self) -> None:
         self._stop()
