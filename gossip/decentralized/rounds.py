@@ -11,11 +11,12 @@ nobody may wait for ever. Theory of operation:
   vain is left out of further exchanges, and told so when they open, until it is heard: a silent neighbour costs `patience` once.
 * **Chains of waits.** Who waits for one neighbour makes the others wait. Half-way to its deadline it tells them (`Waiting`), and they
   give it as much time again, once: otherwise one silent node would have everybody give up on somebody.
-* **Both ends.** Who closes without a source's model tells it so (`Skip`, "from here to there I have closed without you"). The other end, if it has not closed yet, then leaves this node out as well, although its model is
-  there: the weight of the edge goes back to both, and the sum of all models stays what it was. Who opens an exchange so late that a
-  neighbour may be giving it up just then asks that neighbour to confirm (`Taken`) before it mixes. So an edge counts at both
-  ends or at neither while messages take less than a quarter of `patience`. Beyond that, when a message is lost or a node crashes,
-  it is not known, and cannot be (two generals). An edge that one end does not have in its plan is answered with a `Skip` at once.
+* **Both ends.** Who closes without a source's model tells it so (`Skip`, "from here to there I have closed without you"). The
+  other end, if it has not closed yet, then leaves this node out as well, although its model is there: the weight of the edge goes
+  back to both, and the sum of all models stays what it was. Who opens an exchange so late that a neighbour may be giving it up just
+  then asks that neighbour to confirm (`Taken`) before it mixes. So an edge counts at both ends or at neither while messages take
+  less than a quarter of `patience`. Beyond that, when a message is lost or a node crashes, it is not known, and cannot be (two
+  generals). An edge that one end does not have in its plan is answered with a `Skip` at once.
 * **Catching up.** A node that comes out of its training when most of its targets have closed the stamp without it renumbers
   itself: to the stamp *after* the one that most of those it hears have reached, so that its model is there before they open that
   exchange, and both ends mix. It tells the ones it leaves behind. A model that comes too late is answered with a `Skip`, so that its
@@ -514,7 +515,8 @@ class RoundProtocol(DecentralizedProtocol):
         plain, asking = pack(message), pack(msgspec.structs.replace(message, confirm=True))
         for target in targets:
             theirs = self._inbox.current(target)
-            # It has waited for long, and may give up while this is under way.
+            # With messages that take d: it gives up no earlier than patience - d after theirs came here, and has this one by
+            # d from now. For d up to patience / 4 that is in time, if theirs came no longer than patience / 2 ago.
             doubtful = theirs is not None and now - theirs.at > self.patience / 2
             if doubtful:
                 self._inbox.peers[target].asked = self.stamp

@@ -8,9 +8,8 @@ Sources: X. Lian et al., "Can Decentralized Algorithms Outperform Centralized Al
 L. Xiao and S. Boyd, "Fast linear iterations for distributed averaging" (2004), for the weights. Rounds, deadlines and
 latecomers: `gossip.decentralized.rounds`.
 
-What is not conserved: when a node crashes, its share of the mean is gone with it; when a model was mixed at one end of
-an edge and never arrived at the other, the mean moves by the difference of the two, times the edge's weight. On the
-directed graph ("one-peer-exponential", weight 1/2 for each of two) W is doubly stochastic while all models arrive; one
+What is not conserved: when a node crashes, its share of the mean is gone with it; when a message is lost for good, its edge may
+count at one end only, and the mean moves by the difference of the two models, times the edge's weight. On the directed graph ("one-peer-exponential", weight 1/2 for each of two) W is doubly stochastic while all models arrive; one
 that is missing leaves its weight to the receiver alone.
 """
 
@@ -34,7 +33,7 @@ class DPSGDSettings(MixingSettings, frozen=True, forbid_unknown_fields=True):
     """Options of D-PSGD."""
 
     graph: Kind = "random-regular"
-    """Who is whose neighbour. All nodes derive it from the run's id and the list of its members."""
+    """Who is whose neighbour. All nodes derive it from the run's id and the list of its members, and anew when members come or go."""
     degree: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
     """Neighbours of each node ("random-regular", "small-world"), or links that a new node brings ("barabasi-albert"). Others have no choice."""
     self_weight: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
