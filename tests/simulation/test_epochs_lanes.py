@@ -25,9 +25,9 @@ from tests.simulation.test_epochs_random import CLASSES, churn
 from transport.identity import NodeId
 
 SLOW = os.environ.get("NODED_SLOW") == "1"
-STRIDE = {3: 1, 4: 5} if SLOW else {3: 67, 4: 409}
-SEEDS, BATCHES = (25, 12) if SLOW else (4, 3)
-OPERATIONS = 100 if SLOW else 25
+STRIDE = {3: 1, 4: 5} if SLOW else {3: 151, 4: 809}
+SEEDS, BATCHES = (25, 12) if SLOW else (4, 2)
+OPERATIONS = 100 if SLOW else 15
 TAGS = 3
 
 SOMETIMES = ("tag settled", "tag redone", "Ask", "Answer", "tag call certified", "aborted")
@@ -96,7 +96,7 @@ def test_random_faults(batch: int) -> None:
     assert not missing, "these seeds never met the hard cases"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(4 if SLOW else 2))
 def test_a_newcomer_gets_in_though_something_always_runs(seed: int) -> None:
     """Every lane begins again at once: without the rule that nothing new starts beside what runs, no gap would ever come."""
     swarm = Swarm(
@@ -110,16 +110,16 @@ def test_a_newcomer_gets_in_though_something_always_runs(seed: int) -> None:
     new = swarm.nodes[swarm.order[seed]]
     new.alive = False
     swarm.start()
-    swarm.run(3.0)
+    swarm.run(1.0)
     done = dict(swarm.markers)
     swarm.restart(new.id)
     swarm.run(swarm.now + 20, lambda: new.round > 0 and new.epoch is not None)
     assert new.epoch is not None, "it never got in"
-    assert swarm.now < 3.0 + 5.0
+    assert swarm.now < 1.0 + 5.0
     running = len(swarm.order) * (1 + TAGS)
     assert swarm.markers["aborted"] - done.get("aborted", 0) <= running, "each at most once"
     entered = swarm.markers["entered"] - done["entered"]
     assert entered <= 4, "one epoch takes it in, and no other is formed for it"
     before = swarm.markers["tag certified"]
-    swarm.run(swarm.now + 2)
-    assert swarm.markers["tag certified"] > before + 100
+    swarm.run(swarm.now + 0.5)
+    assert swarm.markers["tag certified"] > before + 25
