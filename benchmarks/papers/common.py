@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 import node
-from gossip.decentralized.protocol import DecentralizedProtocol
 from node.simulation.engine import Engine
 from node.simulation.records import End, Header, Point, Record
 from node.simulation.run import Simulation
@@ -72,7 +71,6 @@ def run(
     seed: int,
     *,
     engine: Engine | None = None,
-    protocol_class: type[DecentralizedProtocol] | None = None,
     measure: Callable[[Simulation], Any] | None = None,
     **scenario: Any,
 ) -> Trial:
@@ -91,7 +89,6 @@ def run(
         parse_scenario({**scenario, "seed": seed}),
         write=write,
         engine=engine,
-        protocol=protocol_class,
     )
     trial.end = simulation.run()
     last = trial.points[-1]

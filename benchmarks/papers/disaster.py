@@ -14,26 +14,7 @@ from typing import Any
 
 from common import band, curve, main, run, summary
 
-from gossip.decentralized.rounds import MAX_RESENDS
-from gossip.protocols.dpsgd import DPSGD
-from transport.identity import NodeId
-
 NODES = 50
-
-
-class Enduring(DPSGD):
-    """D-PSGD that leaves an edge out of an exchange when nothing can be delivered over it, instead of waiting in vain.
-
-    Without re-wiring nobody is told that a neighbour is gone. A node with a dead neighbour would wait out its patience in
-    every round, and a neighbour of it, which waits just as long, would close at the very moment its model arrives.
-    """
-
-    def undelivered(self, to: NodeId, key: int, now: float) -> None:
-        super().undelivered(to, key, now)
-        peer = self._inbox.peer(to)
-        if peer is not None and key == self._key() and peer.resends >= MAX_RESENDS:
-            peer.skipped = max(peer.skipped, self.stamp)
-            self._close_if_complete(now)
 
 
 def experiment(quick: bool, seeds: list[int]) -> dict[str, Any]:
@@ -62,7 +43,6 @@ def experiment(quick: bool, seeds: list[int]) -> dict[str, Any]:
                 label,
                 seed,
                 protocol="dpsgd",
-                protocol_class=Enduring,
                 protocol_settings={"graph": "barabasi-albert", "degree": 2},
                 nodes=NODES,
                 rounds=rounds,

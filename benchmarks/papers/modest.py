@@ -63,7 +63,7 @@ def compare(
 ) -> None:
     for alpha in (0.3,) if quick else (0.3, 0.1):
         trials: dict[str, list[Trial]] = {}
-        rounds = {0.3: (40, 36, 72), 0.1: (60, 70, 110)}[alpha]
+        rounds = {0.3: (40, 36, 72), 0.1: (44, 56, 110)}[alpha]
         for name, protocol, settings, count, y in (
             ("MoDeST", "modest", {"sample_size": SAMPLE, "aggregators": 1}, rounds[0], "newest_accuracy"),
             ("D-SGD, 7-regular", "dpsgd", {"graph": "random-regular", "degree": 7}, rounds[1], "accuracy.mean"),
