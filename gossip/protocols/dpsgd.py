@@ -8,9 +8,10 @@ Sources: X. Lian et al., "Can Decentralized Algorithms Outperform Centralized Al
 L. Xiao and S. Boyd, "Fast linear iterations for distributed averaging" (2004), for the weights. Rounds, deadlines and
 latecomers: `gossip.decentralized.rounds`.
 
-What is not conserved: when a node crashes, its share of the mean is gone with it; when a message is lost for good, its edge may
-count at one end only, and the mean moves by the difference of the two models, times the edge's weight. On the directed graph ("one-peer-exponential", weight 1/2 for each of two) W is doubly stochastic while all models arrive; one
-that is missing leaves its weight to the receiver alone.
+What is not conserved: when a node crashes, its share of the mean is gone with it; when a message is lost for good, its edge
+may count at one end only, and the mean moves by the difference of the two models, times the edge's weight. On the directed
+graph ("one-peer-exponential", weight 1/2 for each of two) W is doubly stochastic while all models arrive; one that is missing
+leaves its weight to the receiver alone.
 """
 
 from __future__ import annotations
