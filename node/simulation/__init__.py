@@ -3,7 +3,7 @@
 What it is for: to try a protocol, a swarm or a disaster on a laptop, and to get the same numbers again. One scenario and one
 seed decide everything; the digest of two equal runs is the same, whatever the hash seed of the process.
 
-* What is simulated: `scenario` (the one value that decides all), `run` (puts a run together and ends it), `chance` (random streams).
+* What is simulated: `scenario` (the one value that decides all), `assembly` (puts together what it names), `run` (carries it out and ends it), `chance` (random streams).
 * The world: `world` (nodes, and the events of their cores), `heap` (the virtual clock), `legs` (training, computed late and together),
   `links` (latency, bandwidth, loss), `speeds` (step times), `views` (who has heard of whom), `collective` (protocols with certified
   rounds, modelled).

@@ -7,8 +7,6 @@ engine: that is what makes many small models fast.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import attrs
 
 from gossip.decentralized.protocol import LocalRule, LocalWork, Train
@@ -36,10 +34,8 @@ class Leg:
 class Legs:
     """The legs that run, at most one for each node."""
 
-    def __init__(self, engine: Engine, passed: Callable[[int], None] | None = None) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._passed = passed
-        """Hears how many legs are about to be computed: that takes real time."""
         self._open: dict[int, Leg] = {}
         """By node; not computed yet."""
 
@@ -59,8 +55,6 @@ class Legs:
         if leg.work is None:
             legs = [self._open[node] for node in sorted(self._open)]
             self._open.clear()
-            if self._passed is not None:
-                self._passed(len(legs))
             for one, work in zip(legs, self._engine.train([one.job for one in legs]), strict=True):
                 one.work = work
         assert leg.work is not None, "a leg that is due was open"

@@ -6,7 +6,6 @@ whatever ends a run, or strikes it, does so between two moments and never in the
 
 from __future__ import annotations
 
-import hashlib
 import resource
 import sys
 import time
@@ -17,25 +16,17 @@ import attrs
 import msgspec
 import numpy as np
 
-from gossip.decentralized.protocol import Context, DecentralizedProtocol, Vector
-from gossip.errors import InvalidSettings, UnknownProtocol
-from gossip.protocol import Protocol, load_plugin
+from gossip.decentralized.protocol import DecentralizedProtocol
 from node import __version__
-from node.errors import ConfigError
+from node.simulation.assembly import assemble, identities, run_id_of
 from node.simulation.chance import stream
 from node.simulation.churn import Change, absent_at_first, changes
-from node.simulation.collective import CertifiedRounds, Circle
-from node.simulation.disruption import struck
-from node.simulation.engine import Engine, open_engine
-from node.simulation.links import Network
+from node.simulation.engine import Engine
 from node.simulation.metrics import Metrics
 from node.simulation.records import SCHEMA, Completion, Cost, End, Header, Point, Record
 from node.simulation.scenario import Scenario
-from node.simulation.speeds import Speeds
 from node.simulation.trace import Happening, Trace, model_sha256
-from node.simulation.world import Node, World
-from transport.errors import InvalidNodeId
-from transport.identity import NodeId
+from node.simulation.world import Node
 
 __all__ = ["Progress", "Simulation", "identities", "run_id_of"]
 
@@ -59,26 +50,6 @@ class Progress:
     """Local steps of all nodes."""
 
 
-def identities(scenario: Scenario) -> list[NodeId]:
-    """The nodes' ids, by index (`ConfigError` for one that is none)."""
-    if not scenario.ids:
-        return [
-            NodeId(hashlib.sha256(f"noded simulate/{scenario.seed}/{i}".encode()).digest())
-            for i in range(scenario.nodes)
-        ]
-    try:
-        return [NodeId.parse(text) for text in scenario.ids]
-    except InvalidNodeId as error:
-        raise ConfigError(f"ids: {error}", key="ids") from None
-
-
-def run_id_of(scenario: Scenario) -> bytes:
-    """The run's id, 32 bytes."""
-    if scenario.run_id:
-        return bytes.fromhex(scenario.run_id)
-    return hashlib.sha256(f"noded simulate/{scenario.seed}/run".encode()).digest()
-
-
 class Simulation:
     """One run of one scenario.
 
@@ -93,7 +64,7 @@ class Simulation:
         user_path: folder that a task `module:Class` is imported from.
 
     Raises:
-        ConfigError, TaskError, EngineError: the scenario cannot be run; the message says why.
+        ConfigError, TaskError, EngineError: as for `assemble`.
     """
 
     def __init__(
@@ -110,26 +81,14 @@ class Simulation:
     ) -> None:
         self._began_s, self._began_cpu_s = time.monotonic(), time.process_time()
         self.scenario = scenario
-        self.ids = identities(scenario)
-        self.run_id = run_id_of(scenario)
         self._write = write
         self._progress = progress
         self._reported_s = 0.0
         self._interrupted = False
-        try:
-            self.plugin = protocol or load_plugin(scenario.protocol)
-            self.settings = self.plugin.parse_settings(scenario.protocol_settings)
-        except (UnknownProtocol, InvalidSettings) as error:
-            raise ConfigError(str(error), key="protocol", hint=error.hint) from None
-        blow = scenario.disruption
-        self.struck = struck(blow, self.ids, self.run_id, self.settings, scenario.seed)
-        relays = self.struck if blow.case == "hub-relay" else []
-        if len(relays) == scenario.nodes:
-            raise ConfigError(
-                "disruption.share: nobody is left to hold data", key="disruption.share"
-            )
-        self.engine = engine or self._open_engine(relays, user_path)
-        self.world = self._make_world(Trace(watch))
+        made = assemble(scenario, engine=engine, protocol=protocol, user_path=user_path)
+        self.ids, self.run_id, self.settings = made.ids, made.run_id, made.settings
+        self.struck, self.engine = made.struck, made.engine
+        self.world = made.world(Trace(watch))
         self._hashes = hashes
         self._metrics = Metrics(
             self.world, self.engine, every=scenario.point_every, scored=self._scored()
@@ -137,91 +96,10 @@ class Simulation:
         self.world.on_completed = self._completed
         self._changes = changes(scenario.churn, scenario.nodes, scenario.seed)
         self._has_struck = False
+        blow = scenario.disruption
         self._blow_is_due = blow.case != "none" and blow.at_round is not None
         self._moved_s = 0.0
         """When a round was completed last."""
-
-    def _open_engine(self, relays: list[int], user_path: str) -> Engine:
-        scenario = self.scenario
-        holders = [index for index in range(scenario.nodes) if index not in set(relays)]
-        place = {index: number for number, index in enumerate(holders)}
-        return open_engine(
-            scenario.engine,
-            task=scenario.task,
-            settings=scenario.task_settings,
-            nodes=[str(id_) for id_ in self.ids],
-            data=scenario.data,
-            seed=scenario.seed,
-            steps=scenario.rounds * scenario.every,
-            parts=[(place.get(index, 0), len(holders)) for index in range(scenario.nodes)],
-            without_data=relays,
-            user_path=user_path,
-        )
-
-    def _make_world(self, trace: Trace) -> World:
-        scenario = self.scenario
-        plugin = self.plugin
-        if issubclass(plugin, Protocol):
-            return self._make_circle(plugin, trace)
-        if not issubclass(plugin, DecentralizedProtocol):
-            raise ConfigError(
-                f"protocol: {scenario.protocol!r} cannot be simulated", key="protocol"
-            )
-        common = scenario.common_start or plugin.needs_common_start
-
-        def make_core(index: int) -> DecentralizedProtocol:
-            return plugin(self.settings, self._context(index))
-
-        fetch = scenario.newcomers == "fetch" or plugin.needs_common_start
-        return self._world_of(make_core, trace, common=common, fetch=fetch)
-
-    def _make_circle(self, plugin: type[Protocol], trace: Trace) -> World:
-        circle = Circle(plugin, self.scenario.protocol_settings, self.ids)
-
-        def make_core(index: int) -> DecentralizedProtocol:
-            return CertifiedRounds(self.settings, self._context(index), circle, index)
-
-        world = self._world_of(make_core, trace, common=True, fetch=True)
-        circle.bind(world)
-        return world
-
-    def _context(self, index: int) -> Context:
-        scenario = self.scenario
-        return Context(
-            me=self.ids[index],
-            run=self.run_id,
-            tensors=self.engine.tensors,
-            numel=self.engine.numel,
-            rng=stream(scenario.seed, "core", index),
-            every=scenario.every,
-            rounds=scenario.rounds,
-        )
-
-    def _world_of(
-        self,
-        make_core: Callable[[int], DecentralizedProtocol],
-        trace: Trace,
-        *,
-        common: bool,
-        fetch: bool,
-    ) -> World:
-        scenario = self.scenario
-
-        def initial(index: int) -> Vector:
-            return self.engine.initial(index, common=common)
-
-        return World(
-            self.ids,
-            make_core=make_core,
-            initial=initial,
-            engine=self.engine,
-            network=Network(scenario.links, scenario.nodes, scenario.seed),
-            speeds=Speeds(scenario.speed, scenario.nodes, scenario.seed),
-            discovery=scenario.discovery,
-            seed=scenario.seed,
-            fetch=fetch,
-            trace=trace,
-        )
 
     def _scored(self) -> frozenset[int] | None:
         count = self.scenario.evaluate_nodes

@@ -71,8 +71,6 @@ class Node:
     model: Vector | None = None
     """Of its last completed round, else its initial one."""
     round: int = 0
-    completed: int = 0
-    """Rounds it completed, in all its lives."""
     finished: bool = False
     steps: int = 0
     """Local steps it has done: its data cursor."""
@@ -130,7 +128,6 @@ class World:
         seed: of the choices made here.
         fetch: newcomers fetch a member's model.
         trace: what happens is noted there.
-        passed: hears how many legs are about to be computed.
     """
 
     def __init__(
@@ -146,7 +143,6 @@ class World:
         seed: int = 0,
         fetch: bool = True,
         trace: Trace | None = None,
-        passed: Callable[[int], None] | None = None,
     ) -> None:
         self.heap = EventHeap()
         self.nodes = [Node(index, id_) for index, id_ in enumerate(ids)]
@@ -168,7 +164,7 @@ class World:
         self._discovery = discovery
         self._fetch = fetch
         self._rng = stream(seed, "world")
-        self._legs = Legs(engine, passed)
+        self._legs = Legs(engine)
         self._views = Views(ids, discovery, self.heap, self._tell, seed)
 
     # ---- what happens to nodes ---------------------------------------------------------------
@@ -362,7 +358,6 @@ class World:
     def _completed(self, node: Node, event: Completed) -> None:
         self.trace.add(self.now, Kind.COMPLETED, node.index, size=event.round)
         node.model, node.round = _read_only(event.model), event.round
-        node.completed += 1
         self.totals.completed += 1
         self.on_completed(node)
 
