@@ -53,7 +53,7 @@ SOCKET_NAME: Final = "ops.sock"
 MAX_REQUESTS: Final = 32
 """Under way at once."""
 MAX_ARENAS: Final = 64
-MAX_TENSORS: Final = 512
+MAX_TENSORS: Final = 2048
 """Of one declared state; their names have to fit into a frame."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=64)]

@@ -203,7 +203,12 @@ class CollectiveLink:
                     f"{MAX_REQUESTS} collectives are under way", hint="wait for one of them first"
                 )
             self._pending[message.id] = pending
-        self._send(message)
+        try:
+            self._send(message)
+        except InvalidOperation:  # it does not fit into a frame, and was not sent
+            with self._lock:
+                del self._pending[message.id]
+            raise
         return pending
 
     def number(self) -> int:
@@ -286,7 +291,9 @@ class CollectiveLink:
         try:
             frame = encode(message)
         except TrainerProtocolError as error:
-            raise InvalidOperation(str(error)) from None
+            raise InvalidOperation(
+                str(error), hint="declare fewer tensors with shorter names, or one flat one"
+            ) from None
         try:
             with self._sending:
                 self._socket.sendall(frame)

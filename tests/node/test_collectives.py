@@ -153,6 +153,8 @@ def test_after_an_error_the_tensor_is_what_it_was(tmp_path: Path) -> None:
             run.all_reduce(tensor, wire="nothing-like-it", timeout_s=5)
         with pytest.raises(InvalidOperation):
             run.all_reduce(tensor.to(torch.complex64), timeout_s=5)
+        with pytest.raises(InvalidOperation, match="too long"):
+            run.sync_state({f"{'x' * 90}{number}": tensor for number in range(2000)})
         assert torch.equal(tensor, values(index))
         run.all_reduce(tensor, timeout_s=PATIENCE_S)
         assert torch.equal(tensor, values(2))
