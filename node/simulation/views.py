@@ -83,25 +83,21 @@ class Views:
             self._life[node] += 1
             lives.append(self._life[node])
         news = tuple(zip(nodes, lives, strict=True))
-        when = self._heap.now + after_s
+        self._heap.at(self._heap.now + after_s, self._publish, news, present)
+
+    def _publish(self, news: tuple[tuple[int, int], ...], present: bool) -> None:
+        # Who comes from now on is told by the list itself; who is there hears at once, or in its own time.
+        self._change(self._public, self._fresh(news), present=present)
         spread = self._settings.spread_s
-        if not spread:
-            self._heap.at(when, self._all_hear, news, present)
-            return
-        self._heap.at(when, self._publish, news, present)
         for observer in sorted(self._known):
-            self._heap.at(when + self._rng.uniform(0, spread), self._hears, observer, news, present)
+            if spread:
+                when = self._heap.now + self._rng.uniform(0, spread)
+                self._heap.at(when, self._hears, observer, news, present)
+            else:
+                self._hears(observer, news, present)
 
     def _fresh(self, news: tuple[tuple[int, int], ...]) -> list[int]:
         return [node for node, life in news if self._life[node] == life]
-
-    def _publish(self, news: tuple[tuple[int, int], ...], present: bool) -> None:
-        self._change(self._public, self._fresh(news), present=present)
-
-    def _all_hear(self, news: tuple[tuple[int, int], ...], present: bool) -> None:
-        self._publish(news, present)
-        for observer in sorted(self._known):
-            self._hears(observer, news, present)
 
     def _hears(self, observer: int, news: tuple[tuple[int, int], ...], present: bool) -> None:
         known = self._known.get(observer)

@@ -381,3 +381,24 @@ def test_no_dead_node_speaks_or_is_spoken_to(changes, rewire, spread):
     assert world.finished == sum(node.finished for node in world.alive())
     totals = world.totals
     assert totals.messages == totals.delivered + totals.lost
+
+
+@pytest.mark.parametrize("spread", [0.0, 2.0])
+def test_two_that_come_one_after_the_other_hear_of_each_other(spread):
+    world, _ = toy_world(still, 4, discovery=Discovery(join_s=3.0, spread_s=spread))
+    world.begin(frozenset({2, 3}))
+    world.heap.at(1.0, world.join, 2)
+    world.heap.at(2.0, world.join, 3)
+    until(world, 3.5)
+    assert len(world.nodes[3].core.others) == 2
+    until(world, 20.0)
+    assert [len(node.core.others) for node in world.nodes] == [3, 3, 3, 3]
+
+
+def test_a_newcomer_may_begin_with_a_model_of_its_own():
+    world, _ = toy_world(still, 3, fetch=False)
+    world.begin(frozenset({2}))
+    world.heap.at(1.0, world.join, 2)
+    until(world, 1.0)
+    assert world.nodes[2].core.params[0] == 2.0
+    assert world.totals.bytes == 0
