@@ -104,6 +104,7 @@ class _Running:
     """The operation whose data plane runs, or has run, in the caller's task."""
 
     operation: Operation
+    out: Array
     started: float
     scope: trio.CancelScope
     done: trio.Event = attrs.field(factory=trio.Event)
@@ -213,7 +214,7 @@ class Calls:
                 while queue[0] is not place:
                     await self._changed().wait()
                 waiting = False
-                self._forget_other(lane, job.call.descriptor)
+                self._forget_other(job)
                 while True:
                     reduced = await self._attempt(job)
                     if reduced is not None:
@@ -246,10 +247,19 @@ class Calls:
             return f": {running.waited_for}"
         return f"; the last attempt ended with: {running.reason}" if running.reason else ""
 
-    def _forget_other(self, lane: int, descriptor: bytes) -> None:
-        """Drop what a cancelled call left behind, unless this call asks for the same."""
-        running = self._running[lane]
-        if running is not None and running.operation.descriptor == descriptor:
+    def _forget_other(self, job: Job) -> None:
+        """Drop what an earlier call left behind, unless this one goes on with it.
+
+        That is so of rounds only: their descriptor names round and state, so the same one in the same memory is the
+        same operation. In other lanes descriptors repeat, and the result of the last call is none of this one's.
+        """
+        lane, running = job.tag, self._running[job.tag]
+        if (
+            running is not None
+            and lane == ROUND_LANE
+            and running.operation.descriptor == job.call.descriptor
+            and running.out is job.out
+        ):
             running.mismatch = False
             return
         self._running[lane] = None
@@ -265,7 +275,7 @@ class Calls:
             return settled
         self._check_root(job.call)
         operation = self._machine.begin(job.call.descriptor, trio.current_time(), lane)
-        running = _Running(operation, trio.current_time(), trio.CancelScope())
+        running = _Running(operation, job.out, trio.current_time(), trio.CancelScope())
         self._running[lane] = running
         self._flush()
         fatal: GossipError | None = None

@@ -14,7 +14,12 @@ from gossip.collective.calls import MAX_CALLS
 from gossip.collective.epoch_events import EpochSettings
 from gossip.collective.group import Handle, Job, Reduced
 from gossip.collective.messages import Message, Vote
-from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation
+from gossip.errors import (
+    CollectiveAborted,
+    DescriptorMismatch,
+    Indeterminate,
+    InvalidOperation,
+)
 from tests.gossip.swarm import Node, open_swarm
 
 START = hashlib.sha256(b"start").digest()
@@ -275,3 +280,38 @@ async def test_members_that_call_other_tags_are_told_who_waits_where(
         with pytest.raises(CollectiveAborted):
             await handles[1].wait()
         assert trio.current_time() <= soon + 2
+
+
+@pytest.mark.parametrize("tag", [0, 5])
+async def test_a_result_that_comes_too_late_is_not_that_of_the_next_call(
+    tag: int, autojump_clock: object
+) -> None:
+    """The vote of one member is held back until the other has given up; then both call again, with new values."""
+    async with open_swarm(2) as (_, nodes):
+        for node in nodes:
+            node.group.set_position(0, START)
+        await nodes[0].group.wait_entered()
+        post = nodes[1].group._talk.send
+        nodes[1].group._talk.send = lambda to, message: (
+            None if isinstance(message, Vote) else post(to, message)
+        )
+        call = Call().bind(b"always the same", values(0, tag))
+
+        def start(index: int, step: int, deadline: float = np.inf) -> tuple[np.ndarray, Handle]:
+            source = values(index, tag, step)
+            out = np.full_like(source, np.nan)
+            return out, nodes[index].group.start(Job(call, source, out, tag, deadline))
+
+        _, given_up = start(0, 0, trio.current_time() + 2)
+        _, certified = start(1, 0)
+        await certified.wait()
+        with pytest.raises(Indeterminate):
+            await given_up.wait()
+        nodes[1].group._talk.send = post
+        for node in nodes:
+            node.group.set_position(1, hashlib.sha256(b"after").digest())
+        with trio.fail_after(30):
+            pairs = [start(index, 1) for index in range(2)]
+            for out, handle in pairs:
+                await handle.wait()
+                np.testing.assert_allclose(out, expected([0, 1], tag, 1), rtol=1e-5, atol=1e-4)
