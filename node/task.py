@@ -82,7 +82,7 @@ class TaskContext:
     """Local steps of the whole run; 0 means no end."""
     device: str = "cpu"
     part: tuple[int, int] | None = None
-    """(index, count): train on that part of the data, cut into `count` parts alike on all nodes; None: on all of it."""
+    """(index, count): train on that part of the data, cut into `count` parts alike on all nodes; None: on all of it. A task may know no parts."""
 
     @property
     def stream(self) -> int:

@@ -5,7 +5,7 @@ of an aligned flat vector (`node.training.binding`), so a simulated node and a r
 end with the same bits. A process has one random state, and here many nodes share a process: each node's is put in
 place before its leg and kept after it (only models with dropout notice).
 
-It costs what torch costs: a millisecond for each step of a tiny model, where `engine_numpy` takes 30 microseconds.
+It costs what torch costs: 400 microseconds of CPU for a step of the perceptron of `digits`, where `engine_numpy` takes 25.
 """
 
 from __future__ import annotations
