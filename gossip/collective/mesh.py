@@ -14,7 +14,7 @@ transfer on each says which lane it is for::
     header  uint8 lane, uint8 number of the link, uint8 links in all; no payload
     then    the offer of shared memory, see `transport.bulk.shared`
 
-Over a long path lane 0 has several links in each direction, used in turn (`transport.bulk.striped`), as many as a line
+Over a long path lane 0 has several links in each direction, used as one (`transport.bulk.striped`), as many as a line
 of 1 Gbit/s needs for its bandwidth-delay product; the sender decides.
 
 Invariants: links are thrown away with their epoch; at most `MAX_LANES` lanes, the same links each way per lane and
@@ -70,13 +70,18 @@ class Lane:
     """
 
     def __init__(
-        self, epoch: Epoch, number: int, rank: int, dial: Callable[[Lane, int], None]
+        self,
+        epoch: Epoch,
+        number: int,
+        rank: int,
+        dial: Callable[[Lane, int], None],
+        start: Callable[..., object],
     ) -> None:
         self.epoch = epoch
         self.number = number
         self.rank = rank
         self.world = len(epoch.members)
-        self._dial = dial
+        self._dial, self._start = dial, start
         self._out: dict[int, AnyLink] = {}
         self._into: dict[int, AnyLink] = {}
         self._parts: dict[int, dict[int, BulkLink]] = {}  # taken, and not all there yet
@@ -152,7 +157,9 @@ class Lane:
             return True
         complete = [parts.get(each) for each in range(of)]
         found = [part for part in complete if part is not None]
-        return len(found) == of and self.add(rank, _together(found, None), outgoing=False)
+        return len(found) == of and self.add(
+            rank, _together(found, self._start, receiving=True), outgoing=False
+        )
 
     def drop(self, reason: str) -> None:
         """The epoch has ended: close every link hard; whoever uses or awaits one fails at once."""
@@ -208,7 +215,9 @@ class Mesh:
             return None
         lane = self._lanes.get(number)
         if lane is None:
-            lane = self._lanes[number] = Lane(epoch, number, self._rank, self._start_dial)
+            lane = self._lanes[number] = Lane(
+                epoch, number, self._rank, self._start_dial, self._start
+            )
         return lane
 
     def enter(self, epoch: Epoch) -> None:
@@ -287,7 +296,9 @@ class Mesh:
                 async with trio.open_nursery() as nursery:
                     for number in range(count):
                         nursery.start_soon(self._open_one, lane, peer, number, count, links)
-                together = _together([links[number] for number in range(count)], self._start)
+                together = _together(
+                    [links[number] for number in range(count)], self._start, receiving=False
+                )
                 kept = lane.add(rank, together, outgoing=True)
                 return
         except* (TransportError, GossipError) as group:
@@ -349,8 +360,8 @@ def links_for(rtt_s: float | None) -> int:
     return max(1, min(MAX_LINKS, math.ceil(rtt_s * FAST_BYTES_PER_S / WINDOW_BYTES)))
 
 
-def _together(links: list[BulkLink], start: Callable[..., object] | None) -> AnyLink:
-    return links[0] if len(links) == 1 else StripedLink(links, start)
+def _together(links: list[BulkLink], start: Callable[..., object], *, receiving: bool) -> AnyLink:
+    return links[0] if len(links) == 1 else StripedLink(links, start, receiving=receiving)
 
 
 def _label(epoch: Epoch) -> bytes:
