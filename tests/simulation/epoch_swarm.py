@@ -712,7 +712,7 @@ class Swarm:
         """
         self.markers["tag redone"] += 1
         present = node.machine.epoch
-        for signed in call.signed[-1:]:
+        for signed in call.signed[-1:] if self.accusations is None else ():
             for member in {*present.members} & {*signed.epoch.members} - {node.id}:
                 there = self.nodes[member].machine
                 held = there.certificate(signed.epoch_id, signed.lane, signed.sequence)

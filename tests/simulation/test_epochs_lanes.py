@@ -15,12 +15,23 @@ import os
 import random
 from collections import Counter
 
+import msgspec
 import pytest
 
 from gossip.collective.epoch_events import EpochSettings
-from gossip.collective.messages import Message
+from gossip.collective.messages import Answer, Ask, Message
 from tests.simulation.epoch_swarm import Swarm, fast_signatures  # noqa: F401
 from tests.simulation.test_epochs_exhaustive import FAULTS, strike
+from tests.simulation.test_epochs_hostile import (
+    LIE,
+    Tamper,
+    assert_honest_go_on,
+    crash_one,
+    hostile,
+    liar_of,
+    signs_nonsense,
+    votes_nonsense,
+)
 from tests.simulation.test_epochs_random import CLASSES, churn
 from transport.identity import NodeId
 
@@ -123,3 +134,59 @@ def test_a_newcomer_gets_in_though_something_always_runs(seed: int) -> None:
     before = swarm.markers["tag certified"]
     swarm.run(swarm.now + 0.5)
     assert swarm.markers["tag certified"] > before + 25
+
+
+def denies(_swarm: Swarm, message: Message) -> list[Message]:
+    """It holds certificates and says that it does not: the operation is done again, and that is all."""
+    return [
+        msgspec.structs.replace(message, certificate=None)
+        if isinstance(message, Answer)
+        else message
+    ]
+
+
+def forges(_swarm: Swarm, message: Message) -> list[Message]:
+    if isinstance(message, Answer) and message.certificate is not None:
+        forged = msgspec.structs.replace(message.certificate, root=LIE)
+        return [msgspec.structs.replace(message, certificate=forged)]
+    return [message]
+
+
+def asks_on_and_on(swarm: Swarm, message: Message) -> list[Message]:
+    epochs = sorted(swarm.checker.epochs)
+    return [message, *(Ask(epoch, lane, 0) for epoch in epochs[-2:] for lane in range(1, 4))]
+
+
+@pytest.mark.parametrize("count", [3, 5] if SLOW else [3])
+@pytest.mark.parametrize(
+    ("tamper", "caught"),
+    [
+        (signs_nonsense, True),
+        (votes_nonsense, True),
+        (denies, False),
+        (forges, False),  # only if it is asked for what it holds, which chance decides
+        (asks_on_and_on, False),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_liar_moves_nobody(count: int, tamper: Tamper, *, caught: bool) -> None:
+    active = [False]
+    swarm = hostile(
+        count,
+        lambda swarm, message: tamper(swarm, message) if active[0] else [message],
+        f"lanes/{count}/{tamper.__name__}",
+    )
+    swarm.tags = TAGS
+    swarm.start()
+    swarm.run(20, lambda: swarm.all_reach(3))
+    active[0] = True
+    for _ in range(2):
+        crash_one(swarm)
+        swarm.run(swarm.now + 6.0)
+    before = swarm.markers["tag certified"]
+    assert_honest_go_on(swarm, 90)
+    assert swarm.markers["tag certified"] > before
+    assert swarm.accusations is not None
+    assert set(swarm.accusations) <= {liar_of(swarm)}, "nobody honest is accused"
+    if caught:
+        assert swarm.accusations[liar_of(swarm)] >= 1
