@@ -14,7 +14,7 @@ from node.run.checkpoint import Trust, verify
 from node.simulation.records import Completion, Record
 from node.simulation.run import Simulation
 from node.simulation.scenario import Scenario
-from tests.real.cluster import Cluster, Node, at_round, finished
+from tests.real.cluster import Cluster, Node, at_round, finished, training
 from tests.real.swarm import slow
 
 pytestmark = pytest.mark.real
@@ -110,6 +110,67 @@ def test_the_simulator_computes_the_same_models(tmp_path, protocol, settings):
     assert real == found
     if protocol == "dpsgd":
         assert len({each[rounds] for each in real}) == count
+
+
+def best(nodes: list[Node]) -> float:
+    """The highest accuracy on the held-out data that a node has told of its model."""
+    told = [node.status()["run"]["accuracy"] for node in nodes if node.process is not None]
+    return max((accuracy for accuracy in told if accuracy is not None), default=0.0)
+
+
+@slow
+def test_eight_daemons_with_modest_while_nodes_join_leave_and_are_killed(tmp_path):
+    """Each with an eighth of the data: the line of models goes on through all of it, and gets better."""
+    settings = {
+        "sample_size": 3,
+        "aggregators": 2,
+        "success_fraction": 0.6,
+        "ping_timeout": 1.0,
+        "inactivity_window": 20,
+    }
+    with Cluster(tmp_path) as cluster:
+        values = creates(
+            5,
+            run__protocol="modest",
+            run__protocol_settings=settings,
+            run__steps=0,
+            run__every=5,
+            run__part="1/8",
+        )
+        first = cluster.node("n1", **values).start()
+        nodes = [first] + [
+            cluster.node(f"n{number}", bootstrap=first, **joins(number, 8)).start()
+            for number in range(2, 6)
+        ]
+        before = {node.name: node for node in nodes}
+
+        def goes_on(what: str, rounds: int = 5) -> None:
+            """All that are there have completed so many rounds more than anybody had."""
+            reached = max(status["run"]["round"] for status in cluster.until_all(training, what))
+            for node in nodes:
+                if node.process is not None:
+                    node.until(at_round(reached + rounds), f"rounds after {what}")
+
+        goes_on("the start")
+        for number in range(6, 9):
+            nodes.append(cluster.node(f"n{number}", bootstrap=first, **joins(number, 8)).start())
+            goes_on(f"n{number} joined")
+        before["n2"].kill()
+        before["n3"].kill()
+        goes_on("two were killed")
+        assert before["n4"].cli("stop").returncode == 0
+        before["n4"].wait()
+        goes_on("one left")
+        first.kill()  # the one that made the run
+        goes_on("its maker was killed")
+        before["n2"].values["network.bootstrap"] = [nodes[-1].address()]
+        before["n2"].write_config()
+        before["n2"].start()
+        goes_on("one came back")
+        cluster.wait(lambda: best(nodes) > 0.9, "a good model", last=lambda: best(nodes))
+        for node in nodes:
+            if node.process is not None:
+                node.stop()
 
 
 @pytest.fixture(scope="module")
