@@ -18,7 +18,7 @@ from gossip.collective.call import Call, Kind, Reduce, chunk_bounds, result_leng
 from gossip.collective.certificate import GENESIS, Ballot, Epoch
 from gossip.collective.choice import CAN, Algorithm
 from gossip.collective.dataplane import Outcome, execute
-from gossip.collective.elements import FLOATS, INTEGERS
+from gossip.collective.elements import FLOATS, INTEGERS, elements_of
 from gossip.collective.formats.registry import FORMATS
 from gossip.collective.formats.wire_format import NotFinite, RefusedPayload
 from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation
@@ -617,3 +617,18 @@ def test_all_worlds_and_wire_formats(world: int, wire: str) -> None:
         assert len({out.tobytes() for out, _ in results}) == 1
         expected = reference(Reduce.SUM, sources, [1.0] * world)
         assert within(one, results[0][0], expected, sum(bound(one, source) for source in sources))
+
+
+@pytest.mark.parametrize("name", sorted(FLOATS))
+@pytest.mark.parametrize("length", [1, 8191, 8192, 8193, 20_000])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(name: str, length: int) -> None:
+    one = elements_of(TYPES[name])
+    sample = np.full(length, 3.0, TYPES[name])
+    assert one.finite(sample)
+    sample[:] = ml_dtypes.finfo(TYPES[name]).max  # their squares are infinite
+    assert one.finite(sample)
+    for at in {0, length // 2, length - 1}:
+        for value in (np.nan, np.inf, -np.inf):
+            bad = sample.copy()
+            bad[at] = value
+            assert not one.finite(bad)
