@@ -430,6 +430,14 @@ def _check(config: Config) -> None:
         )
     if any(not character.isprintable() for character in config.node.site):
         raise ConfigError("node.site: control characters cannot be shown", key="node.site")
+    if config.run is not None and config.run.part:
+        index, count = map(int, config.run.part.split("/"))
+        if index > count:
+            raise ConfigError(
+                f"run.part: there is no part {index} of {count}",
+                key="run.part",
+                hint=f'"{count}/{count}" is the last one',
+            )
     if any(not character.isprintable() for character in config.node.name):
         raise ConfigError(
             "node.name: control characters cannot be shown in a table", key="node.name"

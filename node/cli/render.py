@@ -320,11 +320,17 @@ def _run_lines(run: Mapping[str, Any]) -> list[str]:
             f" ({duration(run['round_seconds'])})" if _is_number(run.get("round_seconds")) else ""
         )
         parts.append(f"{number(joined)}{of} joined last round{took}")
+    gossip = _map(run.get("gossip"))
+    if gossip:
+        parts.append(f"{len(_list(gossip.get('neighbours')))} neighbours")
     steps = run.get("steps_total")
     parts.append(f"step {number(run.get('step'))}" + (f" of {number(steps)}" if steps else ""))
     parts.append(f"loss {number(run.get('loss'), 3)}")
     if _is_number(run.get("val_loss")):
         parts.append(f"validation {number(run.get('val_loss'), 3)}")
+    accuracy: Any = run.get("accuracy")
+    if _is_number(accuracy):
+        parts.append(f"accuracy {100 * accuracy:.1f} %")
     parts.append(f"{number(run.get('tokens_per_s'), 0)} tokens/s")
     return ["  ".join(parts)]
 

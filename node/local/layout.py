@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gossip.protocol import installed_protocols, load_plugin
+from gossip.protocol import installed_protocols
 from node import keys
 from node.cli.text import parse_assignments
 from node.config import check_environment, parse_config
@@ -171,18 +171,17 @@ def config_text(
         "run.every": options.every,
         "run.steps": options.steps,
         "run.seed": options.seed,
+        # Where the task's data can be cut, nobody else has what this one learns from.
+        "run.part": f"{number}/{options.peers}",
         # Otherwise the first peer would run ahead while the others are still loading torch.
         "run.min_members": options.peers,
         "trainer.threads": max(1, len(os.sched_getaffinity(0)) // options.peers),
     }
     if options.protocol == "diloco" and options.steps // options.every >= LONG_RUN_ROUNDS:
         values["run.protocol_settings"] = {"outer_momentum": 0.9}
-    if _is_decentralized(options.protocol):
-        # Their point is to learn from data that nobody else has.
-        values["run.part"] = f"{number}/{options.peers}"
-        if options.protocol == "modest":
-            # With its default of 10 everybody would be in every round.
-            values["run.protocol_settings"] = {"sample_size": (options.peers + 1) // 2}
+    if options.protocol == "modest":
+        # With its default of 10 everybody would be in every round.
+        values["run.protocol_settings"] = {"sample_size": (options.peers + 1) // 2}
     if options.data is not None:
         values["run.data"] = str(options.data.absolute())
     if options.verbosity:
@@ -191,12 +190,6 @@ def config_text(
     text = render_config(values)
     check_environment(parse_config(text.encode()).config)
     return text
-
-
-def _is_decentralized(protocol: str) -> bool:
-    from gossip.decentralized.protocol import DecentralizedProtocol
-
-    return issubclass(load_plugin(protocol), DecentralizedProtocol)
 
 
 def write_config(

@@ -254,3 +254,16 @@ _values = st.recursive(
 @given(_values)
 def test_values_survive_toml(value):
     assert tomllib.loads(f"x = {toml_value(value)}") == {"x": value}
+
+
+@pytest.mark.parametrize(
+    ("part", "good"), [("1/1", True), ("3/8", True), ("9/8", False), ("0/8", False), ("x", False)]
+)
+def test_the_part_of_the_data_is_one_that_there_is(part, good):
+    text = f'[run]\nname = "r"\npart = "{part}"\n'.encode()
+    if good:
+        assert parse_config(text).config.run.part == part
+        return
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text)
+    assert caught.value.key == "run.part"
