@@ -71,7 +71,7 @@ class Elements:
         if not self.floating:
             return True
         if not self.narrow or values.dtype == self.total:
-            return _all_finite(values)
+            return bool(np.isfinite(values).all())
         exponent = self._exponent
         return not ((values.view(np.uint16) & exponent) == exponent).any()
 
@@ -106,27 +106,6 @@ class Elements:
         if out is not total:
             with np.errstate(over="ignore"):
                 np.copyto(out, total, casting="same_kind")
-
-
-def _all_finite(values: Array) -> bool:
-    """No NaN and no infinity in values of 32 or 64 bits.
-
-    The sum of their squares is not finite if one of them is not; it takes 60 % of the time of looking at each. Where squares
-    overflow, each is looked at.
-    """
-    whole = values.size // _ROW * _ROW
-    if whole and _squares is not None:
-        rows = values[:whole].reshape(-1, _ROW)
-        with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(_squares(rows, rows)).all():
-                return bool(np.isfinite(values[whole:]).all())
-    return bool(np.isfinite(values).all())
-
-
-_ROW: Final = 8192
-"""Values at a time: for more than 10,000, OpenBLAS would start threads."""
-_squares = getattr(np, "vecdot", None)
-"""Since numpy 2.0."""
 
 
 @lru_cache(maxsize=64)
