@@ -72,7 +72,7 @@ def _part(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     for file in files:
         try:
             found = msgspec.json.decode(read_file(file), type=_File)
-        except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise DataCorrupt(f"{file}: not a file of LEAF: {error}") from None
         for name in found.users:
             user = found.user_data.get(name)
@@ -95,7 +95,7 @@ def _part(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
 def _pixels(file: Path, name: str, rows: list[list[float]]) -> np.ndarray:
     if any(len(row) != SIDE * SIDE for row in rows):
         raise DataCorrupt(f"{file}: user {name!r} has an image that is not {SIDE} x {SIDE}")
-    values = np.array(rows, np.float32)
+    values = np.array(rows, np.float64)
     if not ((values >= 0) & (values <= 1)).all():
         raise DataCorrupt(f"{file}: user {name!r} has a pixel beyond 0 to 1")
-    return (1 - values).reshape(-1, 1, SIDE, SIDE)
+    return (1 - values.astype(np.float32)).reshape(-1, 1, SIDE, SIDE)

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
+import lzma
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final, cast
 
 import attrs
 
@@ -25,13 +28,26 @@ __all__ = ["Files", "check_sum", "read_file"]
 
 MAX_FILE_BYTES: Final = 1 << 30
 """Of a file, and of what a compressed one expands to."""
+PIECE_BYTES: Final = 1 << 20
 MAX_NAMES: Final = 20_000
 """Files looked at in a folder or an archive."""
+MAX_ARCHIVE_BYTES: Final = 4 << 30
+"""Of what a compressed archive expands to while it is looked through."""
+MAX_HEADER_BYTES: Final = 4 << 20
+"""Read from an archive at once; tar has headers of any length, which are read whole."""
 
 Sums = Mapping[str, Collection[str]]
 """Published sums ("sha256:...", "md5:...") by file name; several where several data sets use one name."""
 
-_DAMAGED: Final = (gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error)
+_DAMAGED: Final = (
+    gzip.BadGzipFile,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,  # an odd compression, or a later version of the format
+)
 
 
 @attrs.frozen
@@ -90,15 +106,13 @@ def read_file(path: Path, *, limit: int = MAX_FILE_BYTES) -> bytes:
     try:
         with path.open("rb") as raw:
             if path.suffix != ".gz":
-                data = raw.read(limit + 1)
-            else:
-                with gzip.GzipFile(fileobj=raw) as file:
-                    data = file.read(limit + 1)
+                return _content(path, raw, limit)
+            with gzip.GzipFile(fileobj=raw) as file:
+                return _content(path, file, limit)
     except _DAMAGED as error:
         raise _damaged(path, error) from None
     except OSError as error:
         raise _missing(path, error) from None
-    return _bounded(path, data, limit)
 
 
 def check_sum(path: Path, published: Sums, *, any_version: bool = False) -> None:
@@ -110,7 +124,7 @@ def check_sum(path: Path, published: Sums, *, any_version: bool = False) -> None
     digests = {kind: hashlib.new(kind, usedforsecurity=False) for kind in kinds}
     try:
         with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
+            while chunk := file.read(PIECE_BYTES):
                 for digest in digests.values():
                     digest.update(chunk)
     except OSError as error:
@@ -147,7 +161,7 @@ def _members(path: Path) -> list[str]:
                     entry.filename for entry in archive.infolist()[:MAX_NAMES] if not entry.is_dir()
                 ]
         if path.name.endswith((".tar.gz", ".tgz", ".tar")):
-            with tarfile.open(path) as tar:
+            with _tar(path) as tar:
                 return [
                     entry.name
                     for _, entry in zip(range(MAX_NAMES), tar, strict=False)
@@ -167,21 +181,63 @@ def _members(path: Path) -> list[str]:
 def _member(path: Path, inside: str) -> bytes:
     try:
         if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive, archive.open(inside) as file:
-                data = file.read(MAX_FILE_BYTES + 1)
+            with zipfile.ZipFile(path) as archive, archive.open(inside) as packed:
+                data = packed.read(MAX_FILE_BYTES + 1)
         else:
-            with tarfile.open(path) as tar:
-                member = tar.extractfile(inside)  # a reader; nothing is written to disk
-                data = b"" if member is None else member.read(MAX_FILE_BYTES + 1)
-    except (
-        *_DAMAGED,
-        RuntimeError,
-        NotImplementedError,
-    ) as error:  # the latter two: encrypted, odd compression
+            with _tar(path) as tar:
+                data = _content(cast("BinaryIO | None", tar.extractfile(inside)))
+    except (*_DAMAGED, RuntimeError) as error:  # the latter: encrypted
         raise _damaged(path, error) from None
     except OSError as error:
         raise _missing(path, error) from None
     return _bounded(path, data, MAX_FILE_BYTES)
+
+
+def _content(member: BinaryIO | None) -> bytes:
+    """At most a byte too many; a reader of a tar's member writes nothing to disk."""
+    data = bytearray()
+    while member is not None and len(data) <= MAX_FILE_BYTES:
+        piece = member.read(MAX_HEADER_BYTES // 4)
+        if not piece:
+            break
+        data += piece
+    return bytes(data)
+
+
+class _Within(io.RawIOBase):
+    """What a tar is read from: no header, and no archive, has the reader expand more than the limits."""
+
+    def __init__(self, path: Path, inner: BinaryIO) -> None:
+        self._path, self._inner = path, inner
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise self._too_large(MAX_HEADER_BYTES)
+        return self._inner.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence != io.SEEK_SET or offset > MAX_ARCHIVE_BYTES:
+            raise self._too_large(MAX_ARCHIVE_BYTES)
+        return self._inner.seek(offset)
+
+    def tell(self) -> int:
+        return self._inner.tell()
+
+    def _too_large(self, limit: int) -> DataCorrupt:
+        return DataCorrupt(
+            f"{self._path} asks for more than {limit:,} bytes to be expanded",
+            hint="no archive of this data set does: download it again",
+        )
+
+
+@contextmanager
+def _tar(path: Path) -> Iterator[tarfile.TarFile]:
+    with path.open("rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        inner = cast("BinaryIO", gzip.GzipFile(fileobj=raw) if zipped else raw)
+        with tarfile.open(fileobj=cast("BinaryIO", _Within(path, inner)), mode="r:") as tar:
+            yield tar
 
 
 def _bounded(path: Path, data: bytes, limit: int) -> bytes:

@@ -100,7 +100,7 @@ def parse_idx(data: bytes, where: str) -> npt.NDArray[np.uint8]:
     if len(data) < start:
         raise DataCorrupt(f"{where}, byte {len(data)}: ends within its header")
     shape: tuple[int, ...] = struct.unpack(f">{dimensions}I", data[4:start])
-    if len(data) - start != math.prod(shape):
+    if not all(shape) or len(data) - start != math.prod(shape):
         raise DataCorrupt(
             f"{where}, byte {start}: {len(data) - start:,} values follow, its header says {shape}",
             hint="download or copy it again",

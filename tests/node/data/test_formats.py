@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import pickle
+import random
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -114,6 +118,8 @@ def test_mnist(tmp_path, compressed):
         (b"\0\0\x08\x03\0\0\0\x01", "byte 8: ends within its header"),
         (idx(np.zeros((2, 3), np.uint8))[:-1], "byte 12: 5 values follow, its header says"),
         (b"\0\0\x08\x04" + b"\xff" * 16, "byte 20: 0 values follow"),
+        (b"\0\0\x08\x03" + b"\0" * 4 + b"\xff" * 8, "byte 16: 0 values follow"),
+        (idx(np.zeros((5, 0, 0), np.uint8)), "byte 16: 0 values follow"),
     ],
 )
 def test_bad_idx(data, complaint):
@@ -210,6 +216,31 @@ def test_damaged_archives(tmp_path):
         load_cifar(str(tmp_path / "some.rar"))
 
 
+@pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+def test_archives_with_a_flipped_bit_are_refused_or_read(tmp_path, kind):
+    rng, file = random.Random(kind), tmp_path / "some.zip"
+    with zipfile.ZipFile(file, "w", compression=kind) as archive:
+        archive.writestr("ratings.csv", ratings_text(ratings(), "ratings.csv"))
+    whole = file.read_bytes()
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        file.write_bytes(damaged)
+        with contextlib.suppress(DataError):
+            load_movielens(str(file))
+
+
+def test_a_header_that_expands_without_end_is_not_expanded(tmp_path):
+    huge = tarfile.TarInfo("pax")
+    huge.type, huge.size = tarfile.XHDTYPE, 256 << 20
+    with gzip.open(tmp_path / "some.tar.gz", "wb", compresslevel=1) as file:
+        file.write(huge.tobuf())
+        for _ in range(8):
+            file.write(bytes(1 << 20))
+    with pytest.raises(DataCorrupt, match="more than 4,194,304 bytes"):
+        load_cifar(str(tmp_path / "some.tar.gz"))
+
+
 # ---- FEMNIST ----
 
 
@@ -232,6 +263,7 @@ def test_femnist(tmp_path):
         (lambda d: d["user_data"]["f01"]["x"][2].pop(), "not 28 x 28"),
         (lambda d: d["user_data"]["f01"]["y"].__setitem__(0, 62), "class beyond 0 to 61"),
         (lambda d: d["user_data"]["f01"]["x"][0].__setitem__(5, 2.0), "pixel beyond 0 to 1"),
+        (lambda d: d["user_data"]["f01"]["x"][0].__setitem__(5, 1e300), "pixel beyond 0 to 1"),
         (lambda d: d.pop("users"), "not a file of LEAF"),
     ],
 )
@@ -244,6 +276,14 @@ def test_bad_femnist(tmp_path, change, complaint):
     with pytest.raises(DataCorrupt, match=complaint) as caught:
         load_femnist(str(tmp_path))
     assert "all_data_f01.json" in str(caught.value)
+
+
+def test_femnist_nested_without_end(tmp_path):
+    write_femnist(tmp_path)
+    deep = b'{"more": ' + b"[" * 100_000 + b"]" * 100_000 + b', "users": [], "user_data": {}}'
+    (tmp_path / "train" / "all_data_f01.json").write_bytes(deep)
+    with pytest.raises(DataCorrupt, match="not a file of LEAF"):
+        load_femnist(str(tmp_path))
 
 
 def test_no_femnist(tmp_path):
