@@ -351,6 +351,8 @@ class Leg(_Message, frozen=True):
     kind: Annotated[str, Meta(pattern="^(task|gradient|sam)$")] = "task"
     """As `gossip.decentralized.protocol.LocalRule` has it; a script's own loop knows "task" alone."""
     rho: Rate = 0.0
+    peers: Count = 0
+    """Other nodes whose work went into that round."""
 
 
 class CancelLeg(_Message, frozen=True):
@@ -370,9 +372,10 @@ class Look(_Message, frozen=True):
 
 
 class Conclude(_Message, frozen=True):
-    """All rounds are done: end with `Finished`."""
+    """All rounds are done: end with `Finished`. If no leg runs, "params" holds this node's model."""
 
     round: Count
+    peers: Count = 0
 
 
 class Stop(_Message, frozen=True):

@@ -64,7 +64,7 @@ class _Legs(Trainer):
     """Does legs with whichever trainer is attached."""
 
     def __init__(self, on_phase: Callable[[str], None]) -> None:
-        self.round = 0
+        self.round = self.peers = 0
         self.over = False
         """Whether the run is finished here: no leg begins any more."""
         self._on_phase = on_phase
@@ -84,7 +84,7 @@ class _Legs(Trainer):
             if link is not None and not link.gone.is_set():
                 try:
                     self._on_phase("training")
-                    work = await link.train(leg, self.round)
+                    work = await link.train(leg, self.round, self.peers)
                 except TrainerGone:
                     continue
                 self._on_phase("waiting")
@@ -205,7 +205,7 @@ class Decentralized(TakingPart[LegLink]):
 
     def _on_progress(self, progress: Progressed) -> None:
         self._latest = (progress.round, progress.model)
-        self._legs.round = progress.round
+        self._legs.round, self._legs.peers = progress.round, progress.members - 1
         self._journal.on_progress(progress)
         trainer = self._around.config.trainer
         evaluate, save = trainer.evaluate_every, trainer.checkpoint_every
@@ -251,11 +251,12 @@ class Decentralized(TakingPart[LegLink]):
         """When all rounds are done: a last look, and the trainer may end."""
         await driver.finished.wait()
         self._legs.over = True
-        round_ = 0 if self._latest is None else self._latest[0]
+        assert self._latest is not None, "a driver was started with a model"
+        round_, model = self._latest
         self._want(evaluate=True, save=round_ > 0, sample=True)
         await self._idle.wait()
         try:
-            link.conclude(round_)
+            await link.conclude(model, round_, self._legs.peers)
         except TrainerGone:
             return
 

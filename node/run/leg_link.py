@@ -128,8 +128,8 @@ class LegLink(TrainerConnection):
         assert self.opened is not None
         return self.opened
 
-    async def train(self, leg: Train, round_: int) -> LocalWork:
-        """Do a leg; what it gave is lent until the next one.
+    async def train(self, leg: Train, round_: int, peers: int) -> LocalWork:
+        """Do a leg, after a round with the work of so many peers in it; what it gave is lent until the next one.
 
         A leg that ends in NaN or infinity changes nothing: its parameters are those it began with, its gradient is zero.
         Cancelling gives the leg up; the trainer ends it at its next step boundary.
@@ -147,7 +147,7 @@ class LegLink(TrainerConnection):
             raise TrainerGone(reason)
         await _copy(leg.params, self.views["params"])
         self._legs += 1
-        self._leg = asked = Leg(self._legs, round_, leg.steps, leg.rule.kind, leg.rule.rho)
+        self._leg = asked = Leg(self._legs, round_, leg.steps, leg.rule.kind, leg.rule.rho, peers)
         self.send(asked)
         try:
             await self._until(lambda: self._leg is not asked)
@@ -190,9 +190,11 @@ class LegLink(TrainerConnection):
             raise
         await self._until(lambda: not self._looking or self._looks != number)
 
-    def conclude(self, round_: int) -> None:
-        """All rounds are done: the trainer ends; raises `TrainerGone`."""
-        self.send(Conclude(round_))
+    async def conclude(self, model: Vector, round_: int, peers: int) -> None:
+        """All rounds are done, and no leg begins any more: the trainer ends with the model; raises `TrainerGone`."""
+        if self._leg is None:
+            await _copy(model, self.views["params"])
+        self.send(Conclude(round_, peers))
 
     def stop(self, reason: str, *, save: bool) -> None:
         """Ask the trainer to end. What is worth saving was saved by `look`."""

@@ -184,8 +184,10 @@ class Legs(Work):
                 self.cancelled = self.leg is not None and self.leg.number == number
             case Look():
                 self._look(message)
-            case Conclude(round=number):
-                self.round, self._concluded = number, True
+            case Conclude(round=number, peers=peers):
+                self.round, self.peers, self._concluded = number, peers, True
+                if self.leg is None:
+                    self.attachment.binding.fetch()
             case _:
                 super().handle(message)
 
@@ -195,7 +197,7 @@ class Legs(Work):
                 f"the run's protocol needs legs of kind {leg.kind!r}, which a script's own loop cannot do",
                 hint="train the run's task with trainer.auto = true, or choose other settings for the protocol",
             )
-        self.leg, self.round = leg, leg.round
+        self.leg, self.round, self.peers = leg, leg.round, leg.peers
         self.cancelled, self.started = False, True
         self._steps = 0
         self._tokens_before = self.attachment.meter.tokens

@@ -16,6 +16,7 @@ from node.simulation.run import Simulation
 from node.simulation.scenario import Scenario
 from tests.real.cluster import Cluster, Node, at_round, finished, training
 from tests.real.swarm import slow
+from tests.real.test_user_script import result_of, script
 
 pytestmark = pytest.mark.real
 
@@ -57,6 +58,29 @@ def rounds_of(node: Node) -> dict[int, str]:
     lines = node.file("metrics.jsonl").read_text().splitlines()
     points = [json.loads(line) for line in lines]
     return {each["round"]: each["state_sha256"] for each in points if each["kind"] == "round"}
+
+
+def test_two_scripts_train_in_legs(tmp_path):
+    """`node.join` around an unchanged loop; at the end both hold the model of the last round."""
+    with Cluster(tmp_path / "scripts") as cluster:
+        values = creates(2, run__task="mine", run__part="", trainer__auto=False)
+        one = cluster.node("one", **{**values, "run__steps": 40, "run__every": 4}).start()
+        two = cluster.node(
+            "two", bootstrap=one, **joins(2, 2, run__part="", trainer__auto=False)
+        ).start()
+        paths = [tmp_path / "one.json", tmp_path / "two.json"]
+        for node in (one, two):
+            node.until(lambda s: s["trainer"]["socket"], "the run")
+        scripts = [
+            script(cluster, node, path, stream=stream)
+            for stream, (node, path) in enumerate(zip((one, two), paths, strict=True))
+        ]
+        first, second = [result_of(*pair) for pair in zip(scripts, paths, strict=True)]
+        assert (first["round"], first["peers"]) == (second["round"], second["peers"]) == (10, 1)
+        assert first["plain"] != second["plain"]
+        assert first["joined"] == second["joined"]
+        ends = cluster.until_all(finished, "end of the run")
+        assert len({status["run"]["state_sha256"] for status in ends}) == 1
 
 
 @slow
