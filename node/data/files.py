@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final, Protocol, cast
 
 import attrs
 
@@ -182,26 +182,34 @@ def _member(path: Path, inside: str) -> bytes:
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive, archive.open(inside) as packed:
-                data = packed.read(MAX_FILE_BYTES + 1)
-        else:
-            with _tar(path) as tar:
-                data = _content(cast("BinaryIO | None", tar.extractfile(inside)))
+                return _content(path, packed, MAX_FILE_BYTES)
+        with _tar(path) as tar:
+            member = tar.extractfile(inside)  # a reader; nothing is written to disk
+            return b"" if member is None else _content(path, member, MAX_FILE_BYTES)
     except (*_DAMAGED, RuntimeError) as error:  # the latter: encrypted
         raise _damaged(path, error) from None
     except OSError as error:
         raise _missing(path, error) from None
-    return _bounded(path, data, MAX_FILE_BYTES)
 
 
-def _content(member: BinaryIO | None) -> bytes:
-    """At most a byte too many; a reader of a tar's member writes nothing to disk."""
-    data = bytearray()
-    while member is not None and len(data) <= MAX_FILE_BYTES:
-        piece = member.read(MAX_HEADER_BYTES // 4)
-        if not piece:
-            break
-        data += piece
-    return bytes(data)
+class _Readable(Protocol):
+    """What the readers of plain, gzipped and archived files have in common."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def _content(path: Path, file: _Readable, limit: int) -> bytes:
+    # Piece by piece: read(limit) would reserve that much before it knows how little there is.
+    pieces, size = [], 0
+    while piece := file.read(PIECE_BYTES):
+        size += len(piece)
+        if size > limit:
+            raise DataCorrupt(
+                f"{path} holds more than {limit:,} bytes",
+                hint="no file of this data set is so large",
+            )
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 class _Within(io.RawIOBase):
@@ -238,14 +246,6 @@ def _tar(path: Path) -> Iterator[tarfile.TarFile]:
         inner = cast("BinaryIO", gzip.GzipFile(fileobj=raw) if zipped else raw)
         with tarfile.open(fileobj=cast("BinaryIO", _Within(path, inner)), mode="r:") as tar:
             yield tar
-
-
-def _bounded(path: Path, data: bytes, limit: int) -> bytes:
-    if len(data) > limit:
-        raise DataCorrupt(
-            f"{path} holds more than {limit:,} bytes", hint="no file of this data set is so large"
-        )
-    return data
 
 
 def _damaged(path: Path, error: BaseException) -> DataCorrupt:

@@ -1,6 +1,9 @@
 """The seed corpus: genuine inputs of every target, written by `python -m tests.fuzz.seeds`."""
 
+import io
 import random
+import tarfile
+import zipfile
 
 import msgpack
 import msgspec
@@ -378,8 +381,35 @@ def seeds() -> dict[str, list[bytes]]:
             b"\x16\x03\x01\x02\x00\x01\x00",
             b"POST /v1/stop HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n",
         ],
+        "data-set": data_sets(),
         **joining(),
     }
+
+
+def data_sets() -> list[bytes]:
+    """Tiny files in their formats, behind the letter that says which."""
+    record = bytes([3]) + bytes(range(256)) * 12
+    image = ",".join(["0.5"] * 784)
+    tar, archive = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w:gz") as out:
+        for name in ("data_batch_1.bin", "test_batch.bin"):
+            info = tarfile.TarInfo(f"cifar/{name}")
+            info.size = len(record)
+            out.addfile(info, io.BytesIO(record))
+    lines = b"".join(b"%d\t%d\t%d\t881250949\n" % (user, user % 7, user % 5) for user in range(40))
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("ml/u.data", lines)
+    return [
+        b"\0\0\x08\x03" + (2).to_bytes(4) + (2).to_bytes(4) + (3).to_bytes(4) + bytes(12),
+        b"\0\0\x08\x01" + (5).to_bytes(4) + bytes(5),
+        b"d" + b"\n".join(b",".join([b"7.0"] * 64 + [b"%d" % (at % 10)]) for at in range(100)),
+        b"c" + record * 2,
+        b"t" + tar.getvalue(),
+        b"z" + archive.getvalue(),
+        b"u" + lines,
+        b"ruserId,movieId,rating,timestamp\r\n1,2,3.5,4\r\n" + b"3,4,0.5,6\r\n" * 3,
+        f'f{{"users":["a"],"num_samples":[1],"user_data":{{"a":{{"x":[[{image}]],"y":[61]}}}}}}'.encode(),
+    ]
 
 
 def write() -> None:

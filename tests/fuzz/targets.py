@@ -36,6 +36,12 @@ from node.blocks.approvals import FILE_NAME as APPROVALS_FILE
 from node.blocks.approvals import Approvals
 from node.config import load_config
 from node.control import ControlServer
+from node.data.cifar import load_cifar
+from node.data.digits import load_digits
+from node.data.errors import DataError
+from node.data.femnist import load_femnist
+from node.data.idx import parse_idx
+from node.data.movielens import load_movielens
 from node.errors import NodedError
 from node.joining import answer as join_answer
 from node.joining.beacon import Beacon
@@ -673,6 +679,39 @@ def approvals(data: bytes) -> None:
         Path(folder, APPROVALS_FILE).write_bytes(data)
         with contextlib.suppress(NodedError):
             assert all(len(bytes.fromhex(task)) == 32 for task in Approvals(Path(folder)).all())
+
+
+DATA_SETS: dict[bytes, tuple[str, Callable[[str], object]]] = {
+    b"d": ("digits.csv", load_digits),
+    b"c": ("data_batch_1.bin", lambda path: load_cifar(str(Path(path).parent))),
+    b"t": ("cifar.tar.gz", load_cifar),
+    b"z": ("movies.zip", load_movielens),
+    b"u": ("u.data", lambda path: load_movielens(str(Path(path).parent))),
+    b"r": ("ratings.csv", lambda path: load_movielens(str(Path(path).parent))),
+    b"f": ("train/all.json", lambda path: load_femnist(str(Path(path).parent.parent))),
+}
+"""By the input's first byte: the file to write, and who reads it."""
+
+
+@target
+def data_set(data: bytes) -> None:
+    """A file of a data set: arrays, or an error of its own kind."""
+    with contextlib.suppress(DataError):
+        parse_idx(data, "file")
+    found = DATA_SETS.get(data[:1])
+    if found is None:
+        return
+    name, load = found
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        for copy in (
+            path,
+            Path(folder, name.replace("train", "test").replace("data_batch_1", "test_batch")),
+        ):
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(data[1:])
+        with contextlib.suppress(DataError):
+            load(str(path))
 
 
 class FakeClient:
