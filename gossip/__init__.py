@@ -11,7 +11,7 @@ collectives, the collectives themselves, and keeping shared state equal on all n
 * Shared documents: `document` (what one has to offer), `antientropy` (the core that compares two), `replication` (the driver);
   `swarm` is the swarm's own document.
 * `blocks`: large data named by its hash, from many holders at once; cores and drivers of its own.
-* Errors: `gossip.errors.GossipError`; a collective ends with a certificate, `CollectiveAborted` or
+* Settings that are refused: `invalid` says why, in words. Errors: `gossip.errors.GossipError`; a collective ends with a certificate, `CollectiveAborted` or
   `Indeterminate`, and nothing else.
 
 Imports `crdt` and `transport`; never torch.

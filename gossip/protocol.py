@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from gossip.collective.buffers import as_bytes
 from gossip.errors import InvalidSettings, UnknownProtocol
+from gossip.invalid import complaint
 
 ENTRY_POINT_GROUP = "noded.protocols"
 DIGEST_CHUNK_BYTES = 1 << 20  # hashing holds no lock, but slicing keeps memoryviews small
@@ -144,9 +145,10 @@ class Plugin(ABC):
         try:
             return msgspec.convert(dict(raw), cls.Settings, strict=False)
         except msgspec.ValidationError as error:
-            known = ", ".join(cls.Settings.__struct_fields__) or "none"
+            wrong = complaint(error, cls.Settings)
             raise InvalidSettings(
-                f"protocol {cls.name!r}: {error}", hint=f"its settings are: {known}"
+                f"protocol {cls.name!r}: {wrong}",
+                hint=wrong.hint or f"see:  noded config explain {cls.name}",
             ) from None
 
 

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import attrs
 import msgspec
 
+from gossip.invalid import complaint
 from node.errors import ExitCode, NodedError
 from node.run.manifest import Setting
 
@@ -124,9 +125,10 @@ class Task(ABC):
         try:
             return msgspec.convert(dict(raw), cls.Settings)
         except msgspec.ValidationError as error:
-            known = ", ".join(cls.Settings.__struct_fields__) or "none"
+            wrong = complaint(error, cls.Settings)
+            known = ", ".join(cls.Settings.__struct_fields__)
             raise InvalidTaskSettings(
-                f"task {cls.name!r}: {error}", hint=f"its settings are: {known}"
+                f"task {cls.name!r}: {wrong}", hint=wrong.hint or f"its settings are: {known}"
             ) from None
 
     @abstractmethod

@@ -88,7 +88,7 @@ def test_ids_and_run_of_a_real_run(capsys, tmp_path):
         (("--set", "degree"), 2, "--set wants KEY=VALUE"),
         (("--set", "link.loss=1"), 2, "there are the tables"),
         (("--set", "links.los=1"), 7, "unknown field `los`"),
-        (("--set", "degree=none"), 7, "$.degree"),
+        (("--set", "degree=none"), 7, "degree: expected a whole number"),
         (("--protocol", "nonsense"), 7, "no protocol named 'nonsense'"),
         (("--task", "nonsense"), 7, "nonsense"),
         (("--ids", "/nowhere"), 7, "/nowhere cannot be read"),
