@@ -28,7 +28,7 @@ from typing import Any, Final
 import attrs
 import numpy as np
 
-from gossip.collective.call import AUTO, EXACT, Call, Kind
+from gossip.collective.call import AUTO, EXACT, Call, Kind, Reduce
 from gossip.collective.elements import elements_of
 from gossip.collective.formats.registry import format_named
 from gossip.errors import InvalidOperation
@@ -125,7 +125,8 @@ def _is_able(algorithm: Algorithm, call: Call, dtype: np.dtype[Any], size: int, 
             wide = 2 * size if narrow else size
             return call.wire == EXACT and wide <= DOUBLING_BYTES
         case Algorithm.HIERARCHICAL:
-            return len(call.sites) == world
+            integers = call.reduce is Reduce.SUM and dtype.kind in "iu"  # they have no mean to pass up
+            return len(call.sites) == world and not integers
         case _:
             return True
 

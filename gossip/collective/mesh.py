@@ -31,7 +31,7 @@ from typing import Final
 
 import trio
 
-from gossip.collective.certificate import Epoch
+from gossip.collective.certificate import LANES, Epoch
 from gossip.errors import CollectiveAborted, GossipError, InvalidOperation
 from transport.budget.scopes import ScopeExceeded
 from transport.bulk.link import BulkLink
@@ -43,8 +43,8 @@ from transport.peer import Peer
 
 CONNECT_S: Final = 5.0
 LABEL: Final = b"mesh/"
-MAX_LANES: Final = 16
-"""Operations at once; a lane that is used between two members costs them a connection each way."""
+MAX_LANES: Final = LANES + 1
+"""Those of operations, and one for measuring; a lane that is used between two members costs them a connection each way."""
 RETRY_S: Final = 1.0
 """Before links of a member are taken again when other users had all places with it."""
 

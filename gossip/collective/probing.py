@@ -21,6 +21,7 @@ from gossip.errors import GossipError
 from transport.errors import TransportError
 
 PROBE_LANE: Final = MAX_LANES - 1
+"""No operation runs in it."""
 TURN_S: Final = 0.5
 SENDING_S: Final = 0.3
 TURN_BYTES: Final = 8 << 20

@@ -10,7 +10,7 @@ import pytest
 
 from gossip.collective.algorithms.doubling import partners
 from gossip.collective.algorithms.ring_order import EXACT, ring_order, slowest_link
-from gossip.collective.call import Call, Kind, Path
+from gossip.collective.call import Call, Kind, Path, Reduce
 from gossip.collective.choice import CAN, Algorithm, choose, estimate
 from transport.identity import NodeId
 
@@ -51,6 +51,10 @@ def test_few_hops_over_a_long_path_and_few_bytes_for_a_large_vector():
 def test_sites_are_used_where_they_are_known():
     assert choose(Call(sites=(0, 0, 1)), FP32, 1 << 20, 3) is Algorithm.HIERARCHICAL
     assert choose(Call(sites=(0, 0)), FP32, 1 << 20, 3) is not Algorithm.HIERARCHICAL
+    integers = np.dtype(np.int32)
+    assert choose(Call(sites=(0, 0, 1)), integers, 1 << 20, 3) is not Algorithm.HIERARCHICAL
+    largest = Call(reduce=Reduce.MAX, sites=(0, 0, 1))
+    assert choose(largest, integers, 1 << 20, 3) is Algorithm.HIERARCHICAL
 
 
 @pytest.mark.parametrize("world", range(1, 20))

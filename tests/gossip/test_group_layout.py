@@ -7,6 +7,7 @@ import numpy as np
 import trio
 
 from gossip.collective.arranging import REARRANGE_S
+from gossip.collective.certificate import LANES
 from gossip.collective.layout import PLAIN
 from gossip.collective.probing import TURN_S
 from tests.gossip.swarm import ip, open_swarm
@@ -96,4 +97,24 @@ async def test_a_layout_that_is_none_is_refused_and_another_proposer_goes_on(aut
                 await reduce_all([nodes[0], nodes[1], nodes[2]])
                 nodes[0].group.machine.break_epoch("test", trio.current_time())
                 nodes[0].group._flush()
+        assert asked, "the liar has proposed at least once"
         assert all(node.group.epoch is None or node.group.epoch.layout.fits(3) for node in nodes)
+
+
+async def test_measuring_and_the_operations_of_all_tags_do_not_meet(autojump_clock):
+    async with open_swarm(3, probing=True) as (_, nodes):
+        for node in nodes:
+            node.group.set_position(0, STATE)
+
+        async def gather(node, tag):
+            source = np.full(64, tag, np.float32)
+            out = np.empty(3 * 64, np.float32)
+            await node.group.all_gather(b"all tags", source, out, tag=tag)
+            assert (out == tag).all()
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for node in nodes:
+                    for tag in range(1, LANES):
+                        nursery.start_soon(gather, node, tag)
+        assert nodes[0].group.epoch.layout.probe
