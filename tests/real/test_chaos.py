@@ -248,7 +248,6 @@ def test_chaos(tmp_path: Path) -> None:
         assert len([size for size in found if size.startswith("of ")]) >= 3, (
             "nobody was ever left out"
         )
-        assert not any(report["accused"] for report in reports), reports
         for report in reports:
             assert report["links"] == report["of_epoch"], "links of an epoch outlived it"
             report["fds"] -= 2 * report["links"]  # each has a socket and its memory
