@@ -89,6 +89,7 @@ def test_two_scripts_train_in_legs(tmp_path):
     [
         ("dpsgd", {"graph": "ring"}),
         ("modest", {"sample_size": 4, "success_fraction": 1.0}),
+        ("dfedsam", {"graph": "ring", "rho": 0.05}),
     ],
 )
 def test_the_simulator_computes_the_same_models(tmp_path, protocol, settings):
