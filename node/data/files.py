@@ -157,9 +157,8 @@ def _members(path: Path) -> list[str]:
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
-                return [
-                    entry.filename for entry in archive.infolist()[:MAX_NAMES] if not entry.is_dir()
-                ]
+                names = [entry.filename for entry in archive.infolist()[:MAX_NAMES]]
+                return [name for name in names if name and not name.endswith("/")]
         if path.name.endswith((".tar.gz", ".tgz", ".tar")):
             with _tar(path) as tar:
                 return [
