@@ -281,7 +281,7 @@ class _Door:
             await self._attend(stream, reader)
         finally:
             self.taken = False
-            if hello.alone:
+            if hello.alone and not self.trainer_attached():
                 self.group.set_not_ready("the process that it took part for has ended")
 
     def _refusal(self, hello: CollectiveRequest | None) -> str:
