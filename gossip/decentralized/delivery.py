@@ -21,7 +21,7 @@ import attrs
 import trio
 
 from gossip.decentralized.neighbours import Neighbours
-from gossip.decentralized.protocol import Send
+from gossip.decentralized.protocol import MAX_MESSAGE_BYTES, Send
 from gossip.decentralized.room import Room, RoomLimits
 from gossip.decentralized.wire import Decoder, parts, wire_bytes
 from transport.endpoint import Endpoint
@@ -101,6 +101,7 @@ class Delivery:
         self._neighbours = neighbours
         self._nursery = nursery
         self._numel = numel
+        self._most_bytes = self.room.limits.per_node_bytes + MAX_MESSAGE_BYTES
         self._on_message, self._on_lost = on_message, on_lost
         self._queues: dict[tuple[NodeId, bool], _Queue] = {}
         self._freed = trio.Event()
@@ -112,6 +113,7 @@ class Delivery:
         """Have a message sent; never blocks. What becomes of it is told later, `on_lost` at the earliest after this returns."""
         large = bool(message.vectors)
         size = wire_bytes(message.message, message.vectors)
+        assert size <= self._most_bytes, f"a message of {size} bytes, more than four models"
         queue = self._queues.get((message.to, large))
         if queue is None:
             queue = _Queue(LARGE_AT_ONCE if large else SMALL_AT_ONCE)
@@ -212,6 +214,8 @@ class Delivery:
             with trio.fail_after(PATIENCE_S):
                 while decoder.size is None:
                     await _feed(stream, decoder)
+            if decoder.size > self._most_bytes:  # it alone would fill the room for all, for hours
+                raise MalformedMessage(f"a message of {decoder.size} bytes, more than four models")
             if not await self._reserve(node, decoder.size):
                 self.statistics.lost["in-no-room"] += 1
                 stream.reset(ResetCode.MESSAGE_TOO_LARGE)

@@ -163,6 +163,7 @@ class Driver:
         self._work: deque[_Work] = deque()
         self._wake = trio.Event()
         self._members_stale = True
+        self._told_members = False
         self._started = False
         self._starting = False
         self._leg: trio.CancelScope | None = None
@@ -236,10 +237,12 @@ class Driver:
             await self._call(self.core.tick)
 
     async def _next(self) -> None:
-        if self._members_stale:
-            self._members_stale = False
+        # One of each in turn: a peer that comes and goes all the time keeps nobody else waiting.
+        if self._members_stale and not (self._told_members and self._work):
+            self._members_stale, self._told_members = False, True
             await self._call(self.core.members, self.neighbours.nodes)
         else:
+            self._told_members = False
             await self._one(self._work.popleft())
 
     async def _one(self, work: _Work) -> None:

@@ -47,7 +47,7 @@ from transport.identity import NodeId
 MAX_MESSAGE_BYTES: Final = 64 * 1024
 """Of `Send.message`; a control message, the vectors travel beside it."""
 MAX_VECTORS: Final = 8
-"""Of one `Send`."""
+"""Of one `Send`; together they take no more than four models in float32 do, or 4 MiB."""
 
 Vector = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]

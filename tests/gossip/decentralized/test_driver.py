@@ -180,6 +180,66 @@ def test_who_sends_nonsense_is_not_listened_to_for_a_while(bad, monkeypatch):
     run_deterministically(7, scenario)
 
 
+def test_one_member_cannot_take_the_room_of_all():
+    """Eight vectors of float64, announced and sent slowly, would be sixteen models held for hours."""
+
+    async def scenario():
+        numel = 100_000
+        gossips = Gossips(7, everybody, quadratic, rounds=0, numel=numel)
+        async with trio.open_nursery() as nursery:
+            for index in range(2):
+                await nursery.start(lambda task_status, i=index: gossips.node(
+                    i, others=1, task_status=task_status
+                ))  # fmt: skip
+            victim, liar = gossips.lives[0], gossips.lives[1]
+            while not victim.progress:
+                await trio.sleep(0.1)
+            peer = liar.endpoint.peers[victim.endpoint.node_id]
+            stream = await peer.open_stream(f"gossip/{RUN.hex()[:32]}")
+            await stream.send_all(b"\x01\x08" + bytes(4) + 8 * (b"\x08" + numel.to_bytes(8, "big")))
+            await trio.sleep(1)
+            assert victim.driver.delivery.room.bytes <= 4 * 4 * numel
+            assert victim.driver.neighbours.counters["put-out"] == 1
+            nursery.cancel_scope.cancel()
+
+    run_deterministically(7, scenario)
+
+
+class Unsettled(Everybody):
+    """There is another change of the members as soon as it has heard of one."""
+
+    heard_of = 0
+    kept_waiting = False
+    driver = None
+
+    def members(self, others, now) -> None:
+        super().members(others, now)
+        if self.driver is not None and self.heard_of < 1000:
+            self.heard_of += 1
+            self.kept_waiting = not self.started
+            self.driver._members_changed()
+
+
+def test_members_that_come_and_go_all_the_time_keep_nobody_waiting():
+    async def scenario():
+        make = Unsettled.parse_settings
+        gossips = Gossips(5, lambda context: Unsettled(make({}), context), quadratic)
+        async with trio.open_nursery() as nursery:
+            for index in range(2):
+                life = await nursery.start(lambda task_status, i=index: gossips.node(
+                    i, others=1, task_status=task_status
+                ))  # fmt: skip
+                life.core.driver = life.driver
+            core = gossips.lives[0].core
+            while core.heard_of < 1000:
+                await trio.sleep(0.01)
+            assert core.started
+            assert not core.kept_waiting
+            nursery.cancel_scope.cancel()
+
+    run_deterministically(5, scenario)
+
+
 class Loose(Everybody):
     """Asks for whatever a test wants."""
 
