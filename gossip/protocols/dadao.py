@@ -45,9 +45,9 @@ MOST_ACCOUNTS: Final = 64
 class DadaoSettings(PairSettings, frozen=True, forbid_unknown_fields=True):
     """Options of DADAO."""
 
-    smoothness: Annotated[float, msgspec.Meta(gt=0, le=1e9)] = 1.0
+    smoothness: Annotated[float, msgspec.Meta(ge=1e-9, le=1e9)] = 1.0
     """L: the largest curvature of any node's loss. Too small a value diverges, too large a one is slow."""
-    convexity: Annotated[float, msgspec.Meta(gt=0, le=1e9)] = 0.1
+    convexity: Annotated[float, msgspec.Meta(ge=1e-9, le=1e9)] = 0.1
     """mu: the least curvature of any node's loss, as a rule its weight decay. At most `smoothness`."""
     pace: Literal["poisson", "steady"] = "poisson"
     """When gradients are taken: "poisson", at random moments, as the proof wants it, the node idle half of the time; "steady", one after the other."""

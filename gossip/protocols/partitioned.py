@@ -15,7 +15,8 @@ A part that arrives during a leg is merged at once, and the leg's change is adde
 waits for anybody, nothing is acknowledged. A node that has heard nothing for `QUIET_PERIODS` trains all the same: else the last
 one to finish would stand still, and one that is alone always would (it trains in every period).
 
-The mean of all models is not conserved: who is older counts for more. The authors also divide a linear model's steps by its age; here the
+Ages are what peers say. One that is more than `MOST_LEAD` above twice the own counts as that, so that who begins late catches up
+within some messages, and a single lie does not take over every model for good. The mean of all models is not conserved: who is older counts for more. The authors also divide a linear model's steps by its age; here the
 steps are those of the task's own optimizer. With one part this is age-weighted gossip learning of whole models.
 """
 
@@ -53,6 +54,8 @@ QUIET_PERIODS: Final = 10
 MOST_ARRIVED: Final = 64
 """Messages of one leg that are reacted to; more than any account can pay for."""
 MOST_AGE: Final = (1 << 53) - 1
+MOST_LEAD: Final = 10
+"""An age counts as twice the own one and this much more, at most: a made-up one weighs about two thirds, and is not handed on."""
 JITTER: Final = 0.1
 """Share by which a period may be shorter or longer, so that nodes with equal ones do not fall into step."""
 LATE_PERIODS: Final = 16
@@ -213,8 +216,9 @@ class Partitioned(FreeRunning):
     def _merge(self, sender: NodeId, part: Part, values: AnyVector) -> bool:
         """Weighted by age; False, and nothing changed, if the result is not finite."""
         start, stop = self.bounds[part.part : part.part + 2]
-        ages = part.age + self.ages[part.part]
-        theirs = part.age / ages if ages else 0.5
+        age = min(part.age, 2 * self.ages[part.part] + MOST_LEAD)
+        ages = age + self.ages[part.part]
+        theirs = age / ages if ages else 0.5
         own = self._x[start:stop]
         merged = self._x.copy()
         if self._rule is not None:
@@ -231,14 +235,14 @@ class Partitioned(FreeRunning):
                     merged[low:high] = self._x[low:high]
         if not self._become(merged):
             return False
-        self.ages[part.part] = max(self.ages[part.part], part.age)
+        self.ages[part.part] = max(self.ages[part.part], age)
         return True
 
     def _send_parts(self, count: int) -> None:
         if not self.others:
             return
         near = self.graph(self.settings.graph, self.settings.degree)[self.context.me]
-        for _ in range(count):
+        for _ in range(count if near else 0):  # of an odd number with degree 1 one has none
             part = self.context.rng.randrange(len(self.ages))
             peer = self.context.rng.choice(near)
             start, stop = self.bounds[part : part + 2]

@@ -59,8 +59,10 @@ from transport.identity import NodeId
 
 LEAST_WEIGHT: Final = 1e-6
 """A node with less keeps it until something arrives: shares of shares would otherwise vanish where nothing comes back."""
-MOST_WEIGHT: Final = 1e9
-"""Of one link's running sum: more than any swarm has."""
+MOST_HELD: Final = 1e9
+"""A node takes no more: no swarm has so many nodes, so somebody has made it up."""
+MOST_WEIGHT: Final = 1e30
+"""Of one link's running sum: out of reach of whoever never held more than that."""
 MAX_IN: Final = 1024
 """Peers whose running sums are kept; pushes of further ones wait at their sender."""
 MAX_KNOWN: Final = 4096
@@ -417,7 +419,7 @@ class PushSum(FreeRunning):
         """Hold this mass from now on; False, and nothing changed, if it makes no finite model."""
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             z = (x / weight).astype(np.float32)
-        if not (weight > 0 and is_finite(x) and is_finite(z)):
+        if not (0 < weight <= MOST_HELD and is_finite(x) and is_finite(z)):
             return False
         z.flags.writeable = False
         self._x, self.weight, self._z = x, weight, z

@@ -287,5 +287,8 @@ def test_two_parts_of_a_swarm_find_their_own_optima_and_the_common_one_after():
 def test_curvatures_that_cannot_be_and_rules_that_are_none_are_refused():
     with pytest.raises(InvalidSettings, match="larger than smoothness"):
         Dadao.parse_settings({"smoothness": 1.0, "convexity": 2.0})
+    for name in ("smoothness", "convexity"):  # whose root would be 0
+        with pytest.raises(InvalidSettings, match=name):
+            Dadao.parse_settings({name: 5e-324})
     with pytest.raises(InvalidSettings, match="pairwise exchanges"):
         Dadao.parse_settings({"mixing": "variance-corrected"})

@@ -13,7 +13,7 @@ from gossip.decentralized.conformance import CHECKS, Subject
 from gossip.decentralized.protocol import Context, LocalWork, Send, TensorSpec, Train
 from gossip.decentralized.rehearsal import Quadratic, World, node_id, run_id
 from gossip.errors import InvalidSettings
-from gossip.protocols.partitioned import MOST_AGE, QUIET_PERIODS, Part, Partitioned
+from gossip.protocols.partitioned import MOST_AGE, MOST_LEAD, QUIET_PERIODS, Part, Partitioned
 from transport.codec import decode_untrusted, pack
 from transport.errors import MalformedMessage
 
@@ -80,12 +80,41 @@ def test_a_part_is_weighted_by_its_age_and_the_others_are_untouched(part, own_ag
     theirs = values(made, part, 100.0)
     made.receive(node_id(1), pack(Part(part, 4, their_age)), [theirs], 0.5)
     start, stop = made.bounds[part : part + 2]
+    their_age = min(their_age, 2 * own_age + MOST_LEAD)
     share = their_age / (own_age + their_age) if own_age + their_age else 0.5
     expected = (1 - share) * before[start:stop] + share * 100
     np.testing.assert_allclose(made.model[start:stop], expected, rtol=1e-6, atol=1e-5)
     rest = np.delete(np.arange(NUMEL), np.arange(start, stop))
     np.testing.assert_array_equal(made.model[rest], before[rest])
     assert made.ages == [max(own_age, their_age) if p == part else own_age for p in range(4)]
+
+
+def test_an_age_that_is_made_up_does_not_take_over_every_model():
+    swarm = World(Partitioned, 6, numel=NUMEL, settings={"parts": 1})
+    swarm.start()
+    swarm.run(20.0)
+    before = max(max(node.core.ages) for node in swarm.nodes)
+    swarm.crash(5)
+    lie = np.full(NUMEL, 1e6, np.float32)
+    assert swarm.inject(0, node_id(5), pack(Part(0, 1, MOST_AGE)), [lie])
+    assert np.abs(swarm.nodes[0].core.model).max() < 0.75e6
+    swarm.run(21.0)
+    assert max(max(node.core.ages) for node in swarm.alive) <= 2 * before + MOST_LEAD + 100
+
+
+def test_who_begins_late_catches_up_within_some_messages():
+    made = started(0)
+    for _ in range(12):
+        made.receive(node_id(1), pack(Part(0, 4, 10_000)), [values(made, 0, 100.0)], 0.5)
+    np.testing.assert_allclose(made.model[made.bounds[0] : made.bounds[1]], 100.0)
+    assert made.ages[0] == 10_000
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_a_node_without_neighbours_trains_alone(count):
+    swarm = World(Partitioned, count, settings={"graph": "random-regular", "degree": 1}, rounds=20)
+    swarm.start()
+    swarm.run_rounds(20)
 
 
 def test_a_part_that_comes_during_a_leg_is_merged_at_once_and_another_leg_follows():

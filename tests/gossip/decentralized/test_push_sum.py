@@ -13,7 +13,7 @@ from gossip.decentralized.conformance import CHECKS, Subject
 from gossip.decentralized.protocol import Context, LocalWork, Send, TensorSpec, Train, Wide
 from gossip.decentralized.rehearsal import Links, Quadratic, World, node_id, run_id
 from gossip.errors import InvalidSettings
-from gossip.protocols.push_sum import PushSum, Word, exponential_peer
+from gossip.protocols.push_sum import MOST_HELD, MOST_WEIGHT, PushSum, Word, exponential_peer
 from transport.codec import decode_untrusted, pack
 from transport.errors import MalformedMessage
 
@@ -322,6 +322,21 @@ def test_what_no_honest_peer_sends_is_malformed(word, vectors):
     a.start(np.zeros(NUMEL, np.float32), 0.0)
     with pytest.raises(MalformedMessage):
         a.receive(node_id(1), pack(word), vectors, 0.0)
+
+
+def test_mass_that_is_made_up_does_not_make_honest_nodes_say_what_no_honest_one_says():
+    """A liar with life after life, each with as much mass as can be said."""
+    swarm = world(5)
+    swarm.start()
+    for session in range(1, 12):
+        for weight in (MOST_HELD, 0.4 * MOST_HELD, MOST_WEIGHT):
+            word = Word("push", 2 * session + (weight != MOST_HELD), 0, weight=weight)
+            swarm.inject(0, node_id(9), pack(word), [np.zeros(NUMEL)])
+            swarm.run(swarm.now + 0.3)  # a message that a node refuses fails the rehearsal
+    assert max(node.core.weight for node in swarm.nodes) <= MOST_HELD
+    rounds = [node.round for node in swarm.nodes]
+    swarm.run(swarm.now + 3)
+    assert all(node.round > before for node, before in zip(swarm.nodes, rounds, strict=True))
 
 
 @pytest.mark.parametrize("mixing", ["variance-corrected", "median", "trimmed-mean"])
