@@ -8,7 +8,8 @@ Idea: four layers, the later ones win: defaults, the file, `NODED_<TABLE>_<KEY>`
 unknown one is refused with its full path and the nearest known name. Then msgspec checks types and
 bounds, and last come the checks that need more than one value or another room's parser.
 
-Environment variables and flags are text: lists are separated by commas, tables are written in JSON.
+Environment variables and flags are text: lists are separated by commas, tables are written in JSON. A flag may also set one
+entry of a table and leave its others: `--set run.protocol_settings.graph=ring`.
 `NODED_CONFIG`, `NODED_SOCKET` and `NODED_RUN` are not settings (they name files and a run). Variables
 that start with `NODED_` but with no table's name are left alone: container platforms inject such
 names for services called noded.
@@ -62,6 +63,7 @@ __all__ = [
     "RunSection",
     "SwarmSection",
     "TrainerSection",
+    "assign",
     "check_environment",
     "find_config",
     "knob",
@@ -69,6 +71,7 @@ __all__ = [
     "load_config",
     "parse_config",
     "parse_text",
+    "plain_value",
 ]
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
@@ -170,7 +173,7 @@ def knob(key: str) -> Knob:
     everything = {entry.key: entry for entry in knobs()}
     if key in everything:
         return everything[key]
-    raise _unknown_key(key, list(everything))
+    raise _unknown_key(key, list(everything), flag=True)
 
 
 def find_config(flag: Path | None, environ: Mapping[str, str] | None = None) -> Path:
@@ -251,10 +254,9 @@ def parse_config(
         if isinstance(values.get(key), str) and values[key]:
             values[key] = os.path.abspath(base / Path(values[key]).expanduser())  # noqa: PTH100
     for key, text, source in (*_from_environ(environ or {}, known), *_from_flags(overrides, known)):
-        value = parse_text(known[key], text, source)
-        if key in _PATHS and value:
-            value = os.path.abspath(Path(value).expanduser())  # noqa: PTH100 (keeps links)
-        values[key], sources[key] = value, source
+        sources[assign(values, key, text, source)] = source
+        if key in _PATHS and values[key]:
+            values[key] = os.path.abspath(Path(values[key]).expanduser())  # noqa: PTH100 (keeps links)
     if not values.get("node.data_dir"):
         values["node.data_dir"] = str(base)
     config = _convert(values, document, sources)
@@ -357,9 +359,49 @@ def _from_flags(
     overrides: Mapping[str, str] | None, known: Mapping[str, Knob]
 ) -> Iterator[tuple[str, str, str]]:
     for key, text in (overrides or {}).items():
-        if key not in known:
-            raise _unknown_key(key, list(known))
+        if key not in known and _entry(key) is None:
+            raise _unknown_key(key, list(known), flag=True)
         yield key, text, "--set"
+
+
+def assign(values: dict[str, Any], key: str, text: str, source: str) -> str:
+    """Set a key, or one entry of a table, to what a variable or a flag (`source`) writes as `text`.
+
+    An entry (`run.protocol_settings.graph`) is what TOML reads in the text, or else the text itself; the
+    table's other entries stay.
+
+    Returns:
+        The key of the schema that was set: the table's for an entry.
+
+    Raises:
+        ConfigError: there is no such key, or the text is not of its type.
+    """
+    if (found := _entry(key)) is None:
+        values[key] = parse_text(knob(key), text, source)
+        return key
+    table, name = found
+    others = values.get(table, {})
+    if not isinstance(others, Mapping):
+        raise ConfigError(f"{table}: expected a table, got {_toml_type(others)}", key=table)
+    values[table] = {**others, name: plain_value(text)}
+    return table
+
+
+def plain_value(text: str) -> Any:
+    """What TOML reads in the text of an option, or the text itself where that is no TOML."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+
+
+def _entry(key: str) -> tuple[str, str] | None:
+    """The table of the schema and the name in it that a key is made of; None if it is no such key."""
+    table, _, name = key.rpartition(".")
+    is_table = any(
+        one.key == table and (get_origin(one.type) or one.type) is dict for one in knobs()
+    )
+    return (table, name) if name and is_table else None
 
 
 def parse_text(entry: Knob, text: str, source: str) -> Any:
@@ -504,16 +546,18 @@ def _unannotated(hint: Any) -> tuple[msgspec.Meta | None, Any]:
     return meta, get_args(hint)[0] if metadata else hint
 
 
-def _unknown_key(key: str, known: list[str]) -> ConfigError:
+def _unknown_key(key: str, known: list[str], *, flag: bool = False) -> ConfigError:
     near = difflib.get_close_matches(key, known, n=1)
     named_alike = [entry for entry in known if entry.endswith("." + key.rpartition(".")[2])]
     if named_alike:  # the right name in the wrong table, or in none
         near = named_alike
-    return ConfigError(
-        f"unknown key {key}",
-        key=key,
-        hint=f"did you mean {near[0]}?" if near else "see:  noded config explain",
-    )
+    hint = f"did you mean {near[0]}?" if near else "see:  noded config explain"
+    if flag and not near and "." not in key:  # short for what belongs to protocol or task
+        hint = (
+            f"a setting of the protocol is run.protocol_settings.{key}, one of the task "
+            f"run.task_settings.{key}; all keys:  noded config explain"
+        )
+    return ConfigError(f"unknown key {key}", key=key, hint=hint)
 
 
 _WORDS: Final[Mapping[str, str]] = {

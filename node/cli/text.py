@@ -12,20 +12,25 @@ from typing import Any
 import msgspec
 
 from node.cli.render import printable
-from node.config import Knob, LoadedConfig, knob, knobs, parse_text
+from node.config import Knob, LoadedConfig, assign, knobs
 from node.config_text import toml_value
 from node.initialise import Initialised
 
 __all__ = ["effective", "initialised_text", "knob_json", "parse_assignments"]
 
 
-def parse_assignments(assignments: Mapping[str, str]) -> dict[str, Any]:
-    """The typed values of `--set key=value` options.
+def parse_assignments(
+    assignments: Mapping[str, str], base: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The typed values of `--set key=value` options, over those in `base`.
 
     Raises:
         ConfigError: an unknown key, or a text that is not of its type.
     """
-    return {key: parse_text(knob(key), text, "--set") for key, text in assignments.items()}
+    values = dict(base or {})
+    for key, text in assignments.items():
+        assign(values, key, text, "--set")
+    return values
 
 
 def effective(loaded: LoadedConfig) -> list[tuple[str, Any, str, str]]:

@@ -186,8 +186,7 @@ def config_text(
         values["run.data"] = str(options.data.absolute())
     if options.verbosity:
         values["log.level"] = "debug" if options.verbosity > 0 else "warning"
-    values.update(parse_assignments(options.overrides))
-    text = render_config(values)
+    text = render_config(parse_assignments(options.overrides, values))
     check_environment(parse_config(text.encode()).config)
     return text
 

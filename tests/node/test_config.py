@@ -267,3 +267,26 @@ def test_the_part_of_the_data_is_one_that_there_is(part, good):
     with pytest.raises(ConfigError) as caught:
         parse_config(text)
     assert caught.value.key == "run.part"
+
+
+def test_a_flag_sets_one_entry_of_a_table_and_leaves_the_others():
+    text = b'[run]\nname = "r"\nprotocol = "dpsgd"\n[run.protocol_settings]\ndegree = 3\n'
+    overrides = {
+        "run.protocol_settings.graph": "ring",
+        "run.protocol_settings.patience": "2.5",
+        "run.task_settings.split": '"iid"',
+    }
+    loaded = parse_config(text, overrides=overrides)
+    assert loaded.config.run is not None
+    assert loaded.config.run.protocol_settings == {"degree": 3, "graph": "ring", "patience": 2.5}
+    assert loaded.config.run.task_settings == {"split": "iid"}
+    assert loaded.source("run.protocol_settings") == "--set"
+    with pytest.raises(ConfigError, match=r"unknown key run\.name\.x"):
+        parse_config(text, overrides={"run.name.x": "1"})
+    with pytest.raises(ConfigError, match="unknown key graph") as raised:
+        parse_config(text, overrides={"graph": "ring"})
+    assert "run.protocol_settings.graph" in raised.value.hint
+    with pytest.raises(ConfigError, match="expected a table, got a number"):
+        parse_config(
+            b'[run]\nname = "r"\ntask_settings = 3\n', overrides={"run.task_settings.a": "1"}
+        )
