@@ -466,7 +466,7 @@ def _facts(parts: Parts) -> Facts:
         else trio.current_time() - ended,
         round_usual_s=None if figures is None else figures.usual_round_s,
         quorum_missing=group is not None and group.machine.quorum_missing,
-        rounds_alone=0 if figures is None else figures.rounds_alone,
+        rounds_alone=0 if figures is None or group is None else figures.rounds_alone,
         checkpoint_error="" if run is None else run.saves.error,
         checkpoint_damaged="" if run is None else run.saves.damaged,
         disk_free_bytes=_disk_free(parts.config),
