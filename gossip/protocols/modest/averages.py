@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gossip.decentralized import arithmetic
-from gossip.decentralized.mixing import Median, Mixing, MixRule, TrimmedMean
+from gossip.decentralized.mixing import Median, MixRule, TrimmedMean
 from gossip.decentralized.protocol import Vector
+from gossip.protocols.modest.settings import OneLineMixing
 
 
-def average(models: Sequence[Vector], mixing: Mixing, trim: int = 1) -> Vector:
+def average(models: Sequence[Vector], mixing: OneLineMixing, trim: int = 1) -> Vector:
     """One new model, shape (numel,); the plain mean, or what bears trainers that lie.
 
     Every tensor is averaged, also those that describe a node's data (running means): there is one line of models, and no

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
-from gossip.decentralized.mixing import Mixing
-
+OneLineMixing = Literal["mean", "median", "trimmed-mean"]
+"""Of `gossip.decentralized.mixing.Mixing`, what makes sense where there is one line of models."""
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
 
@@ -32,7 +32,7 @@ class MoDeSTSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds from a round's first trained model until those that are there are averaged. More than the time between the fastest and the slowest trainer."""
     aggregation_floor: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
     """No fewer models than this are averaged at that time, if so many nodes are reachable."""
-    mixing: Mixing = "mean"
+    mixing: OneLineMixing = "mean"
     """How an aggregator combines its round's models: "mean", or "median" or "trimmed-mean", which bear trainers that lie."""
     trim: Annotated[int, msgspec.Meta(ge=1, le=500)] | None = None
     """With "trimmed-mean": how many liars among a round's trainers are to be borne; 1 unless given."""
