@@ -271,6 +271,8 @@ def rank_main(
             round_, state = 0, hashlib.sha256(b"start").digest()
             group.set_position(round_, state)
             await group.wait_entered()
+            # At an epoch's beginning members measure their links, each in a turn of half a second.
+            await trio.sleep(0.5 * world + 1)
             gc.collect()
             gc.freeze()  # as the daemon does: torch's objects are not to be looked at in every round
             for size in sizes:
