@@ -42,7 +42,7 @@ class EpidemicSettings(MixingSettings, frozen=True, forbid_unknown_fields=True):
 
 
 class EpidemicLearning(ModelRounds):
-    """EL-Oracle and EL-Local."""
+    """Epidemic learning: each model goes to a few others, drawn anew in each round (EL-Oracle, EL-Local)."""
 
     name = "epidemic"
     Settings = EpidemicSettings

@@ -374,29 +374,41 @@ def config_check(assignments: tuple[str, ...]) -> None:
 @config_.command("explain")
 @click.argument("key", required=False)
 def config_explain(key: str | None) -> None:
-    """What KEY does, its type, default and variable; KEY may be a protocol. Without KEY, everything."""
+    """What KEY does, its type, default and variable; KEY may be a protocol or task, or a setting of protocols.
+
+    Without KEY, everything but the tasks.
+    """
     from node.cli.text import knob_json
     from node.config import knob, knobs
     from node.config_text import explain
-    from node.protocol_text import all_protocols, protocol_text
+    from node.plugin_text import (
+        all_protocols,
+        all_tasks,
+        protocol_text,
+        task_text,
+        with_setting,
+    )
 
     settings = current_settings()
     chosen = [entry for entry in knobs() if key is None or entry.key.partition(".")[0] == key]
-    protocols = [name for name in all_protocols() if key in {None, name}]
-    if not chosen and not protocols and key is not None:
-        chosen = [knob(key)]
-    texts = [protocol_text(name) for name in protocols]
+    protocols = [protocol_text(name) for name in all_protocols() if key in {None, name}]
+    tasks = [task_text(name) for name in all_tasks() if key == name]
+    if key is not None and not (chosen or protocols or tasks):
+        protocols = with_setting(key)
+        if not protocols:
+            chosen = [knob(key)]
     if settings.json:
         entries = [knob_json(entry) for entry in chosen]
         settings.print_json(
             {
                 "schema": "noded.config-explain/1",
                 "keys": entries,
-                "protocols": [text.to_json() for text in texts],
+                "protocols": [text.to_json() for text in protocols],
+                "tasks": [text.to_json() for text in tasks],
             }
         )
     else:
-        click.echo("\n\n".join([*map(explain, chosen), *map(str, texts)]))
+        click.echo("\n\n".join([*map(explain, chosen), *map(str, [*protocols, *tasks])]))
 
 
 @cli.command(short_help="Print a completion script for SHELL.")

@@ -40,8 +40,11 @@ class ByteGPTSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[run.task_settings]` of the byte-level GPT."""
 
     layers: Annotated[int, Meta(ge=1, le=64)] = 3
+    """Blocks of attention and perceptron."""
     width: Annotated[int, Meta(ge=8, le=8192)] = 64
+    """Length of the vector of each position; a multiple of `heads`."""
     heads: Annotated[int, Meta(ge=1, le=128)] = 4
+    """Attention heads of a block."""
     context: Annotated[int, Meta(ge=8, le=65536)] = 64
     """Bytes per window."""
     batch: Annotated[int, Meta(ge=1, le=65536)] = 8
@@ -49,12 +52,15 @@ class ByteGPTSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     learning_rate: Annotated[float, Meta(gt=0, le=1)] = 3e-3
     """Peak of the local AdamW."""
     weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Of the local AdamW, on matrices only."""
     warmup: Annotated[int, Meta(ge=0, le=1_000_000)] = 50
     """Steps of linear warm-up; then a cosine down to a tenth of the peak."""
     clip: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
     """Largest norm of a gradient."""
     evaluation_windows: Annotated[int, Meta(ge=1, le=65536)] = 192
+    """Windows of the held-out text that are scored."""
     sample_bytes: Annotated[int, Meta(ge=0, le=4096)] = 400
+    """Length of the sample that is written at the end; 0: none."""
 
 
 class _Block(nn.Module):

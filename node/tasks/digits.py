@@ -18,7 +18,7 @@ __all__ = ["Digits"]
 
 
 class Digits(Classification):
-    """Which digit is it?"""
+    """Which digit is it? Pictures of 8 x 8 pixels and a perceptron."""
 
     name: ClassVar[str] = "digits"
     Settings: ClassVar[type[msgspec.Struct]] = PerceptronSettings

@@ -44,7 +44,7 @@ class SmallCNN(nn.Module):
 
 
 class Images(Classification):
-    """What is in the picture?"""
+    """What is in the picture? Files in the formats of MNIST, CIFAR-10 or FEMNIST."""
 
     name: ClassVar[str] = "images"
     Settings: ClassVar[type[msgspec.Struct]] = ImagesSettings

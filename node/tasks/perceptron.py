@@ -20,6 +20,7 @@ import numpy as np
 from msgspec import Meta
 
 from gossip.decentralized.protocol import TensorSpec, Vector
+from gossip.invalid import complaint
 from node.data.cifar import load_cifar
 from node.data.digits import load_digits
 from node.data.errors import DataMissing
@@ -55,9 +56,11 @@ class PerceptronSettings(SplitSettings, frozen=True, forbid_unknown_fields=True,
     batch: Annotated[int, Meta(ge=0, le=65536)] = 16
     """Examples of a local step; 0: all that the node holds."""
     learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.1
+    """Of stochastic gradient descent."""
     decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Factor on the learning rate after each local step."""
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Of the local optimizer."""
     weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """Added to the gradient by the optimizer; no part of the loss."""
     l2: Annotated[float, Meta(ge=0, le=100)] = 0.0
@@ -170,7 +173,7 @@ def _parsed(task: str, raw: Mapping[str, Setting], class_: type[Settings]) -> Se
     try:
         return msgspec.convert(dict(raw), class_)
     except msgspec.ValidationError as error:
-        known = ", ".join(class_.__struct_fields__)
+        wrong = complaint(error, class_)
         raise InvalidTaskSettings(
-            f"task {task!r}: {error}", hint=f"its settings are: {known}"
+            f"task {task!r}: {wrong}", hint=wrong.hint or f"see:  noded config explain {task}"
         ) from None

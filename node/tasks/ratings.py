@@ -36,8 +36,11 @@ class RatingsSettings(SplitSettings, frozen=True, forbid_unknown_fields=True, kw
     batch: Annotated[int, Meta(ge=1, le=1_000_000)] = 64
     """Ratings of a local step."""
     learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.05
+    """Of plain stochastic gradient descent."""
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Of the local optimizer."""
     penalty: Annotated[float, Meta(ge=0, le=10)] = 0.02
+    """On the squares of the factors that a batch uses."""
 
 
 class Factors(nn.Module):
@@ -69,7 +72,7 @@ class Factors(nn.Module):
 
 
 class MovieRatings(Task):
-    """How will this person like that film?"""
+    """How will this person like that film? MovieLens and matrix factorisation."""
 
     name: ClassVar[str] = "ratings"
     Settings: ClassVar[type[msgspec.Struct]] = RatingsSettings

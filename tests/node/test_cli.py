@@ -13,6 +13,7 @@ from gossip.protocol import installed_protocols, load_plugin
 from node.cli.base import Settings
 from node.cli.main import cli
 from node.errors import NotReady, PeerNotReachable
+from node.task import installed_tasks, load_task
 from tests.node.fake_control import PEER, STATUS, FakeDaemon, run
 
 ROOT = Path(__file__).parents[2]
@@ -229,6 +230,28 @@ def test_every_setting_of_every_protocol_is_explained(capsys, home):
     assert "run.protocol_settings.degree" in out
     assert "whole number, at least 1, at most 1000" in out
     assert 'default   "random-regular"' in out
+
+
+def test_every_setting_of_every_task_is_explained(capsys, home):
+    for task in installed_tasks():
+        said = json.loads(run(capsys, "config", "explain", task, "--json")[1])
+        [found] = said["tasks"]
+        assert (found["name"], found["kind"], said["protocols"]) == (task, "task", [])
+        assert found["text"]
+        assert len(found["settings"]) == len(load_task(task).Settings.__struct_fields__)
+        for setting in found["settings"]:
+            assert setting["text"], f"{task}: {setting['key']} has no text"
+    out = run(capsys, "config", "explain", "digits")[1]
+    assert "run.task_settings.alpha" in out
+    assert 'default   "iid"' in out
+
+
+@pytest.mark.parametrize("key", ["gossip_steps", "run.protocol_settings.gossip_steps"])
+def test_a_setting_is_explained_for_the_protocols_that_have_it(capsys, home, key):
+    out = run(capsys, "config", "explain", key)[1]
+    assert 'run.protocol = "dfedsam"' in out
+    assert "run.protocol_settings.gossip_steps" in out
+    assert "run.protocol_settings.rho" not in out
 
 
 def test_a_combination_of_settings_that_cannot_work_is_refused_with_the_reason(capsys, home):

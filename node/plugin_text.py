@@ -1,6 +1,6 @@
-"""What a protocol's settings are, as text: `noded config explain PROTOCOL`.
+"""What the settings of a protocol or a task are, as text: `noded config explain PROTOCOL`.
 
-Problem: every protocol has settings of its own, installed by whoever wrote it, and none of them is in the configuration's
+Problem: every protocol and task has settings of its own, installed by whoever wrote it, and none of them is in the configuration's
 schema. Idea: the struct that validates them says all there is: types, bounds and defaults are its annotations, and the
 text is the docstring below each field, which is read from the struct's source. So what is printed is what is enforced.
 """
@@ -18,18 +18,27 @@ import msgspec
 from msgspec import inspect as described
 
 from gossip.decentralized.protocol import DecentralizedProtocol
-from gossip.protocol import Plugin, installed_protocols, load_plugin
+from gossip.protocol import installed_protocols, load_plugin
 from node.config_text import toml_value
+from node.task import installed_tasks, load_task
 
-__all__ = ["ProtocolText", "SettingText", "all_protocols", "protocol_text"]
-
-KEY = "run.protocol_settings"
+__all__ = [
+    "PluginText",
+    "SettingText",
+    "all_protocols",
+    "all_tasks",
+    "protocol_text",
+    "task_text",
+    "with_setting",
+]
 
 
 @attrs.frozen
 class SettingText:
-    """One setting of a protocol."""
+    """One setting."""
 
+    table: str
+    """`run.protocol_settings` or `run.task_settings`."""
     name: str
     kind: str
     """Type and bounds, in words."""
@@ -40,7 +49,7 @@ class SettingText:
     @property
     def key(self) -> str:
         """In the configuration."""
-        return f"{KEY}.{self.name}"
+        return f"{self.table}.{self.name}"
 
     def to_json(self) -> dict[str, Any]:
         """For `config explain --json`."""
@@ -54,12 +63,12 @@ class SettingText:
 
 
 @attrs.frozen
-class ProtocolText:
-    """A protocol and its settings."""
+class PluginText:
+    """A protocol or a task, and its settings."""
 
     name: str
     kind: str
-    """"collective" (certified rounds) or "decentralized" (no agreement)."""
+    """"collective" (a protocol of certified rounds), "decentralized" (one without agreement) or "task"."""
     summary: str
     settings: tuple[SettingText, ...]
 
@@ -73,7 +82,8 @@ class ProtocolText:
         }
 
     def __str__(self) -> str:
-        lines = [f'run.protocol = "{self.name}"  ({self.kind})', *_wrapped(self.summary)]
+        head = "run.task" if self.kind == "task" else "run.protocol"
+        lines = [f'{head} = "{self.name}"  ({self.kind})', *_wrapped(self.summary)]
         if not self.settings:
             lines += ["", "  It has no settings."]
         for setting in self.settings:
@@ -88,21 +98,48 @@ def all_protocols() -> list[str]:
     return sorted(installed_protocols())
 
 
-def protocol_text(name: str) -> ProtocolText:
+def all_tasks() -> list[str]:
+    """Names of the installed ones; imports none of them."""
+    return sorted(installed_tasks())
+
+
+def protocol_text(name: str) -> PluginText:
     """All about one protocol; raises `UnknownProtocol`."""
     protocol = load_plugin(name)
-    return ProtocolText(
+    return PluginText(
         name,
         "decentralized" if issubclass(protocol, DecentralizedProtocol) else "collective",
         _first_paragraph(protocol.__doc__),
-        tuple(_settings(protocol)),
+        tuple(_settings("run.protocol_settings", protocol.Settings)),
     )
 
 
-def _settings(protocol: type[Plugin]) -> list[SettingText]:
-    info = described.type_info(protocol.Settings)
+def task_text(name: str) -> PluginText:
+    """All about one task, which is imported for it, and torch with most; raises `UnknownTask`."""
+    task = load_task(name)
+    return PluginText(
+        name,
+        "task",
+        _first_paragraph(task.__doc__),
+        tuple(_settings("run.task_settings", task.Settings)),
+    )
+
+
+def with_setting(key: str) -> list[PluginText]:
+    """The protocols that have a setting of that name (or of the key `run.protocol_settings.NAME`), with it alone."""
+    found = []
+    for name in all_protocols():
+        whole = protocol_text(name)
+        alike = tuple(one for one in whole.settings if key in {one.name, one.key})
+        if alike:
+            found.append(attrs.evolve(whole, settings=alike))
+    return found
+
+
+def _settings(table: str, struct: type[msgspec.Struct]) -> list[SettingText]:
+    info = described.type_info(struct)
     assert isinstance(info, described.StructType)
-    texts = _docstrings(protocol.Settings)
+    texts = _docstrings(struct)
     found = []
     for field in info.fields:
         default = field.default
@@ -110,6 +147,7 @@ def _settings(protocol: type[Plugin]) -> list[SettingText]:
             default = field.default_factory()
         found.append(
             SettingText(
+                table,
                 field.encode_name,
                 _type_words(field.type),
                 default,
