@@ -4,8 +4,7 @@ Problem: over a long path one connection carries no more than its window in a ro
 (4 MiB of send buffer over 100 ms are 335 Mbit/s), and of several each has a pace of its own that changes. Idea: every
 transfer has a number, before the caller's header; the sender gives it to a link that takes it, and the receiver
 reads the head of the next transfer of every link and goes on with the one whose number is due. What comes early waits in
-its socket: nothing is put aside, and no link waits for a slower one. (Taking the links strictly in turn was a third as
-fast in a slow start: the slowest one set the pace of all.)
+its socket: nothing is put aside, and no link waits for a slower one, as it would if they were taken strictly in turn.
 
 What a socket does not take at once leaves from a task of its link, so that the others are fed meanwhile.
 
