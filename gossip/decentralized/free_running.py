@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -144,4 +144,4 @@ class FreeRunning(DecentralizedProtocol):
 
 def shared(vector: Vector) -> Vector:
     """The vector itself if it is read-only, as those are that a core replaces instead of writing to them; else a copy that is."""
-    return vector if not vector.flags.writeable else cast("Vector", frozen(vector))
+    return vector if not vector.flags.writeable else frozen(vector)

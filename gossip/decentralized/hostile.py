@@ -35,6 +35,7 @@ def mutations(send: Send, rng: random.Random) -> list[tuple[bytes, list[AnyVecto
         (message, [vector.astype(np.float64) for vector in vectors]),
         (message, [vector.astype(np.float32) for vector in vectors]),
         (message, [np.full_like(vector, np.finfo(vector.dtype).max) for vector in vectors]),
+        (message, [np.full(vector.size, np.finfo(np.float64).max) for vector in vectors]),
     ]
     decoded = msgspec.msgpack.decode(message)
     if isinstance(decoded, dict):

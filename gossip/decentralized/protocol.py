@@ -34,7 +34,7 @@ import random
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeGuard, TypeVar
 
 import attrs
 import msgspec
@@ -52,6 +52,7 @@ MAX_VECTORS: Final = 8
 Vector = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
 AnyVector = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+SameVector = TypeVar("SameVector", Vector, Wide, AnyVector)
 
 
 @attrs.frozen
@@ -257,11 +258,15 @@ class DecentralizedProtocol(Plugin):
         """A few plain values for status output (JSON), for example {"round": 12, "neighbours": 4}."""
         return {}
 
+    def is_model(self, vector: AnyVector) -> TypeGuard[Vector]:
+        """Whether a received vector is as long as the run's parameters, in float32."""
+        return vector.dtype == np.float32 and vector.size == self.context.numel
+
     def _emit(self, event: Event) -> None:
         self._events.append(event)
 
 
-def frozen(vector: AnyVector) -> AnyVector:
+def frozen(vector: SameVector) -> SameVector:
     """A copy that may be handed out in an event: nobody can write to it any more."""
     copy = vector.copy()
     copy.flags.writeable = False

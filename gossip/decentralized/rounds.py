@@ -156,7 +156,7 @@ class RoundProtocol(DecentralizedProtocol):
 
     def after_leg(self, work: LocalWork) -> Vector:
         """The model to exchange after a leg; what is given is lent."""
-        return frozen(work.params)  # type: ignore[return-value]
+        return frozen(work.params)
 
     def rule(self) -> LocalRule:
         """How the legs are trained."""
@@ -174,15 +174,11 @@ class RoundProtocol(DecentralizedProtocol):
         """A node that has just begun and is so many rounds behind listens before it speaks."""
         return FAR_ROUNDS
 
-    def is_model(self, vector: AnyVector) -> bool:
-        """As long as the run's parameters, float32."""
-        return vector.dtype == np.float32 and vector.size == self.context.numel
-
     # ---- inputs ------------------------------------------------------------------------------
 
     def start(self, params: Vector, now: float, *, round_: int = 0) -> None:
         """Begin, or go on after `round_` rounds."""
-        self._x = frozen(params)  # type: ignore[assignment]
+        self._x = frozen(params)
         self._fresh = True
         self._finished = False
         self._enter(round_ * self.exchanges, now)

@@ -19,7 +19,7 @@ node that crashes takes its model along.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -71,7 +71,7 @@ class ADPSGD(Pairwise):
 
     def prepare(self, params: Vector, now: float) -> None:
         """The model, ours to write to."""
-        self._x = cast("Vector", frozen(params))
+        self._x = frozen(params)
         self._again_at = now
 
     @property

@@ -36,7 +36,7 @@ import struct
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal
 
 import attrs
 import msgspec
@@ -180,7 +180,7 @@ class PushSum(FreeRunning):
         self._session = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest(), "big") >> 1
         self.weight = 1.0
         self._x = params.astype(np.float64)
-        self._z = cast("Vector", frozen(params))
+        self._z = frozen(params)
 
     @property
     def model(self) -> Vector:

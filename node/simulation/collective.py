@@ -34,6 +34,7 @@ from gossip.decentralized.protocol import (
     LocalWork,
     Train,
     Vector,
+    frozen,
 )
 from gossip.protocol import Apply, CollectiveOutcome, Contribution, Protocol, ReduceMean
 from node.simulation.links import Network
@@ -232,7 +233,7 @@ class CertifiedRounds(DecentralizedProtocol):
         return self.views["params"]
 
     def _completed(self, members: int) -> None:
-        self._emit(Completed(self._round, _copy(self.views["params"]), members))
+        self._emit(Completed(self._round, frozen(self.views["params"]), members))
         self._next()
 
     def _next(self) -> None:
@@ -240,13 +241,7 @@ class CertifiedRounds(DecentralizedProtocol):
             self._emit(Finished())
         else:
             self._trains = True
-            self._emit(Train(_copy(self.views["params"]), self.context.every))
-
-
-def _copy(vector: Vector) -> Vector:
-    copy = vector.copy()
-    copy.flags.writeable = False
-    return copy
+            self._emit(Train(frozen(self.views["params"]), self.context.every))
 
 
 def ring_s(network: Network, group: Sequence[int], size: int) -> float:

@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import attrs
-import numpy as np
 
-from gossip.decentralized.protocol import AnyVector, Vector
+from gossip.decentralized.protocol import Vector, frozen
 from transport.identity import NodeId
 
 
@@ -31,11 +30,9 @@ class Held:
     """Models in it, if it is a mean."""
 
     @classmethod
-    def copy_of(cls, model: AnyVector, sample: int, members: int = 1) -> Held:
+    def copy_of(cls, model: Vector, sample: int, members: int = 1) -> Held:
         """With a copy of a model that was only lent."""
-        copy = np.array(model, np.float32)
-        copy.flags.writeable = False
-        return cls(copy, sample, members)
+        return cls(frozen(model), sample, members)
 
 
 @attrs.define(eq=False)

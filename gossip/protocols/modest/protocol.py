@@ -51,6 +51,7 @@ from gossip.decentralized.protocol import (
     Send,
     Train,
     Vector,
+    frozen,
 )
 from gossip.protocols.modest import messages, votes
 from gossip.protocols.modest.averages import average
@@ -113,7 +114,7 @@ class MoDeST(DecentralizedProtocol):
     def start(self, params: Vector, now: float, *, round_: int = 0) -> None:
         """Say that this node is there; the first of round 1's order begin to train."""
         self._started = True
-        self._hold(_frozen(params), round_ + 1, 1)
+        self._hold(frozen(params), round_ + 1, 1)
         self._completed = round_
         self._heard = max(self._heard, round_)
         self._standing.begin(self._reachable, round_)
@@ -151,7 +152,7 @@ class MoDeST(DecentralizedProtocol):
         self._training = False
         self._stall.news(now)
         if np.isfinite(work.params).all():
-            model = _frozen(work.params)
+            model = frozen(work.params)
             self._handing = Errand(self._k_train + 1, model, self._sample)
             self._seek(self._handing, self.settings.aggregators, now)
         else:
@@ -164,7 +165,8 @@ class MoDeST(DecentralizedProtocol):
         """One of `modest.messages`."""
         said = messages.decode(message)
         carries = isinstance(said, messages.Trained | messages.Aggregated)
-        if len(vectors) != carries or any(v.size != self.context.numel for v in vectors):
+        models = [vector for vector in vectors if self.is_model(vector)]
+        if not len(vectors) == len(models) == carries:
             raise MalformedMessage(f"{type(said).__name__} with {len(vectors)} vectors")
         if self._left:
             return
@@ -181,9 +183,9 @@ class MoDeST(DecentralizedProtocol):
             case messages.Pong():
                 self._on_pong(sender, said, now)
             case messages.Trained():
-                self._on_trained(sender, said, vectors[0], now)
+                self._on_trained(sender, said, models[0], now)
             case messages.Aggregated():
-                self._on_aggregated(sender, said, vectors[0], now)
+                self._on_aggregated(sender, said, models[0], now)
             case messages.Ack():
                 self._counts["used" if said.ok else "late"] += 1
                 if said.ok:
@@ -364,7 +366,7 @@ class MoDeST(DecentralizedProtocol):
     # ---- the trainer -------------------------------------------------------------------------
 
     def _on_aggregated(
-        self, sender: NodeId, said: messages.Aggregated, model: AnyVector, now: float
+        self, sender: NodeId, said: messages.Aggregated, model: Vector, now: float
     ) -> None:
         if not self._started:
             return
@@ -372,9 +374,7 @@ class MoDeST(DecentralizedProtocol):
         self._standing.seen(sender, said.round)
         self._vote(sender, said, model, now)
 
-    def _vote(
-        self, sender: NodeId, said: messages.Aggregated, model: AnyVector, now: float
-    ) -> None:
+    def _vote(self, sender: NodeId, said: messages.Aggregated, model: Vector, now: float) -> None:
         """An aggregator says what a round starts from."""
         if self._finished or (said.round <= self._k_train and not self._stands_still()):
             return
@@ -452,7 +452,7 @@ class MoDeST(DecentralizedProtocol):
     # ---- the aggregator ----------------------------------------------------------------------
 
     def _on_trained(
-        self, sender: NodeId, said: messages.Trained, model: AnyVector, now: float
+        self, sender: NodeId, said: messages.Trained, model: Vector, now: float
     ) -> None:
         if not self._started:
             return
@@ -460,7 +460,7 @@ class MoDeST(DecentralizedProtocol):
         self._standing.seen(sender, said.round)
         self._collect(sender, said.round, model, said.sample, now)
 
-    def _collect(self, sender: NodeId, k: int, model: AnyVector, sample: int, now: float) -> None:
+    def _collect(self, sender: NodeId, k: int, model: Vector, sample: int, now: float) -> None:
         """A trainer's model for round `k`."""
         if self._finished or k <= max(self._k_aggregated, self._k_train - 1) or k < 2:
             if sender != self._me:
@@ -586,9 +586,3 @@ class MoDeST(DecentralizedProtocol):
             if node != self._me:
                 self._emit(Send(node, message, (model,)))
         return said
-
-
-def _frozen(vector: Vector) -> Vector:
-    copy = np.array(vector, np.float32)
-    copy.flags.writeable = False
-    return copy

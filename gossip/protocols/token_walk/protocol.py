@@ -49,6 +49,7 @@ from gossip.decentralized.protocol import (
     Send,
     Train,
     Vector,
+    frozen,
 )
 from gossip.decentralized.topology import DIRECTED, graph
 from gossip.errors import InvalidSettings
@@ -155,7 +156,7 @@ class TokenWalk(DecentralizedProtocol):
         After a restart it waits for a lease's time before.
         """
         self._started = True
-        self._theta = _frozen(params)
+        self._theta = frozen(params)
         self._state, self._completed = (NO_TERM, round_), round_
         self._visits = Visits(1.0 / (1 + len(self._reachable)), self.settings.visit_exponent)
         self._news_at = now
@@ -207,7 +208,8 @@ class TokenWalk(DecentralizedProtocol):
         """One of `token_walk.messages`."""
         said = messages.decode(message)
         carries = isinstance(said, messages.Token | messages.Last)
-        if len(vectors) != carries or any(v.size != self.context.numel for v in vectors):
+        models = [vector for vector in vectors if self.is_model(vector)]
+        if not len(vectors) == len(models) == carries:
             raise MalformedMessage(f"{type(said).__name__} with {len(vectors)} vectors")
         if isinstance(said, messages.VisitA) and not math.isfinite(said.visits):
             raise MalformedMessage("visits that are no number")
@@ -221,7 +223,7 @@ class TokenWalk(DecentralizedProtocol):
         self._heard(said.term, now)
         match said:
             case messages.Token():
-                self._on_token(sender, said, vectors[0], now)
+                self._on_token(sender, said, models[0], now)
             case messages.Receipt():
                 self._on_receipt(sender, said, now)
             case messages.Hold():
@@ -243,7 +245,7 @@ class TokenWalk(DecentralizedProtocol):
                 if self._phase == "away" and state == self._state:
                     self._begin(now)
             case messages.Last():
-                self._take(vectors[0], said.n)
+                self._take(models[0], said.n)
                 self._finish()
             case messages.Fenced():
                 pass  # its term was heard above
@@ -309,6 +311,11 @@ class TokenWalk(DecentralizedProtocol):
         """The token's model as of its last visit here."""
         return self._theta
 
+    @property
+    def step(self) -> tuple[Term, int]:
+        """Term and step that `model` is of."""
+        return self._state
+
     def describe(self) -> Mapping[str, Any]:
         """Step, term, what this node does with the token, and counts since the start."""
         phase = self._phase if isinstance(self._phase, str) else type(self._phase).__name__.lower()
@@ -323,7 +330,7 @@ class TokenWalk(DecentralizedProtocol):
 
     # ---- the token is here -------------------------------------------------------------------
 
-    def _on_token(self, sender: NodeId, said: messages.Token, model: AnyVector, now: float) -> None:
+    def _on_token(self, sender: NodeId, said: messages.Token, model: Vector, now: float) -> None:
         admission = Admission.REFUSE
         if said.life in (self._life, messages.ANY_LIFE):
             admission = self._fence.admit(said.term, said.n)
@@ -335,7 +342,7 @@ class TokenWalk(DecentralizedProtocol):
         self._stop()
         self._lease.drop()
         self._news(said.term, said.n, now)
-        self._theta = _frozen(model)
+        self._theta = frozen(model)
         self._state = (said.term, said.n)
         self._guard = NodeId(said.guard)
         self._train(now)
@@ -565,11 +572,11 @@ class TokenWalk(DecentralizedProtocol):
         """At most so many nodes have worked on a token of n steps."""
         return max(1, min(n, 1 + len(self._reachable)))
 
-    def _take(self, model: AnyVector, n: int) -> None:
+    def _take(self, model: Vector, n: int) -> None:
         """The run's last model."""
         if n > self._completed:
             self._stop()
-            self._theta, self._completed = _frozen(model), n
+            self._theta, self._completed = frozen(model), n
             self._emit(Completed(n, self._theta, self._contributors(n)))
 
     def _finish(self) -> None:
@@ -589,9 +596,3 @@ class TokenWalk(DecentralizedProtocol):
         term = self._fence.term
         if to != self._me:
             self._emit(Send(to, pack(kind(term.number, term.starter, **fields))))
-
-
-def _frozen(vector: AnyVector) -> Vector:
-    copy = np.array(vector, np.float32)
-    copy.flags.writeable = False
-    return copy
