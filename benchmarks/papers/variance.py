@@ -33,11 +33,11 @@ def experiment(quick: bool, seeds: list[int]) -> dict[str, Any]:
         "plain, independent": ("mean", False, 4, {}, long),
         "corrected, independent": ("variance-corrected", False, 4, {}, short),
         "plain, common": ("mean", True, 4, {}, short),
-        "corrected, common": ("variance-corrected", True, 4, {}, short),
     }
     if not quick:
         uneven = {"split": "dirichlet", "alpha": 0.3, "minimum": 4}
         variants |= {
+            "corrected, common": ("variance-corrected", True, 4, {}, short),
             "plain, independent, 1 layer": ("mean", False, 1, {}, short),
             "corrected, independent, 1 layer": ("variance-corrected", False, 1, {}, short),
             "plain, independent, uneven": ("mean", False, 4, uneven, long),
