@@ -13,5 +13,5 @@
 * For protocols without rounds: `free_running` (the base: legs one after another, others heard in between), `pairs` (those whose
   nodes meet two at a time), `exchange` (a swap of vectors on both sides or on neither).
 * Clocks and accounts: `poisson` (timers in units of a node's own gradients), `token_account` (how often a node may send),
-  `graph_numbers` (what a graph costs those who gossip over it).
+  `graph_numbers` (what a graph costs those who gossip over it). `hearsay`: how far one member alone is believed to be ahead.
 """

@@ -11,9 +11,13 @@ its counter), it takes a higher counter and says again that it is there, as in S
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from gossip.protocols.modest.view import MAX_COUNTER, MAX_ROUND, Entry, View
 from transport.identity import NodeId
+
+FAR_COUNTER: Final = 1 << 20
+"""By how much a counter may rise on somebody else's word: who has begun anew is not further behind, and a lie does not use up all that there is."""
 
 
 class Standing:
@@ -66,13 +70,13 @@ class Standing:
         Raises:
             MalformedMessage: as `View.merge_wire`.
         """
-        self.view.merge_wire(wire_untrusted)
+        self.view.merge_wire(wire_untrusted, far=FAR_COUNTER)
         mine = self.view.get(self.me)
         return mine is not None and mine.left and self.raise_above(mine.counter)
 
     def raise_above(self, counter: int) -> bool:
         """Say of oneself from now on that one is there under a higher counter; False if this one is higher already."""
-        if counter < self.counter or counter >= MAX_COUNTER:
+        if not self.counter <= counter <= min(self.counter + FAR_COUNTER, MAX_COUNTER - 1):
             return False
         self.counter = counter + 1
         self.here(0)

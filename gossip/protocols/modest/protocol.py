@@ -23,8 +23,8 @@ What differs from the paper's code, and why:
   stopped as a whole;
 * the last round's model goes to everybody, and whoever is late gets it in answer to its ping.
 
-Rounds, views and standings are believed: a member that names rounds which do not exist can make others lose track. A
-message of round k is never acted on twice, nor after a later round.
+Rounds, views and standings are believed, but for those far ahead (`gossip.decentralized.hearsay`): a member that lies about
+them can make others lose track, and not for good. A message of round k is never acted on twice, nor after a later round.
 
 Invariants: k_train never falls, but for a run that stood still and is taken up again by several (`votes`); a leg for a
 later round replaces one for an earlier; at most one model of each sender counts in a round; models held are at most 2 s at an
@@ -40,6 +40,7 @@ from typing import Any, ClassVar, Final
 import msgspec
 import numpy as np
 
+from gossip.decentralized.hearsay import Hearsay
 from gossip.decentralized.protocol import (
     AnyVector,
     Cancel,
@@ -61,10 +62,12 @@ from gossip.protocols.modest.membership import Standing
 from gossip.protocols.modest.sampling import LivenessProbe
 from gossip.protocols.modest.settings import MoDeSTSettings
 from gossip.protocols.modest.stall import Stall
+from gossip.protocols.modest.view import MAX_ROUND
 from transport.codec import pack
 from transport.errors import MalformedMessage
 from transport.identity import NodeId
 
+FAR_ROUNDS: Final = 1 << 24  # two have to say so
 CAUTIOUS_RETRIES: Final = 3
 """So often a node leaves a stalled round to those who hold a later model, or the same one and come first in its order."""
 
@@ -89,7 +92,8 @@ class MoDeST(DecentralizedProtocol):
         self._model_members = 1
         self._completed = 0
         self._heard = 0
-        """The newest round that anybody has spoken of."""
+        """The newest round that is spoken of."""
+        self._named = Hearsay(FAR_ROUNDS)
         # the trainer
         self._k_train = 0
         self._training = False
@@ -135,6 +139,7 @@ class MoDeST(DecentralizedProtocol):
         """Those who are new, and not known from others, are told that this node is there."""
         new = sorted(set(others).difference(self._reachable))
         self._reachable = tuple(others)
+        self._standing.view.near = frozenset((*others, self._me))
         strangers = [node for node in new if node not in self._standing.view]
         if self._started and not self._left and strangers:
             count = min(len(strangers), self.settings.sample_size)
@@ -168,7 +173,7 @@ class MoDeST(DecentralizedProtocol):
         models = [vector for vector in vectors if self.is_model(vector)]
         if not len(vectors) == len(models) == carries:
             raise MalformedMessage(f"{type(said).__name__} with {len(vectors)} vectors")
-        if self._left:
+        if self._left or not self._named.believes(sender, said.round, self._heard):
             return
         if self._started:
             self._hear(said.round, now)
@@ -176,7 +181,7 @@ class MoDeST(DecentralizedProtocol):
             case messages.Membership():
                 self._on_membership(sender, said)
             case messages.Behind():
-                if self._standing.raise_above(said.counter):
+                if self._started and self._standing.raise_above(said.counter):
                     self._advertise([sender])
             case messages.Ping():
                 self._on_ping(sender, said, now)
@@ -376,7 +381,8 @@ class MoDeST(DecentralizedProtocol):
 
     def _vote(self, sender: NodeId, said: messages.Aggregated, model: Vector, now: float) -> None:
         """An aggregator says what a round starts from."""
-        if self._finished or (said.round <= self._k_train and not self._stands_still()):
+        over = said.round <= self._k_train and not self._stands_still()
+        if self._finished or over or said.round >= MAX_ROUND:  # none could follow on that
             return
         held = Held.copy_of(model, said.sample, said.members)
         self._poll.add(said.round, sender, held, now)
@@ -462,7 +468,8 @@ class MoDeST(DecentralizedProtocol):
 
     def _collect(self, sender: NodeId, k: int, model: Vector, sample: int, now: float) -> None:
         """A trainer's model for round `k`."""
-        if self._finished or k <= max(self._k_aggregated, self._k_train - 1) or k < 2:
+        last = max(self._k_aggregated, self._k_train - 1, 1)
+        if self._finished or not last < k < MAX_ROUND:
             if sender != self._me:
                 self._send(sender, messages.Ack(k, ok=False))
             return
@@ -479,15 +486,16 @@ class MoDeST(DecentralizedProtocol):
         return max(math.ceil(wanted - 1e-9), self._floor(k))
 
     def _floor(self, k: int) -> int:
-        """No average of fewer, unless there are no more nodes."""
-        view, window = self._standing.view, self.settings.inactivity_window
-        there = min(len(view.candidates(k - 1, window)), 1 + len(self._reachable))
-        floor = min(self.settings.aggregation_floor, self.settings.sample_size, there)
-        return max(floor, 1)
+        """No average of fewer, unless there are no more nodes; none was seen in a round far ahead, so at most this node's own counts."""
+        own = max(self._k_train, self._k_aggregated, self._model_round)
+        seen = self._standing.view.candidates(min(k - 1, own), self.settings.inactivity_window)
+        there = min(len(seen), 1 + len(self._reachable))
+        return max(1, min(self.settings.aggregation_floor, self.settings.sample_size, there))
 
     def _aggregate(self, k: int, each: OpenRound, now: float) -> None:
         """Average round `k` and look for its trainers."""
-        newer = self._inbox.newer(k, votes.tolerated(self._aggregators) + 1)
+        support = max(1, votes.tolerated(self._aggregators), len(each.held) // 2) + 1
+        newer = self._inbox.newer(k, support)
         self._k_aggregated = k
         self._inbox.close_through(k)
         with np.errstate(over="ignore"):

@@ -39,6 +39,8 @@ MAX_WIRE_ENTRIES: Final = 1600
 """64,000 bytes: what a message of 64 KiB has room for beside its other fields."""
 MAX_ENTRIES: Final = 16_384
 """Some 4 MiB. Beyond it the nodes seen longest ago are forgotten, whoever made them up."""
+MOST_UNREACHABLE: Final = 64
+"""Candidates that are not near; with more of them, whoever made them up, they are none."""
 MAX_ROUND: Final = 2**32 - 1
 MAX_COUNTER: Final = 2**31 - 1
 ORDER_DOMAIN: Final = b"modest/v1"
@@ -75,6 +77,8 @@ class View:
 
     def __init__(self, entries: Iterable[tuple[NodeId, Entry]] = ()) -> None:
         self._entries: dict[NodeId, Entry] = {}
+        self.near: frozenset[NodeId] = frozenset()
+        """Nodes that are known to be there: the last to be forgotten, and the first to be sent."""
         for node, entry in entries:
             self.merge(node, entry)
 
@@ -85,8 +89,8 @@ class View:
         if len(self._entries) > MAX_ENTRIES:
             self._forget()
 
-    def merge_wire(self, data_untrusted: bytes) -> None:
-        """Join a view as another node has sent it.
+    def merge_wire(self, data_untrusted: bytes, *, far: int = MAX_COUNTER) -> None:
+        """Join a view as another node has sent it; of known nodes without what is more than `far` ahead of their counters.
 
         Raises:
             MalformedMessage: no whole number of entries, or too many; nothing is changed then.
@@ -99,6 +103,8 @@ class View:
                 known.last_round >= last_round and known.counter << 1 | known.left >= standing
             ):
                 continue  # nearly all, nearly always
+            if known is not None and standing >> 1 > known.counter + far:
+                continue
             entry = Entry(last_round, standing >> 1, bool(standing & 1))
             if known is None:
                 self._entries[NodeId(node)] = entry
@@ -126,11 +132,14 @@ class View:
         depend on who computes it.
         """
         oldest = round_ - window
-        return [
+        found = [
             node
             for node, entry in self._entries.items()
             if not entry.left and entry.last_round >= oldest
         ]
+        if self.near and len(found) > len(self.near) + MOST_UNREACHABLE:
+            found = [node for node in found if node in self.near]
+        return found
 
     def order(self, round_: int, window: int) -> list[NodeId]:
         """The candidates in the order in which this round asks them: by hash, then by id."""
@@ -141,7 +150,10 @@ class View:
         )
 
     def _latest(self) -> list[NodeId]:
-        return sorted(self._entries, key=lambda node: (-self._entries[node].last_round, node))
+        return sorted(
+            self._entries,
+            key=lambda node: (node not in self.near, -self._entries[node].last_round, node),
+        )
 
     def _forget(self) -> None:
         for node in self._latest()[MAX_ENTRIES:]:

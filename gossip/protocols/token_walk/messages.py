@@ -27,8 +27,8 @@ from gossip.protocols.token_walk.lease import Term
 from transport.codec import decode_untrusted
 from transport.identity import NODE_ID_BYTES
 
-Step = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
-Number = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
+Step = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Id = Annotated[bytes, msgspec.Meta(min_length=NODE_ID_BYTES, max_length=NODE_ID_BYTES)]
 Nonce = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 Life = Annotated[int, msgspec.Meta(ge=0, le=2**33)]

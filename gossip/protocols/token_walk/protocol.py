@@ -20,7 +20,8 @@ The state of this node::
 With `local = "task"` a visit is a leg of the task's own optimizer instead, and theta goes the share min(1, beta_n) of the way
 to where that leg ends. Nothing is proved about it; it is for models that plain SGD does not train.
 
-What is believed: each step is trusted, since there is nothing to compare it with, and so are terms and visits. A
+What is believed: each step is trusted, since there is nothing to compare it with, and so are terms and visits, but for
+those far ahead (`gossip.decentralized.hearsay`): who lies can end a term, and not all that there could be. A
 gradient that is not finite is left out, and the token goes on.
 
 Invariants: at most one accepted step for each (term, n); the token goes along edges of the graph or stays, but for a holder
@@ -33,10 +34,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-import attrs
 import msgspec
 import numpy as np
 
+from gossip.decentralized.hearsay import Hearsay
 from gossip.decentralized.protocol import (
     AnyVector,
     Cancel,
@@ -56,6 +57,7 @@ from gossip.errors import InvalidSettings
 from gossip.protocols.token_walk import messages
 from gossip.protocols.token_walk.kernel import Place, Visits, draw, weights
 from gossip.protocols.token_walk.lease import NO_TERM, Admission, Fence, Lease, Term, mark
+from gossip.protocols.token_walk.phases import Looking, Sending
 from gossip.protocols.token_walk.search import Search, State, precedence
 from gossip.protocols.token_walk.settings import TokenWalkSettings
 from transport.codec import pack
@@ -66,31 +68,13 @@ TRIES: Final = 3
 """So often the token is sent before its sender asks where it is."""
 MAX_PRECEDING: Final = 10
 """After silence the nodes ask one after the other; those behind the tenth at about the same time."""
+FAR_TERMS: Final = 1 << 20
+FAR_STEPS: Final = 1 << 32
+"""What is further ahead of all that is known here takes two to say so."""
 ANSWER_LAST: Final = 3
 """So many nodes send the last model to one that asks everybody where the token is."""
 
 RULES: Final = {"gradient": LocalRule("gradient"), "task": LocalRule("task")}
-
-
-@attrs.define(eq=False)
-class Looking:
-    """Waiting for neighbours' visits."""
-
-    until: float
-    missing: set[NodeId]
-    """Asked for membership and emptiness only."""
-    places: dict[NodeId, Place] = attrs.field(factory=dict)
-    lives: dict[NodeId, int] = attrs.field(factory=dict)
-
-
-@attrs.define(eq=False)
-class Sending:
-    """Waiting for a receipt."""
-
-    to: NodeId
-    life: int
-    until: float
-    tries: int = 1
 
 
 class TokenWalk(DecentralizedProtocol):
@@ -145,6 +129,7 @@ class TokenWalk(DecentralizedProtocol):
         self._silence_s = self.settings.silence
         self._newest = (NO_TERM, 0)
         """The highest (term, step) that was heard of."""
+        self._terms_named, self._steps_named = Hearsay(FAR_TERMS), Hearsay(FAR_STEPS)
         self._impatience = self._rng.random()
         self._counts = {"visits": 0, "hops": 0, "stays": 0, "terms": 0, "searches": 0, "refused": 0}
 
@@ -219,6 +204,10 @@ class TokenWalk(DecentralizedProtocol):
             asks = isinstance(said, messages.Ask) and self._preceding < ANSWER_LAST
             if asks or isinstance(said, messages.Token | messages.VisitQ):
                 self._tell_last([sender])
+            return
+        step = getattr(said, "n", 0)
+        near = self._terms_named.believes(sender, said.number, self._fence.term.number)
+        if not (near and self._steps_named.believes(sender, step, self._newest[1])):
             return
         self._heard(said.term, now)
         match said:

@@ -15,7 +15,7 @@ from gossip.decentralized.rehearsal import Links, Quadratic, World, idle, node_i
 from gossip.errors import InvalidSettings
 from gossip.protocols.modest import messages
 from gossip.protocols.modest.protocol import MoDeST
-from gossip.protocols.modest.view import Entry, View
+from gossip.protocols.modest.view import ENTRY, MAX_COUNTER, MAX_ENTRIES, MAX_ROUND, Entry, View
 from tests.hash_seeds import same_under_two_hash_seeds
 from transport.codec import pack
 from transport.errors import MalformedMessage
@@ -537,3 +537,81 @@ def test_idle_learns_nothing_and_all_stay_where_they_began():
     world.start()
     world.run_rounds(5)
     assert all(model.tobytes() == world.initial(0).tobytes() for model in world.models())
+
+
+# ---- lies that would outlive the liar ------------------------------------------------------------
+
+
+def lied_to(send, *, seconds=400.0, **settings):
+    """Ten nodes, of which the last lies to the others and is gone; how far the rest has come."""
+    world = World(
+        MoDeST, 10, quadratic(10), settings={"sample_size": 4, **settings}, rounds=100_000
+    )
+    world.start()
+    world.run(5.0)
+    before = max(node.round for node in world.nodes)
+    for index in range(9):
+        for message, vectors in send:
+            world.inject(index, node_id(9), pack(message), vectors)
+    world.crash(9)
+    goal = before + 20
+    world.run(seconds, stop=lambda: min(node.round for node in world.alive) > goal)
+    assert min(node.round for node in world.alive) > goal
+
+
+def test_a_round_without_a_successor_ends_no_run():
+    zeros = [np.zeros(8, np.float32)]
+    lied_to(
+        [(messages.Aggregated(MAX_ROUND, b"", 4, 4), zeros), (messages.Ping(MAX_ROUND, 0, 1), [])]
+    )
+    lied_to([(messages.Trained(MAX_ROUND, b"", 1), zeros)], aggregators=3)
+
+
+@pytest.mark.parametrize("aggregators", [1, 2])
+def test_one_trainer_of_a_round_to_come_does_not_silence_the_aggregators(aggregators):
+    zeros = [np.zeros(8, np.float32)]
+    lied_to([(messages.Trained(1000, b"", 4), zeros)], seconds=30.0, aggregators=aggregators)
+
+
+def test_nobody_can_be_declared_gone_for_good():
+    gone = b"".join(ENTRY.pack(node_id(i), 1, MAX_COUNTER << 1 | 1) for i in range(9))
+    zeros = [np.zeros(8, np.float32)]
+    behind = messages.Behind(1, MAX_COUNTER - 1)
+    lied_to([(behind, []), (messages.Aggregated(1, gone, 4, 4), zeros)])
+
+
+def test_nodes_that_do_not_exist_crowd_nobody_out():
+    views = [
+        b"".join(ENTRY.pack(node_id(10**6 + at), MAX_ROUND, 0) for at in range(start, start + 1600))
+        for start in range(0, MAX_ENTRIES + 1600, 1600)
+    ]
+    zeros = [np.zeros(8, np.float32)]
+    send = [(messages.Aggregated(1, view, 4, 4), zeros) for view in views]
+    world = World(MoDeST, 10, quadratic(10), settings={"sample_size": 4})
+    world.start()
+    world.run(3.0)
+    for message, vectors in send:
+        world.inject(0, node_id(9), pack(message), vectors)
+    world.crash(9)
+    world.run(100.0, stop=lambda: min(node.round for node in world.alive) > 30)
+    assert min(node.round for node in world.alive) > 30
+    assert all(node_id(at) in world.nodes[0].core._standing.view for at in range(9))
+
+
+def test_one_trainer_that_names_the_last_round_does_not_end_the_run():
+    """Where undrawn nodes do not say that they are there, nobody but the liar is known in a round far ahead."""
+    world = World(
+        MoDeST,
+        12,
+        quadratic(12),
+        settings={"sample_size": 6, "aggregators": 3, "mixing": "median", "readvertise": False},
+        rounds=1000,
+    )
+    world.start()
+    world.run(5.0)
+    for index in range(11):
+        lie = [np.full(8, 666, np.float32)]
+        world.inject(index, node_id(11), pack(messages.Trained(1001, b"", 1)), lie)
+    world.run(30.0)
+    assert not any(node.finished for node in world.nodes)
+    assert max(np.abs(model).max() for model in world.models()) < 10

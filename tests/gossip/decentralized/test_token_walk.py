@@ -496,3 +496,25 @@ def test_any_bytes_are_a_message_or_malformed(data):
         messages.decode(data)
     except MalformedMessage:
         pass
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        messages.VisitQ(2**62, b"\xff" * 32, 1),
+        messages.VisitQ(1, b"\0" * 32, 2**62),
+        messages.Token(2**62, b"\xff" * 32, 2**62, bytes(node_id(9)), 0),
+        messages.Token(2, b"\xff" * 32, 2**62, bytes(node_id(9)), 0),
+    ],
+)
+def test_one_liar_cannot_use_up_terms_or_steps(lie):
+    world = World(TokenWalk, 10, quadratic(10), settings=QUICK)
+    world.start()
+    world.run(5.0)
+    before = max(node.round for node in world.nodes)
+    vectors = [np.zeros(8, np.float32)] if isinstance(lie, messages.Token) else []
+    for index in range(9):
+        world.inject(index, node_id(9), pack(lie), vectors)
+    world.crash(9)
+    world.run(60.0)  # a message that an honest node refuses fails the rehearsal
+    assert before + 50 < max(node.round for node in world.alive) < 10_000
