@@ -78,7 +78,7 @@ def simulate(
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         key = key.strip()
-        if not equals:
+        if not (key and equals):
             raise click.UsageError(f"--set wants KEY=VALUE, as in graph=ring, not {assignment!r}")
         changes[_place(key)] = value
     from node.simulation.command import Options, run_command

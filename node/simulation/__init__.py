@@ -10,7 +10,7 @@ seed decide everything; the digest of two equal runs is the same, whatever the h
 * What happens to it: `churn` (nodes that come and go), `disruption` (one blow, and whom it strikes).
 * What is measured: `metrics` (points), `contacts` (whether the swarm hangs together), `trace` (everything, as a digest), `records` (the
   file of JSON lines), `series` and `chart` (what `noded plot` draws).
-* For people: `command` (what `noded simulate` does), `progress` (the bar), `summary` (the end as text).
+* For people: `command` (what `noded simulate` does), `keys` (where a misplaced one belongs), `progress` (the bar), `summary` (the end as text).
 * Training: `engine` (the seam), `engine_numpy` (many small models at once), `engine_torch` (the real task).
 
 Errors: `heap.SimulationFault`, `node.errors.ConfigError` for a scenario, `engine.EngineError`.

@@ -19,11 +19,13 @@ import attrs
 import click
 
 from node.cli.render import style_for
+from node.config import plain_value
 from node.errors import ExitCode, NodedError
+from node.simulation.keys import check_assigned
 from node.simulation.progress import Bar
 from node.simulation.records import Header, Point, Record, Writer
 from node.simulation.run import Simulation
-from node.simulation.scenario import parse_scenario, read_scenario, typed
+from node.simulation.scenario import Scenario, parse_scenario, read_scenario
 from node.simulation.summary import summary_text
 
 __all__ = ["Options", "run_command"]
@@ -52,13 +54,16 @@ class Options:
 def run_command(options: Options) -> None:
     """Run it; raises what `Simulation` does, and `SystemExit` with 130 after Ctrl-C."""
     changes = {
-        key: typed(value) if key in options.assigned else value
+        key: plain_value(value) if key in options.assigned else value
         for key, value in options.changes.items()
     }
     if options.scenario is not None:
         scenario = read_scenario(options.scenario, changes)
     else:
         scenario = parse_scenario({}, changes)
+    check_assigned(scenario, options.assigned)
+    if not options.quiet and (why := _never_strikes(scenario)):
+        click.echo(f"nothing will be disrupted: {why}", err=True)
     points: list[Point] = []
     header: list[Header] = []
     with ExitStack() as stack:
@@ -101,9 +106,22 @@ def run_command(options: Options) -> None:
         style = style_for(sys.stdout, no_color=options.no_color)
         click.echo(summary_text(header[0], points, end, style))
         if options.out is not None:
-            click.echo(f"records in {options.out}: noded plot {options.out}", err=True)
+            drawn = options.out.with_suffix(".png")
+            click.echo(
+                f"records in {options.out}: noded plot {options.out} --out {drawn}", err=True
+            )
     if end.reason == "interrupted":
         raise SystemExit(int(ExitCode.INTERRUPTED))
+
+
+def _never_strikes(scenario: Scenario) -> str:
+    """Why a disruption that was asked for will not come; "" if it will, or none was."""
+    blow = scenario.disruption
+    if blow.case != "none" and blow.at_round is None and blow.at_s is None:
+        return "neither disruption.at_round nor disruption.at_s says when"
+    if blow.case != "none" and scenario.rounds and (blow.at_round or 0) > scenario.rounds:
+        return f"there are {scenario.rounds} rounds, and disruption.at_round is {blow.at_round}"
+    return ""
 
 
 def _is_watched(options: Options) -> bool:
@@ -118,8 +136,11 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise CannotWrite(
             f"{path} cannot be written: {error.strerror}", hint="name another file with --out"
         ) from None
-    with file:
-        yield file
+    try:
+        with file:
+            yield file
+    except OSError as error:  # what is left is written when it is closed
+        raise CannotWrite(f"{path} cannot be written: {error.strerror}") from None
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from gossip.decentralized.protocol import LocalWork, Vector
 from node.data.sampling import batch_draws, stream_of
 from node.run.manifest import Setting
 from node.simulation.engine import Engine, EngineError, Job, Score
+from node.task import UnknownTask, installed_tasks
 from node.tasks.perceptron import Recipe, own_seed, recipe
 from node.tasks.portion import all_parts
 
@@ -54,9 +55,12 @@ class NumpyEngine(Engine):
         """Load the data; raises `EngineError` if the task is no perceptron, and what the task raises."""
         found = recipe(task, settings, data)
         if found is None:
+            if ":" not in task and task not in (known := sorted(installed_tasks())):
+                raise UnknownTask(f"no task named {task!r}", hint=f"installed: {', '.join(known)}")
             raise EngineError(
-                f"the batched engine has no arithmetic for the task {task!r} with these settings",
-                hint="take --engine exact, which trains any task with torch",
+                f"the batched engine computes perceptrons only, and the task {task!r} is none as it is set",
+                hint="take --engine exact, which trains any task with torch"
+                + (", or --set task_settings.model=mlp" if task == "images" else ""),
             )
         self._recipe = found
         self._network = Network(found)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from gossip.invalid import complaint
 from node.errors import ConfigError
 from node.run.manifest import Setting
 
@@ -30,14 +31,17 @@ __all__ = [
     "Stop",
     "parse_scenario",
     "read_scenario",
-    "typed",
 ]
 
 MAX_FILE_BYTES: Final = 1 << 20
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Positive = Annotated[float, msgspec.Meta(ge=1e-9, le=1e15)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+Sigma = Annotated[float, msgspec.Meta(ge=0, le=10)]
+"""Of a logarithm; at 10 one in a hundred is more than 10^10 times as much as usual."""
+Stay = Annotated[float, msgspec.Meta(ge=1e-3, le=1e15)]
+"""Seconds; nodes that came and went faster would do nothing else."""
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -49,13 +53,13 @@ class Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     "two-class": a share `slow_share` of the nodes takes `slow_factor` times as long."""
     step_s: Positive = 0.1
     """Seconds of one local step."""
-    sigma: NotNegative = 0.5
+    sigma: Sigma = 0.5
     """Of the factor's logarithm, for "lognormal"."""
     slow_share: Share = 0.2
     """Chance of a node to be slow, for "two-class"."""
     slow_factor: Positive = 5.0
     """How many times as long a slow node takes."""
-    jitter: NotNegative = 0.0
+    jitter: Sigma = 0.0
     """Each leg of training takes a lognormal factor of this sigma longer or shorter."""
 
 
@@ -80,7 +84,7 @@ class Links(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Bytes per second that leave a node; 0: no limit."""
     down: NotNegative = 0.0
     """Bytes per second that reach a node; 0: no limit."""
-    bandwidth_sigma: NotNegative = 0.0
+    bandwidth_sigma: Sigma = 0.0
     """A lognormal factor on `up` and `down`, drawn once for each node."""
     jitter_s: NotNegative = 0.0
     """Mean of an exponential extra delay of each message, so that two may overtake each other."""
@@ -100,11 +104,11 @@ class Churn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     shifted at random, is young enough; "file": what `file` says."""
     share: Share = 1.0
     """Of the nodes that come and go; the others stay."""
-    session_s: Positive = 600.0
+    session_s: Stay = 600.0
     """Mean length of a session, for "exponential"."""
-    absence_s: Positive = 120.0
+    absence_s: Stay = 120.0
     """Mean length of an absence, for "exponential"."""
-    day_s: Positive = 1000.0
+    day_s: Stay = 1000.0
     """Length of a day, for "diurnal"."""
     awake: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.7
     """Share of the day that a node is there, for "diurnal"."""
@@ -171,7 +175,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How many there are."""
     rounds: Count = 100
     """Legs of training (or whatever the protocol counts) of each node; 0: no end of its own."""
-    every: Annotated[int, msgspec.Meta(ge=1)] = 5
+    every: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 5
     """Local steps of one leg of training."""
     seed: Count = 0
     """Of everything that is drawn, and of the task's model and data."""
@@ -220,7 +224,7 @@ def read_scenario(path: Path, changes: Mapping[str, Any] | None = None) -> Scena
         if len(text) > MAX_FILE_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
         raw = tomllib.loads(text.decode())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a scenario: {error}") from None
     for table, key in ((raw, "data"), (raw.get("churn"), "file")):
         if isinstance(table, dict) and isinstance(name := table.get(key), str) and name:
@@ -254,12 +258,9 @@ def parse_scenario(raw: Mapping[str, Any], changes: Mapping[str, Any] | None = N
     try:
         scenario = msgspec.convert(merged, Scenario, strict=False)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        key = path.strip(".`")
+        wrong = complaint(error, Scenario)
         raise ConfigError(
-            f"{key}: {message}" if key else message,
-            key=key,
-            hint="docs/simulation.md lists all keys",
+            str(wrong), key=wrong.key, hint=wrong.hint or "docs/simulation.md lists all keys"
         ) from None
     _check(scenario)
     return scenario
@@ -288,11 +289,3 @@ def _check(scenario: Scenario) -> None:
     blow = scenario.disruption
     if blow.at_round is not None and blow.at_s is not None:
         refuse("disruption.at_s", "and disruption.at_round are both given")
-
-
-def typed(text: str) -> Any:
-    """The value of `--set KEY=VALUE`: what TOML reads, or the text itself where that is no TOML."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text

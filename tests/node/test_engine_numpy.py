@@ -200,7 +200,7 @@ def test_it_learns_and_scores():
 
 
 def test_what_is_refused():
-    with pytest.raises(EngineError, match="no arithmetic for the task 'byte-gpt'") as caught:
+    with pytest.raises(EngineError, match="the task 'byte-gpt' is none") as caught:
         open_engine("batched", task="byte-gpt", settings={}, nodes=NODES)
     assert "exact" in caught.value.hint
     with pytest.raises(EngineError, match="no engine named"):

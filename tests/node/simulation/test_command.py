@@ -32,7 +32,7 @@ def test_a_run_leaves_its_records_and_says_what_came_of_it(capsys, tmp_path):
     assert code == 0
     assert out.startswith("dpsgd, 6 nodes, digits, seed 3: all rounds are done\nround 4 after 2.")
     assert "6 of 6 nodes there, in 1 part," in out
-    assert err == f"records in {out_path}: noded plot {out_path}\n"
+    assert err == f"records in {out_path}: noded plot {out_path} --out {tmp_path / 'a.png'}\n"
     found = records(out_path)
     assert [record["kind"] for record in found] == ["header", *["point"] * 5, "end"]
     assert found[0]["scenario"]["protocol_settings"]["graph"] == "ring"
@@ -68,6 +68,23 @@ def test_a_scenario_file_and_options_that_win_over_it(capsys, tmp_path):
     assert (scenario["nodes"], scenario["rounds"], scenario["links"]["loss"]) == (5, 3, 0)
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ((), "neither disruption.at_round nor disruption.at_s says when"),
+        (("--set", "disruption.at_round=9"), "there are 4 rounds"),
+        (("--set", "disruption.at_round=2"), ""),
+    ],
+)
+def test_a_disruption_that_will_not_come_is_pointed_out(capsys, more, says):
+    arguments = (*SMALL, "--set", "disruption.case=random", *more)
+    code, _, err = run(capsys, *arguments)
+    assert code == 0
+    assert says in err
+    assert bool(says) == bool(err)
+    assert run(capsys, *arguments, "--quiet")[2] == ""
+
+
 def test_ids_and_run_of_a_real_run(capsys, tmp_path):
     _, out, _ = run(capsys, *SMALL, "--json")
     header = json.loads(out.splitlines()[0])
@@ -87,13 +104,23 @@ def test_ids_and_run_of_a_real_run(capsys, tmp_path):
         (("--nodes", "0"), 2, "not in the range"),
         (("--set", "degree"), 2, "--set wants KEY=VALUE"),
         (("--set", "link.loss=1"), 2, "there are the tables"),
-        (("--set", "links.los=1"), 7, "unknown field `los`"),
+        (("--set", "links.los=1"), 7, "did you mean links.loss?"),
+        (("--set", "=1"), 2, "--set wants KEY=VALUE"),
+        (("--set", "split=iid"), 7, "did you mean --set task_settings.split=...?"),
+        (("--set", "loss=0.1"), 7, "did you mean --set links.loss=...?"),
+        (("--set", "nodes=3"), 7, "did you mean --nodes?"),
+        (("--set", "hidden=3", "--task", "images"), 7, "task_settings.hidden=..."),
+        (("--set", "evaluate_every=3"), 7, "did you mean --set scenario.evaluate_every=...?"),
+        (("--set", "churn=exponential"), 7, "a key of the table churn (--set churn.kind=...)"),
+        (("--set", "sample_size=3"), 7, "did you mean --protocol modest?"),
+        (("--task", "images"), 7, "or --set task_settings.model=mlp"),
         (("--set", "degree=none"), 7, "degree: expected a whole number"),
         (("--protocol", "nonsense"), 7, "no protocol named 'nonsense'"),
         (("--task", "nonsense"), 7, "nonsense"),
         (("--ids", "/nowhere"), 7, "/nowhere cannot be read"),
         (("--scenario", "/nowhere"), 7, "/nowhere cannot be read"),
         (("--out", "/nowhere/x"), 1, "/nowhere/x cannot be written"),
+        (("--out", "/dev/full"), 1, "/dev/full cannot be written"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_code(capsys, arguments, code, says):
