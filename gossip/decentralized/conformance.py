@@ -34,6 +34,7 @@ from gossip.decentralized.rehearsal import Links, Quadratic, Trainer, World, idl
 from gossip.errors import InvalidSettings
 from gossip.protocol import load_plugin
 from gossip.rehearsal import Nonconforming, require
+from transport.identity import NodeId
 
 __all__ = ["CHECKS", "Nonconforming", "Subject", "check", "fingerprint"]
 
@@ -43,6 +44,12 @@ LIMIT_S: Final = 100_000.0
 FLOOD: Final = 150
 """Messages of the first half of a flood; what a node holds after the second half must be no more."""
 MAX_STATUS_BYTES: Final = 4096
+MAX_KINDS: Final = 64
+"""Kinds of messages that are looked at; free text in a message would make one of each."""
+RECORDED: Final = 4
+"""Eventful runs that messages are taken from."""
+STRETCHED: Final = 400.0
+"""By so much every second one of them is longer, so that others ask what has become of who trains or is cut off."""
 
 
 @attrs.frozen
@@ -125,11 +132,11 @@ def _refused(parse: Callable[[Mapping[str, Any]], object], raw: dict[str, Any], 
 
 def quiet_before_start(subject: Subject) -> None:
     """A core whose trainer is not ready asks for nothing, whatever it hears."""
-    heard = _recorded(subject)
+    heard = templates(subject)
     world = subject.world(3, 2)
     core = subject.protocol(world.settings, world.context(0))
     core.members(sorted(node_id(index) for index in (1, 2)), 0.0)
-    for _, send in heard[:20]:
+    for _, send in sorted(heard.items()):
         core.receive(node_id(1), send.message, [vector.copy() for vector in send.vectors], 0.0)
     core.undelivered(node_id(2), 0, 0.0)
     event = core.next_event()
@@ -257,17 +264,31 @@ def nodes_come_and_go(subject: Subject) -> None:
     require(all(np.isfinite(model).all() for model in world.models()), "a model is not finite")
 
 
-def _eventful(subject: Subject, links: Links | None = None) -> World:
-    world = subject.world(8, 12, links=links or Links())
+def _eventful(
+    subject: Subject,
+    links: Links | None = None,
+    on_event: Callable[[int, object, float], None] | None = None,
+    stretch: float = 1.0,
+) -> World:
+    """Legs of training and the events between them take `stretch` times as long; patience and delays do not."""
+    world = subject.world(8, 12, links=links or Links(), step_s=lambda _node: 0.1 * stretch)
+    if on_event is not None:
+        world.on_event = on_event
     world.start(range(6))
-    world.at(0.31, lambda: world.crash(1))
-    world.at(0.45, lambda: world.join(6))
-    world.at(0.52, lambda: world.leave(2))
-    world.at(0.77, lambda: world.part([0, 3], [4, 5, 6]))
-    world.at(0.95, lambda: world.restart(1))
-    world.at(1.60, world.heal)
-    world.at(2.05, lambda: world.join(7))
-    world.run(2.05)
+    for time, event in (
+        (0.31, lambda: world.crash(1)),
+        (0.45, lambda: world.join(6)),
+        (0.52, lambda: world.leave(2)),
+        (0.77, lambda: world.part([0, 3], [4, 5, 6])),
+        (0.95, lambda: world.restart(1)),
+        (1.10, lambda: world.restart(2)),  # who had said goodbye
+        (1.30, lambda: world.crash(4)),
+        (1.33, lambda: world.restart(4)),  # perhaps before anybody has noticed
+        (1.60, world.heal),
+        (2.05, lambda: world.join(7)),
+    ):
+        world.at(time * stretch, event)
+    world.run(2.05 * stretch)
     return world
 
 
@@ -313,34 +334,61 @@ def restart_goes_on(subject: Subject) -> None:
 # ---- peers that lie ------------------------------------------------------------------------------
 
 
-def _recorded(subject: Subject) -> list[tuple[int, Send]]:
-    """What is sent in a short run, with the index of its sender."""
-    world = subject.world(4, 3)
-    sent: list[tuple[int, Send]] = []
-    world.on_event = lambda index, event, _now: (
-        sent.append((index, event)) if isinstance(event, Send) else None
-    )
-    world.start()
-    finish(world)
-    return sent
+Kind = tuple[tuple[str, ...], tuple[tuple[str, str], ...], int]
+"""Of a message: names of its fields, those with their values that are words (tags), and the number of vectors beside it."""
+
+
+def kind_of(send: Send) -> Kind:
+    """What tells messages that a core treats differently from each other."""
+    decoded = msgspec.msgpack.decode(send.message)
+    require(isinstance(decoded, dict), f"a message is a packed Struct, not {decoded!r}")
+    words = tuple((key, value) for key, value in sorted(decoded.items()) if isinstance(value, str))
+    return tuple(sorted(decoded)), words, len(send.vectors)
+
+
+def templates(subject: Subject) -> dict[Kind, Send]:
+    """A message of each kind that was sent in runs with events and losses; of a quiet one, if it occurs there.
+
+    The rarer ones, about what was lost or is overdue, are sent under such circumstances only.
+    """
+    found: dict[Kind, Send] = {}
+
+    def record(_index: int, event: object, _now: float) -> None:
+        if isinstance(event, Send) and len(found) < MAX_KINDS:
+            found.setdefault(kind_of(event), event)
+
+    quiet = subject.world(4, 3)
+    quiet.on_event = record
+    quiet.start()
+    finish(quiet)
+    for seed in range(RECORDED):
+        another = attrs.evolve(subject, seed=subject.seed + seed)
+        lossy = Links(loss=0.1 + 0.05 * seed, noticed=0.5)
+        finish(_eventful(another, lossy, record, STRETCHED if seed % 2 else 1.0))
+    return found
 
 
 def garbage_is_refused(subject: Subject) -> None:
     """Whatever a peer sends, the core raises `MalformedMessage` or nothing, and goes on; the model stays finite."""
     rng = random.Random(subject.seed)
-    templates: dict[str, Send] = {}
-    for _, send in _recorded(subject):
-        decoded = msgspec.msgpack.decode(send.message)
-        require(isinstance(decoded, dict), f"a message is a packed Struct, not {decoded!r}")
-        templates.setdefault(str(decoded.get("type")), send)
+    recorded = templates(subject)
     world = subject.world(4, 6)
+    now: dict[Kind, tuple[NodeId, Send]] = {}
+    """What was sent to the victim in this very run, whose sessions, rounds and numbers fit."""
+
+    def record(index: int, event: object, _now: float) -> None:
+        if isinstance(event, Send) and event.to == node_id(0) and len(now) < MAX_KINDS:
+            now[kind_of(event)] = (node_id(index), event)
+
+    world.on_event = record
     world.start()
-    for _, send in sorted(templates.items()):
+    for kind, send in sorted(recorded.items()):
         for _ in range(3):
             world.run(world.now + 0.07)
-            for message, vectors in mutations(send, rng):
-                sender = node_id(rng.choice((1, 2, 3, 99)))
-                world.inject(0, sender, message, vectors)
+            sender, live = now.get(kind, (node_id(1), send))
+            for message, vectors in mutations(live, rng):
+                others = (node_id(1), node_id(2), node_id(3), node_id(99))
+                world.inject(0, rng.choice((sender, *others)), message, vectors)
     world.run(world.now + 5)
     model = world.models()[0]
     require(np.isfinite(model).all(), "after garbage, the model is not finite")
@@ -349,12 +397,10 @@ def garbage_is_refused(subject: Subject) -> None:
 def memory_is_bounded(subject: Subject) -> None:
     """What one peer can make a node hold does not grow with what it sends."""
     subject = attrs.evolve(subject, numel=2048)
-    templates: dict[str, Send] = {}
-    for _, send in _recorded(subject):
-        templates.setdefault(str(msgspec.msgpack.decode(send.message).get("type")), send)
+    recorded = sorted(templates(subject).items())
     for own_step_s in (1e6, 0.01):  # while it trains, and while it waits for the others
-        for kind, send in sorted(templates.items()):
-            _flood(subject, own_step_s, kind, send)
+        for kind, send in recorded:
+            _flood(subject, own_step_s, " ".join(word for _, word in kind[1]), send)
 
 
 def _flood(subject: Subject, own_step_s: float, kind: str, send: Send) -> None:

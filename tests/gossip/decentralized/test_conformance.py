@@ -6,6 +6,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -17,9 +18,10 @@ from gossip.decentralized.conformance import (
     check,
     fingerprint,
     main,
+    templates,
 )
 from gossip.decentralized.protocol import Completed, DecentralizedProtocol, Finished, Train
-from gossip.decentralized.rehearsal import World
+from gossip.decentralized.rehearsal import World, node_id
 from gossip.decentralized.topology import KINDS
 from gossip.errors import GossipError, InvalidSettings
 from gossip.protocol import installed_protocols, load_plugin
@@ -37,6 +39,32 @@ INSTALLED = sorted(
 @pytest.mark.parametrize("rule", sorted(CHECKS))
 def test_installed_protocol_keeps(name, rule):
     CHECKS[rule](Subject(load_plugin(name)))
+
+
+ROUNDS = {"model", "skip", "taken", "waiting"}
+PAIRS = {"offer", "accept", "refuse", "query", "done", "check", "bye"}
+MESSAGES = {
+    "a2cid2": PAIRS,
+    "ad-psgd": PAIRS,
+    "dadao": PAIRS,
+    "dfedsam": ROUNDS,
+    "dpsgd": ROUNDS,
+    "epidemic": ROUNDS,
+    "modest": {"membership", "behind", "ping", "pong", "trained", "aggregated", "ack"},
+    "noloco": ROUNDS,
+    "partitioned": {"part"},
+    "push-sum": {"push", "ack", "reset"},
+    "token-walk": {
+        *("token", "receipt", "hold", "release", "visit-q", "visit-a", "ask", "answer", "begin"),
+        *("last", "fenced"),
+    },
+}
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_garbage_and_floods_are_made_of_every_message_that_a_protocol_has(name):
+    words = {word for _, tags, _ in templates(Subject(load_plugin(name))) for _, word in tags}
+    assert words == MESSAGES[name]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +94,18 @@ def test_the_same_run_in_every_process(capsys):
 def test_a_protocol_of_collectives_is_sent_to_its_own_kit(capsys):
     assert main(["diloco"]) == 2
     assert "python -m gossip.conformance diloco" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_what_is_sent_in_float32_is_refused_in_float64(name):
+    """Values that float32 does not have would become infinite on their way into a model."""
+    subject = Subject(load_plugin(name))
+    world = subject.world(4, 6)
+    world.start()
+    for _, send in sorted(templates(subject).items()):
+        if any(vector.dtype == np.float32 for vector in send.vectors):
+            wide = [np.full(vector.size, 1e300) for vector in send.vectors]
+            assert not world.inject(0, node_id(1), send.message, wide)
 
 
 # ---- the page ------------------------------------------------------------------------------------
@@ -242,6 +282,21 @@ class RemembersEveryStamp(DPSGD):
         super().receive(sender, message, vectors, now)
 
 
+class CrashesOnOddWaiting(DPSGD):
+    def receive(self, sender, message, vectors, now):
+        super().receive(sender, message, vectors, now)
+        said = msgspec.msgpack.decode(message)
+        if said["type"] == "waiting" and said["stamp"] > self.stamp + 1000:
+            raise ValueError("so far ahead")
+
+
+class KeepsSkips(DPSGD):
+    def receive(self, sender, message, vectors, now):
+        super().receive(sender, message, vectors, now)
+        if msgspec.msgpack.decode(message)["type"] == "skip":
+            self.log = [*getattr(self, "log", []), message]
+
+
 class TrustsLosses(DPSGD):
     def undelivered(self, to, key, now):
         self._inbox.peers[to].resends += 1
@@ -298,6 +353,8 @@ FAULTS = {
     "garbage changes the model": (BelievesGarbage, "garbage_is_refused"),
     "keeps all models": (KeepsEverything, "memory_is_bounded"),
     "keeps all messages": (RemembersEveryStamp, "memory_is_bounded"),
+    "garbage of a rare kind": (CrashesOnOddWaiting, "garbage_is_refused"),
+    "keeps messages of a rare kind": (KeepsSkips, "memory_is_bounded"),
     "losses of strangers": (TrustsLosses, "any_loss_may_be_reported"),
 }
 
@@ -305,6 +362,7 @@ FAULTS = {
 ESCAPES = {
     "a status that is no JSON": (TypeError, "type object is unsupported"),
     "another error for garbage": (ValueError, "^not the model$"),
+    "garbage of a rare kind": (ValueError, "^so far ahead$"),
     "losses of strangers": (KeyError, "NodeId"),
 }
 """Faults whose own error is what is seen; all the others the kit has to put into words."""
