@@ -159,19 +159,19 @@ async def measure(group: Group, members: int, mib: int, repeats: int) -> dict[st
     me = names.index(group._me)
     sent = sum(peer.bytes_sent for peer in group._endpoint.peers.values())
     began = trio.current_time()
-    while sum(pair[1] == group._me for pair in group.rhythm.rates()) < members - 1:  # noqa: ASYNC110
+    while sum(pair[0] == group._me for pair in group.rhythm.rates()) < members - 1:  # noqa: ASYNC110
         await trio.sleep(0.01)
     measured_s = trio.current_time() - began
     # The last turn of the others may still be under way.
     await trio.sleep_until(began + members * TURN_S)
     probe_bytes = sum(peer.bytes_sent for peer in group._endpoint.peers.values()) - sent
-    own = np.array([group.rhythm.rates().get((other, group._me), 0.0) for other in names])
+    own = np.array([group.rhythm.rates().get((group._me, other), 0.0) for other in names])
     everybody = np.empty(members * members)
     await group.all_gather(b"rates", own, everybody, tag=1)
-    matrix = everybody.reshape(members, members)  # [destination][source]
-    for destination, source in itertools.permutations(range(members), 2):
-        if destination != me:
-            rate = matrix[destination][source]
+    matrix = everybody.reshape(members, members)  # [source][destination]
+    for source, destination in itertools.permutations(range(members), 2):
+        if source != me:
+            rate = matrix[source][destination]
             group.rhythm.measured(Measure(names[source], names[destination], MIB / rate, MIB))
     before = await reduce(group, mib, repeats)
     while True:
@@ -265,7 +265,7 @@ def report(
     count = options.members
     names = [one.node_id for one in sorted_identities(count)]
     errors = [
-        abs(said[b]["rates"][a] * 8 / rates[a, b] - 1)
+        abs(said[a]["rates"][b] * 8 / rates[a, b] - 1)
         for a, b in itertools.permutations(range(count), 2)
     ]
 

@@ -6,7 +6,7 @@ Wire, strict (lists of plain builtins, the value of an entry; see `entry`):
     progress     [round, step, loss or None, tokens, tokens_per_s, state_sha256]
     metrics      [[name, value], ...] ascending by name
     site         text: nodes with one name are near each other
-    links        [[source, microseconds per MiB, transfers], ...] ascending by source
+    links        [[destination, microseconds per MiB, transfers], ...] ascending by destination
     checkpoints  [[step, round, sha256], ...] falling by step: what its writer holds itself
     run          [name, manifest hash, task, protocol, [[setting, value], ...] ascending]
     revoked      [[writer, since_ms, reason], ...] ascending by writer
@@ -224,17 +224,17 @@ class Metrics:
 
 @attrs.frozen
 class LinkTime:
-    """What a member measured of the link from `source` to itself."""
+    """What a member measured of the link from itself to `destination`."""
 
-    source: bytes = attrs.field(converter=_holder)
+    destination: bytes = attrs.field(converter=_holder)
     us_per_mib: int = attrs.field(converter=_count)
-    """Microseconds that the latest MiB took, both ends being ready."""
+    """Microseconds that the latest MiB took, while there was something to send."""
     transfers: int = attrs.field(converter=_count)
     """How many transfers were measured so far: tells a new measurement from an old one."""
 
     def to_wire(self) -> Wire:
         """Plain builtins; `from_wire` takes them back."""
-        return [self.source, self.us_per_mib, self.transfers]
+        return [self.destination, self.us_per_mib, self.transfers]
 
 
 def site_from_wire(untrusted: Wire) -> str:
@@ -246,7 +246,7 @@ def links_from_wire(untrusted: Wire) -> tuple[LinkTime, ...]:
     """Read one member's list. Raises: CrdtError."""
     rows = as_list(untrusted, "links", most=MAX_LINKS)
     found = tuple(LinkTime(*as_row(row, "link", length=3)) for row in rows)
-    check_ascending((each.source for each in found), "links")
+    check_ascending((each.destination for each in found), "links")
     return found
 
 

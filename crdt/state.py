@@ -152,7 +152,7 @@ class RunState:
         return {w: site_from_wire(e.value) for w, e in self.ledger.entries(r.SITE).items()}
 
     def links(self) -> dict[bytes, tuple[LinkTime, ...]]:
-        """What each member measured of the links to itself, in the order of their ids."""
+        """What each member measured of the links from itself, in the order of their ids."""
         found = self.ledger.entries(r.LINKS)
         return {w: links_from_wire(entry.value) for w, entry in found.items()}
 
@@ -224,9 +224,9 @@ class RunState:
         self._set(r.SITE, site_from_wire(name), r.LEASE_S)
 
     def set_links(self, links: Iterable[LinkTime]) -> None:
-        """State what this node measured of the links to itself; beyond MAX_LINKS the slowest are kept."""
-        slowest = sorted(links, key=lambda each: (-each.us_per_mib, each.source))[:MAX_LINKS]
-        rows = [each.to_wire() for each in sorted(slowest, key=lambda each: each.source)]
+        """State what this node measured of the links from itself; beyond MAX_LINKS the slowest are kept."""
+        slowest = sorted(links, key=lambda each: (-each.us_per_mib, each.destination))[:MAX_LINKS]
+        rows = [each.to_wire() for each in sorted(slowest, key=lambda each: each.destination)]
         self._set(r.LINKS, rows, r.LEASE_S)
 
     def set_checkpoint(self, checkpoint: CheckpointInfo) -> None:

@@ -118,6 +118,13 @@ class RawStream(ABC):
         del buffer
         return 0
 
+    def sending_measure(self) -> tuple[float, int] | None:
+        """Seconds in which data was under way, and the bytes that arrived, since the connection began; None if unknown.
+
+        Time without anything to send does not count, so the one divided by the other is what the path carries.
+        """
+        return None
+
     def expect_bulk(self) -> None:  # noqa: B027 - a hint that a network may ignore
         """Hint: large transfers follow, and throughput counts more than what lies unsent."""
 

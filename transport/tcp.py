@@ -167,6 +167,10 @@ def _spare_pacing(sock: socket.socket, local: Address, remote: Address) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, congestion, b"reno")
 
 
+TCPI_BYTES_ACKED, TCPI_BUSY_TIME, TCP_INFO_BYTES = 120, 168, 176
+"""Offsets in struct tcp_info, and as much of it as is asked for."""
+
+
 class TcpStream(RawStream):
     """A connected socket; also used on Unix stream sockets (socketpair) by tests."""
 
@@ -270,6 +274,20 @@ class TcpStream(RawStream):
             raise trio.BrokenResourceError(_reason(error)) from error
         finally:
             self._receiving = False
+
+    def sending_measure(self) -> tuple[float, int] | None:
+        """See `RawStream.sending_measure`: the kernel keeps it (linux/tcp.h, tcp_info from Linux 4.10)."""
+        if self._sock is None:
+            return None
+        try:
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+        except OSError:
+            return None
+        if len(info) < TCP_INFO_BYTES:
+            return None
+        (acknowledged,) = struct.unpack_from("=Q", info, TCPI_BYTES_ACKED)
+        (busy_us,) = struct.unpack_from("=Q", info, TCPI_BUSY_TIME)
+        return busy_us / 1e6, acknowledged
 
     def expect_bulk(self) -> None:
         """See `RawStream.expect_bulk`; what the kernel does not offer is left as it is."""

@@ -55,6 +55,8 @@ __all__ = ["Behind", "Group", "Handle", "Job", "Reduced", "open_group"]
 _log = logging.getLogger(__name__)
 
 MAX_NOTES: Final = 64
+BEAT_S: Final = 0.1
+"""Between two operations that are measured."""
 
 _NOTHING: Final = np.empty(0, np.float32)
 
@@ -91,11 +93,12 @@ class Group:
         )
         machine.arrange = lambda members: self._arranger.layout(members, trio.current_time())
         self.on_measured: Callable[[Measure], None] = lambda _measure: None
-        """Told what an operation of lane 0 got over a link to this node."""
+        """Told what a link from this node carried."""
         self._nursery = nursery
         self._remember = remember
         self._remembered: tuple[object, ...] | None = None
         self._alarm = trio.CancelScope()  # around the timer's sleep
+        self._beat_due = -math.inf
         self._changed = trio.Event()
         self._behind: tuple[Epoch, tuple[NodeId, ...]] | None = None
         self._mesh = Mesh(endpoint, nursery, on_change=self._notify, on_failure=self._break_epoch)
@@ -352,7 +355,14 @@ class Group:
         self._notify()
 
     def _measure(self, operation: Operation, began: float) -> None:
-        """What a certified operation says about its members and links."""
+        """What a certified operation says about its members and links.
+
+        Of operations that follow each other closely one in `BEAT_S` is enough: looking at one costs as much as a small one itself.
+        """
+        if began < self._beat_due:
+            self.rhythm.passed(operation.sequence)
+            return
+        self._beat_due = began + BEAT_S
         self.rhythm.began(operation.sequence, self._me, began)
         links = self._mesh.lane(operation.epoch, operation.lane)
         measures = [] if links is None else list(_measures(links))
@@ -449,14 +459,14 @@ class Group:
 
 
 def _measures(links: Lane) -> Iterator[Measure]:
-    """What has come over the links of a lane since they were asked last."""
+    """What has gone over the links of a lane since they were asked last."""
     members = links.epoch.members
     for rank, member in enumerate(members):
-        link = links.accepted(rank)
+        link = links.opened(rank)
         if link is not None:
             seconds, size = link.take_measure()
             if size:
-                yield Measure(member, members[links.rank], seconds, size)
+                yield Measure(members[links.rank], member, seconds, size)
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ This is no operation: nothing is agreed on, nothing can fail, and a member that 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -26,28 +27,29 @@ TURN_S: Final = 0.5
 SENDING_S: Final = 0.3
 TURN_BYTES: Final = 8 << 20
 BLOCK_BYTES: Final = 1 << 16
-LEAST_BLOCKS: Final = 3
-"""Of a measurement; fewer were cut off, and say little."""
+LEAST_BYTES: Final = 3 * BLOCK_BYTES
+"""Of a measurement; less was cut off, and says little."""
+SETTLE_S: Final = 0.1
 _MORE, _LAST = b"probe more", b"probe last"
 
 
 async def probe(lane: Lane, on_measure: Callable[[Measure], None]) -> None:
     """Measure every link to and from this member once, in N - 1 turns.
 
-    `on_measure` hears what came over each link to it. Cancellation ends it at once; the lane is not used again.
+    `on_measure` hears what each link from it carried. Cancellation ends it at once; the lane is not used again.
     """
     with trio.move_on_after(lane.world * TURN_S + TURN_S):
         async with trio.open_nursery() as nursery:
             for rank in range(lane.world):
                 if rank != lane.rank:
-                    nursery.start_soon(_receive, lane, rank, on_measure)
+                    nursery.start_soon(_receive, lane, rank)
             begun = trio.current_time()
             for turn in range(1, lane.world):
                 await trio.sleep_until(begun + (turn - 1) * TURN_S)
-                nursery.start_soon(_send, lane, (lane.rank + turn) % lane.world)
+                nursery.start_soon(_send, lane, (lane.rank + turn) % lane.world, on_measure)
 
 
-async def _send(lane: Lane, rank: int) -> None:
+async def _send(lane: Lane, rank: int, on_measure: Callable[[Measure], None]) -> None:
     """One turn: as much as goes, and not more than TURN_BYTES."""
     block = bytes(BLOCK_BYTES)
     try:
@@ -58,26 +60,20 @@ async def _send(lane: Lane, rank: int) -> None:
                 break
             await link.send(_MORE, block)
         await link.send(_LAST, block)
+        await trio.sleep(SETTLE_S)  # what is left in the kernel's buffers arrives
+        seconds, size = link.take_measure()
     except (TransportError, GossipError):
         return  # whoever watches the members hears of it, too
+    if size >= LEAST_BYTES:
+        members = lane.epoch.members
+        on_measure(Measure(members[lane.rank], members[rank], seconds, size))
 
 
-async def _receive(lane: Lane, rank: int, on_measure: Callable[[Measure], None]) -> None:
-    """From the first block that has come to the last: the sender has always more to send."""
+async def _receive(lane: Lane, rank: int) -> None:
     scratch = memoryview(bytearray(BLOCK_BYTES))
-    blocks, first = 0, 0.0
-    try:
+    with suppress(TransportError, GossipError):
         link = await lane.from_(rank)
         header = b""
         while header != _LAST:
             header, size = await link.receive_head(BLOCK_BYTES)
             await link.receive_data(scratch[:size])
-            blocks += 1
-            first = first or trio.current_time()
-    except (TransportError, GossipError):
-        return
-    seconds = trio.current_time() - first
-    if blocks >= LEAST_BLOCKS and seconds > 0:
-        members = lane.epoch.members
-        size = (blocks - 1) * BLOCK_BYTES
-        on_measure(Measure(members[rank], members[lane.rank], seconds, size))

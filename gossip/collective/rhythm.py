@@ -2,7 +2,7 @@
 
 Idea, after C4 (Dong et al. 2024): operations come at a regular beat, and each one leaves two kinds of measurement. How late
 each member *began* tells about its computing: others wait for it, and it waits for nobody. How long a byte took over each link
-*after* both ends were ready tells about the network. Neither needs a probe.
+*while there was something to send* tells about the network (its sender's kernel keeps count). Neither needs a probe.
 
 Each series is compared with its own last values, not with the other series: links of a swarm differ by orders of magnitude,
 and always being slower than the rest is no fault::
@@ -85,7 +85,7 @@ class Finding:
 
 @attrs.frozen
 class Measure:
-    """One observation of a link: a transfer's seconds and bytes, from the moment at which both ends were ready."""
+    """One observation of a link: the seconds in which data was under way, and its bytes."""
 
     source: NodeId
     destination: NodeId
@@ -168,7 +168,7 @@ class Rhythm:
         """An operation has succeeded: its members, and what this node measured of its links."""
         begun = self._begun.get(operation, {})
         known = {member: begun[member] for member in members if member in begun}
-        self._begun = {number: of for number, of in self._begun.items() if number > operation}
+        self.passed(operation)
         if len(known) > 1:
             first = min(known.values())
             self._firsts.append(first)
@@ -180,6 +180,11 @@ class Rhythm:
                 self._lateness.setdefault(member, deque(maxlen=HISTORY)).append(late)
         for measure in measures:
             self.measured(measure)
+
+    def passed(self, operation: int) -> None:
+        """An operation has succeeded, of which nothing is to be kept."""
+        for number in [number for number in self._begun if number <= operation]:
+            del self._begun[number]
 
     def _late_floor(self) -> float | None:
         """None before it is known what lies between two operations."""

@@ -1,6 +1,6 @@
 """What the members measured of their links, between the run's shared document and the rhythm at this node.
 
-Each member states the latest time of every link to itself; the others take a measurement when its count has grown. So every
+Each member states the latest time of every link from itself; the others take a measurement when its count has grown. So every
 node sees the whole matrix, and can tell a slow link from a slow end.
 """
 
@@ -41,12 +41,12 @@ class Measured:
         self._told_at = -math.inf
 
     def measured(self, measure: Measure) -> None:
-        """This node has received over a link; the rhythm has been told by whoever measured."""
+        """This node has sent over a link; the rhythm has been told by whoever measured."""
         if measure.size <= 0 or measure.seconds <= 0:
             return
-        before = self._own.get(measure.source)
-        self._own[measure.source] = LinkTime(
-            bytes(measure.source),
+        before = self._own.get(measure.destination)
+        self._own[measure.destination] = LinkTime(
+            bytes(measure.destination),
             max(1, round(measure.seconds / measure.size * MIB * 1e6)),
             1 if before is None else before.transfers + 1,
         )
@@ -64,12 +64,12 @@ class Measured:
             self._notify()
 
     def _take(self, writer: bytes, link: LinkTime) -> None:
-        ends = (link.source, writer)
+        ends = (writer, link.destination)
         if self._taken.get(ends) == link.transfers or link.us_per_mib == 0:
             return
         self._taken[ends] = link.transfers
         try:
-            source, destination = NodeId(link.source), NodeId(writer)
+            source, destination = NodeId(writer), NodeId(link.destination)
         except InvalidNodeId:
             return  # the document's ids are bytes of any length up to 32
         self._rhythm.measured(Measure(source, destination, link.us_per_mib / 1e6, MIB))

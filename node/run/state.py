@@ -155,7 +155,7 @@ _FIELDS = {
     "run": ("name", "manifest_sha256", "task", "protocol", "settings"),
 }
 _ROWS = {
-    "links": ("source", "us_per_mib", "transfers"),
+    "links": ("destination", "us_per_mib", "transfers"),
     "checkpoints": ("step", "round", "sha256"),
     "revoked": ("node", "since_ms", "reason"),
 }

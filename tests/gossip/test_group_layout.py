@@ -51,7 +51,7 @@ async def test_links_are_measured_at_the_beginning_and_the_ring_goes_around_a_sl
             await trio.sleep(len(nodes) * TURN_S + 5.0)
             epoch = nodes[0].group.epoch
             assert epoch.layout.probe
-            # Each knows the links to itself; the run's document tells them of the others'.
+            # Each knows the links from itself; the run's document tells them of the others'.
             measured = {}
             for node in nodes:
                 measured |= node.group.rhythm.rates()

@@ -23,8 +23,8 @@ class Member:
     def _notify(self) -> None:
         self.notified += 1
 
-    def receive(self, source: "Member", seconds: float) -> None:
-        measure = Measure(source.node, self.node, seconds, MIB)
+    def send(self, destination: "Member", seconds: float) -> None:
+        measure = Measure(self.node, destination.node, seconds, MIB)
         self.rhythm.measured(measure)
         self.measured.measured(measure)
 
@@ -43,31 +43,31 @@ def tell(*members: Member, now: float) -> None:
 def test_everybody_sees_the_whole_matrix_and_counts_a_measurement_once():
     a, b, c = Member(1), Member(2), Member(3)
     for turn in range(LEAST_HISTORY):
-        b.receive(a, 0.5)
-        a.receive(c, 0.25)
+        a.send(b, 0.5)
+        c.send(a, 0.25)
         for repeat in range(3):
             tell(a, b, c, now=turn * TELL_S + repeat)
     for member in (a, b, c):
         rates = member.rhythm.rates()
         assert rates[a.node, b.node] == pytest.approx(2 * MIB, rel=1e-3)
         assert rates[c.node, a.node] == pytest.approx(4 * MIB, rel=1e-3)
-    assert c.notified == 0
-    assert b.notified == LEAST_HISTORY
+    assert b.notified == 0
+    assert a.notified == LEAST_HISTORY
 
 
 def test_a_link_is_stated_no_more_often_than_it_should_be():
     a, b = Member(1), Member(2)
     for _ in range(50):
-        b.receive(a, 0.5)
-        b.measured.exchange(1.0)
-    assert b.notified == 1
-    assert b.state.links()[b.state.node][0].transfers == 1
+        a.send(b, 0.5)
+        a.measured.exchange(1.0)
+    assert a.notified == 1
+    assert a.state.links()[a.state.node][0].transfers == 1
 
 
 def test_the_report_is_plain_json_and_findings_have_words():
     a, b = Member(1), Member(2)
-    b.receive(a, 0.5)
-    report = rhythm_report(b.rhythm)
+    a.send(b, 0.5)
+    report = rhythm_report(a.rhythm)
     assert report["links"] == [
         {"source": str(a.node), "destination": str(b.node), "bytes_per_s": 2 * MIB}
     ]

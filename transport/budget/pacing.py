@@ -170,6 +170,10 @@ class PacedStream(RawStream):
         if scope.cancelled_caught or self._closed:
             raise trio.ClosedResourceError
 
+    def sending_measure(self) -> tuple[float, int] | None:
+        """See `RawStream.sending_measure`: of the path, not of what the budget lets through."""
+        return self._raw.sending_measure()
+
     def expect_bulk(self) -> None:
         """See `RawStream.expect_bulk`; this stream also stands behind those without it from now on."""
         self._urgent = False

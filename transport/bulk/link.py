@@ -55,7 +55,7 @@ _RECEIVE_BYTES = BULK_RECORD_BYTES + OVERHEAD_BYTES + _NEAR_BYTES
 _NOWHERE = memoryview(b"")
 _SHARED, _NOT_SHARED = b"shared", b"not shared"
 MEASURED_BYTES = 1 << 16
-"""Payload that is received at once, from which on the time says something about the network."""
+"""Sent since the last measurement, from which on the time says something about the network."""
 
 
 class LinkClosed(TransportError):
@@ -98,7 +98,7 @@ class BulkLink:
         self._receive_buffer = memoryview(bytearray(_RECEIVE_BYTES + len(result.leftover)))
         self._target = _NOWHERE  # of the transfer being received
         self._due = 0  # bytes of it that are still to be received
-        self._measured_s, self._measured_bytes = 0.0, 0
+        self._measured: tuple[float, int] = (0.0, 0)  # up to the last `take_measure`
         self._lane_out: shared.Outgoing | None = None
         self._lane_in: shared.Incoming | None = None
         self.ended_in_order = False
@@ -353,7 +353,7 @@ class BulkLink:
             raise UsageError(f"{size} bytes wanted, {self._due} are left of the transfer")
         self._check_open()
         self._target = target
-        done, began = 0, trio.current_time()
+        done = 0
         try:
             while done < size:
                 most = min(BULK_RECORD_BYTES, size - done)
@@ -370,9 +370,6 @@ class BulkLink:
                     await self._fill(whole, whole + HEADER_BYTES)
                 done += self._open_record(length, self._target[done:])
             self._due -= size
-            if size >= MEASURED_BYTES:
-                self._measured_s += trio.current_time() - began
-                self._measured_bytes += size
         except BaseException as error:
             failure = self._ended_by(error)
             if failure is None:
@@ -382,14 +379,18 @@ class BulkLink:
             self._target = _NOWHERE  # the caller's memory is the caller's again
 
     def take_measure(self) -> tuple[float, int]:
-        """Seconds spent in receiving payload since the last call, and its bytes.
+        """Seconds in which what was sent here was under way since the last call, and the bytes that arrived.
 
-        Counted from a transfer's head on, so a sender that has nothing to send does not count; small transfers
-        are left out, for of those the network's time is not seen.
+        (0, 0) where that is not known, through shared memory, and while it is too little to say something about the path.
         """
-        measure = self._measured_s, self._measured_bytes
-        self._measured_s, self._measured_bytes = 0.0, 0
-        return measure
+        now = self._raw.sending_measure()
+        if now is None or self._lane_out is not None:
+            return 0.0, 0
+        seconds, size = now[0] - self._measured[0], now[1] - self._measured[1]
+        if size < MEASURED_BYTES or seconds <= 0:
+            return 0.0, 0
+        self._measured = now
+        return seconds, size
 
     def redirect(self, target: memoryview) -> None:
         """Have what is still to come of the transfer being received go to `target` instead.

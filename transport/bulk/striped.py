@@ -189,7 +189,7 @@ class StripedLink:
             self._current = None
 
     def take_measure(self) -> tuple[float, int]:
-        """As `BulkLink.take_measure`; all links receive at once, so their seconds do not add up."""
+        """As `BulkLink.take_measure`; all links send at once, so their seconds do not add up."""
         measures = [link.take_measure() for link in self._links]
         return max(seconds for seconds, _ in measures), sum(size for _, size in measures)
 

@@ -59,6 +59,7 @@ class MemoryStream(RawStream):
         self._inbox: deque[tuple[float, bytes]] = deque()  # bounded by the sender's window
         self._offset = 0  # bytes already read of the first chunk
         self._last_arrival = -math.inf  # of what the other end has sent so far
+        self._busy_s, self._busy_until, self._sent_bytes = 0.0, -math.inf, 0
         self._in_window = 0  # bytes we have sent and whose credit has not come back
         self._credits: deque[tuple[float, int]] = deque()  # (time it is back here, bytes)
         self._finished_at: float | None = None  # the other end closed; its FIN arrives then
@@ -158,6 +159,10 @@ class MemoryStream(RawStream):
         inbound = self._peer._link
         return inbound.redelivery(self._reset_at) <= trio.current_time() and not inbound.blocked
 
+    def sending_measure(self) -> tuple[float, int] | None:
+        """See `RawStream.sending_measure`; bytes count when they are sent, and are under way until they arrive."""
+        return self._busy_s, self._sent_bytes
+
     def _stamp(self, size: int) -> float:
         """Return when `size` bytes sent now arrive at the other end, never before earlier ones."""
         arrival, stalled = self._link.arrival(trio.current_time(), size, self._rng)
@@ -165,6 +170,9 @@ class MemoryStream(RawStream):
             self._world._record("stall", self._number)
         peer = self._peer
         peer._last_arrival = max(peer._last_arrival, self._world._arrival(arrival))
+        self._busy_s += max(0.0, arrival - max(trio.current_time(), self._busy_until))
+        self._busy_until = max(self._busy_until, arrival)
+        self._sent_bytes += size
         return peer._last_arrival
 
     def _emit(self, chunk: bytes) -> None:
