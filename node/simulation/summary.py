@@ -37,6 +37,7 @@ def summary_text(header: Header, points: Sequence[Point], end: End, style: Style
         swarm = f"{last.alive} of {scenario.nodes} nodes there, in {last.parts} part"
         swarm += "s" if last.parts != 1 else ""
         if last.parts > 1:
+            swarm += " by the messages since the last point"
             swarm += f" (the largest has {last.largest}, {last.alone} met nobody)"
         lines.append(f"swarm     {swarm}, consensus distance {_figure(last.consensus, 4)}")
     traffic = f"{human_bytes(end.bytes)} in {end.messages:,} messages, {end.transfers:,.0f} models"
