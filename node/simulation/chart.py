@@ -20,6 +20,8 @@ from node.simulation.series import Series
 __all__ = ["CannotDraw", "Look", "draw"]
 
 # Okabe and Ito's palette: told apart with any common kind of colour vision.
+KINDS: Final = (".png", ".svg", ".pdf")
+"""Of pictures; another name gets one of matplotlib's own choice, under a name of its choice."""
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _MARKS: Final = ("-", "-.", ":")
 """Line styles of the second and third round through the palette."""
@@ -55,6 +57,8 @@ def draw(path: Path, series: Sequence[Series], look: Look) -> None:
         raise CannotDraw(
             "matplotlib is not installed", hint="pip install 'noded[demo]', or use --json"
         ) from None
+    if path.suffix.lower() not in KINDS:
+        raise CannotDraw(f"{path} is no picture", hint=f"name a {', '.join(KINDS)} file")
     figure = Figure(figsize=(9, 5.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot()

@@ -100,9 +100,11 @@ def read_trace(path: Path, nodes: int) -> list[Change]:
         ConfigError: the file, or one of its lines, by number.
     """
     try:
-        if path.stat().st_size > MAX_TRACE_BYTES:
+        with path.open("rb") as file:
+            content = file.read(MAX_TRACE_BYTES + 1)
+        if len(content) > MAX_TRACE_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_TRACE_BYTES} bytes", key="churn.file")
-        lines = path.read_bytes().splitlines()
+        lines = content.splitlines()
     except OSError as error:
         raise ConfigError(
             f"churn.file: {path} cannot be read: {error.strerror}", key="churn.file"

@@ -203,9 +203,12 @@ def read_records(path: Path) -> list[Any]:
         NotASimulation: it is not such a file.
     """
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        with path.open("rb") as file:
+            too_large = path.stat().st_size > MAX_FILE_BYTES  # a device has no size, and no end
+            content = b"" if too_large else file.read(MAX_FILE_BYTES + 1)
+        if too_large or len(content) > MAX_FILE_BYTES:
             raise NotASimulation(f"{path} is larger than {MAX_FILE_BYTES} bytes")
-        lines = path.read_bytes().split(b"\n")
+        lines = content.split(b"\n")
     except OSError as error:
         raise NotASimulation(f"{path} cannot be read: {error.strerror}") from None
     decoder = msgspec.json.Decoder(Header | Completion | Point | End)
@@ -215,7 +218,7 @@ def read_records(path: Path) -> list[Any]:
             continue
         try:
             found.append(decoder.decode(line))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             if number == len(lines) and found:
                 break  # no newline at its end: the writer was killed in the middle of it
             raise NotASimulation(

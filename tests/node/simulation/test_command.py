@@ -85,6 +85,23 @@ def test_a_disruption_that_will_not_come_is_pointed_out(capsys, more, says):
     assert run(capsys, *arguments, "--quiet")[2] == ""
 
 
+def test_one_scenario_for_several_protocols(capsys, tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text(
+        'protocol = "dpsgd"\nnodes = 4\nrounds = 2\n[protocol_settings]\ngraph = "ring"\n'
+    )
+    other = ("simulate", "--scenario", str(path), "--protocol", "modest")
+    code, _, err = run(capsys, *other)
+    assert code == 7
+    assert "there is no setting 'graph'" in err
+    assert "--set scenario.protocol_settings={}" in err
+    more = ("--set", "scenario.protocol_settings={}", "--set", "sample_size=2", "--json")
+    code, out, _ = run(capsys, *other, *more)
+    assert code == 0
+    settings = json.loads(out.splitlines()[0])["scenario"]["protocol_settings"]
+    assert (settings["sample_size"], "graph" in settings) == (2, False)
+
+
 def test_ids_and_run_of_a_real_run(capsys, tmp_path):
     _, out, _ = run(capsys, *SMALL, "--json")
     header = json.loads(out.splitlines()[0])
@@ -233,7 +250,9 @@ def test_runs_that_differ_in_the_seed_alone_have_one_label(capsys, two_runs, tmp
         (("--label", "one", "--json"), 2, "1 labels for 2 files"),
         (("--newest", "--y", "consensus", "--json"), 2, "--newest is about one model"),
         (("--out", "/nowhere/x.png"), 1, "/nowhere/x.png cannot be written"),
-        (("--out", "x.nonsense"), 1, "name a .png, .svg or .pdf file"),
+        (("--out", "x.nonsense"), 1, "name a .png, .svg, .pdf file"),
+        (("--out", "x"), 1, "x is no picture"),  # matplotlib would write x.png
+        (("--out", "/dev/full"), 1, "/dev/full is no picture"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(capsys, two_runs, arguments, code, says):

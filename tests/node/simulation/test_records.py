@@ -1,6 +1,7 @@
 """The file of records: figures that are honest about what is not finite, and a reader that knows its own."""
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -61,6 +62,7 @@ def test_a_file_whose_writer_was_killed_is_read_up_to_there(tmp_path):
         (b"hello\n", "line 1"),
         (b'{"kind": "header"}\n', "line 1"),
         (b'{"kind": "other"}\n', "line 1"),
+        (b'{"kind": "header", "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "line 1"),
     ],
 )
 def test_another_file_is_refused(tmp_path, content, says):
@@ -70,6 +72,12 @@ def test_another_file_is_refused(tmp_path, content, says):
         read_records(path)
     with pytest.raises(NotASimulation, match="cannot be read"):
         read_records(tmp_path / "missing")
+
+
+def test_a_file_without_an_end_is_not_read_to_it(monkeypatch):
+    monkeypatch.setattr("node.simulation.records.MAX_FILE_BYTES", 1 << 16)
+    with pytest.raises(NotASimulation, match="larger than"):
+        read_records(Path("/dev/zero"))
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
