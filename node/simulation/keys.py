@@ -33,22 +33,25 @@ def check_assigned(scenario: Scenario, assigned: Iterable[str]) -> None:
         assigned: dotted keys that `--set` gave.
 
     Raises:
-        ConfigError: the protocol has no such setting, and something else has.
+        ConfigError: the protocol has no such setting, and something else has, or a file set it.
     """
     try:
         known = load_plugin(scenario.protocol).Settings.__struct_encode_fields__
     except UnknownProtocol:  # that is told by whoever needs it
         return
-    for key in sorted(assigned):
-        table, _, name = key.partition(".")
-        if table != "protocol_settings" or name in known:
+    told = set(assigned)
+    for name in scenario.protocol_settings:
+        if name in known:
             continue
-        if found := list(places(name, scenario)):
-            raise ConfigError(
-                f"protocol {scenario.protocol!r}: there is no setting {name!r}",
-                key=key,
-                hint="did you mean " + ", or ".join(found) + "?",
-            )
+        key = f"protocol_settings.{name}"
+        if key not in told:  # the file's, and perhaps another protocol's
+            hint = "the scenario's file sets it; to do without its settings:  --set scenario.protocol_settings={}"
+        elif found := list(places(name, scenario)):
+            hint = "did you mean " + ", or ".join(found) + "?"
+        else:
+            continue  # the protocol names the nearest of its own
+        message = f"protocol {scenario.protocol!r}: there is no setting {name!r}"
+        raise ConfigError(message, key=key, hint=hint)
 
 
 def places(name: str, scenario: Scenario) -> Iterator[str]:
