@@ -11,7 +11,8 @@
 * For tests: `rehearsal` (many cores of a protocol on a virtual clock, with a toy model),
   `conformance` (what each of them must hold; `hostile` has what liars send).
 * For protocols without rounds: `free_running` (the base: legs one after another, others heard in between), `pairs` (those whose
-  nodes meet two at a time), `exchange` (a swap of vectors on both sides or on neither).
+  nodes meet two at a time), `exchange` (a swap of vectors on both sides or on neither), `session` (who has begun
+  again is told from who was there before).
 * Clocks and accounts: `poisson` (timers in units of a node's own gradients), `token_account` (how often a node may send),
   `graph_numbers` (what a graph costs those who gossip over it). `hearsay`: how far one member alone is believed to be ahead.
 """

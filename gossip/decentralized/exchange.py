@@ -20,7 +20,7 @@ offer that is not answered in time goes on being asked about in the background, 
 
 What cannot be settled. A node that dies between ACCEPT and DONE leaves the other with one half. An offer that
 stays without an answer for `forget_s` is given up, and so is the memory of a peer that was not seen for that
-long. Each peer then has an *epoch* that is raised and carried in every message: whoever sees a higher one is told
+long. Each peer then has a *generation* that is raised and carried in every message: whoever sees a higher one is told
 `Void`, which says that everything ever exchanged with this peer counts for nothing on the other side. A protocol that
 keeps accounts by peer (DADAO) takes it back and is exact again; one that does not (AD-PSGD, A2CiD2) has lost one
 half exchange, which `unsettled` counts. A restart is noticed by the *session*, drawn anew at each start, and voids likewise; so
@@ -32,10 +32,8 @@ Invariants: a seq of a session is applied at most once on either side; vectors h
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
-import struct
 from collections import deque
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal
@@ -45,6 +43,7 @@ import msgspec
 import numpy as np
 
 from gossip.decentralized.protocol import AnyVector, Send, Vector
+from gossip.decentralized.session import RETIRED_SESSIONS, Count, Session, draw_session
 from transport.codec import decode_untrusted, pack
 from transport.errors import MalformedMessage
 from transport.identity import NodeId
@@ -62,24 +61,19 @@ LONGEST_WAIT_S: Final = 60.0
 SHORTEST_WAIT_S: Final = 0.02
 MOST_GAIN: Final = 1e9
 """More than any graph and any curvature ask for."""
-RETIRED_SESSIONS: Final = 4
-"""Earlier sessions of a peer whose late messages are known as such."""
-
-_Session = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 
 class Word(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message of an exchange; OFFER and ACCEPT have one vector beside them, the others none."""
 
     op: Literal["offer", "accept", "refuse", "query", "done", "check", "bye"]
-    me: _Session
+    me: Session
     """The sender's session."""
-    seq: _Count
+    seq: Count
     """Number of the offer, counted by the initiator for this peer."""
-    epoch: _Count = 0
-    """What the sender believes the epoch of this pair to be."""
-    you: _Session = 0
+    generation: Count = 0
+    """What the sender believes the generation of this pair to be."""
+    you: Session = 0
     """accept, refuse, check: the session of the initiator that counted `seq`."""
     gain: Annotated[float, msgspec.Meta(ge=0, le=MOST_GAIN)] = 0.0
     """offer: a coefficient of the protocol's that both sides have to use alike."""
@@ -157,7 +151,7 @@ class _Offer:
 class _Peer:
     session: int = 0
     retired: deque[int] = attrs.field(factory=lambda: deque(maxlen=RETIRED_SESSIONS))
-    epoch: int = 0
+    generation: int = 0
     offers: int = 0
     """Own offers to it, ever."""
     seen: int = 0
@@ -170,7 +164,7 @@ class _Peer:
     check_at: float = math.inf
     checks: int = 0
     shared: bool = False
-    """Something was exchanged since the epoch was raised last."""
+    """Something was exchanged since the generation was raised last."""
     refused: int = 0
     """The last own offer that it refused, until a second refusal of the same was seen."""
     refused_sent_at: float = 0.0
@@ -208,8 +202,7 @@ class Exchanges:
 
     def start(self, now: float) -> None:
         """Begin a session that none before it can be mistaken for, even with the same seed."""
-        seed = struct.pack(">dQ", now, self._rng.getrandbits(64))
-        self._session = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest(), "big") >> 1
+        self._session = draw_session(self._rng, now)
 
     def members(self, others: Sequence[NodeId], now: float) -> None:
         """The peers that can be reached now; others are not asked, and forgotten after `forget_s`."""
@@ -341,7 +334,7 @@ class Exchanges:
                 if peer in self._near:
                     self._say(peer, "check", known.seen, you=known.session)
             if self._forgotten_at(peer, known) <= now:
-                outcomes += self._raise_epoch(peer, known, known.epoch + 1)
+                outcomes += self._raise_generation(peer, known, known.generation + 1)
             if known.reply is None and not (known.shared and peer not in self._near):
                 self._watched.discard(peer)
         return outcomes
@@ -381,21 +374,21 @@ class Exchanges:
         return known
 
     def _recognise(self, sender: NodeId, peer: _Peer, word: Word, now: float) -> list[Outcome]:
-        """Take note of the sender's session and epoch, and of what they make void."""
+        """Take note of the sender's session and generation, and of what they make void."""
         outcomes: list[Outcome] = []
         peer.heard_at = now
         if word.me != peer.session:
             if peer.session:
                 peer.retired.append(peer.session)
-                outcomes += self._raise_epoch(sender, peer, peer.epoch)
+                outcomes += self._raise_generation(sender, peer, peer.generation)
             peer.session, peer.seen, peer.accepted = word.me, 0, False
             peer.reply, peer.check_at = None, math.inf
-        if word.epoch > peer.epoch:
-            outcomes += self._raise_epoch(sender, peer, word.epoch)
+        if word.generation > peer.generation:
+            outcomes += self._raise_generation(sender, peer, word.generation)
         return outcomes
 
-    def _raise_epoch(self, peer: NodeId, known: _Peer, epoch: int) -> list[Outcome]:
-        known.epoch = epoch
+    def _raise_generation(self, peer: NodeId, known: _Peer, generation: int) -> list[Outcome]:
+        known.generation = generation
         had, known.shared = known.shared, False
         if known.reply is not None:
             # This half is taken back: whoever still asks has nothing to apply.
@@ -408,16 +401,16 @@ class Exchanges:
         known = self._peer(peer)
         if self._out.pop(peer, None) is not None:
             known.shared = True
-        return self._raise_epoch(peer, known, known.epoch + 1)
+        return self._raise_generation(peer, known, known.generation + 1)
 
     def _on_offer(self, sender: NodeId, peer: _Peer, word: Word, theirs: Vector) -> list[Outcome]:
         if word.seq <= peer.seen:
             self._on_query(sender, peer, word)
             return []
         asked = Asked(sender, word.seq, word.me, word.gain, theirs)
-        kept = sum(self._peers[one].reply is not None for one in self._watched)
         # A later number says that the one before is settled, so its own answer takes no further place.
-        if self.locked or word.epoch < peer.epoch or kept - (peer.reply is not None) >= MAX_KEPT:
+        kept = sum(self._peers[one].reply is not None for one in self._watched if one != sender)
+        if self.locked or word.generation < peer.generation or kept >= MAX_KEPT:
             self.refuse(asked)
             return []
         return [asked]
@@ -447,7 +440,7 @@ class Exchanges:
             return []
         del self._out[sender]
         elapsed = now - offer.sent_at
-        if theirs is None or word.epoch < peer.epoch:
+        if theirs is None or word.generation < peer.generation:
             peer.refused, peer.refused_sent_at = offer.seq, offer.sent_at
             self.counts.refused += 1
             return [Refused(sender)]
@@ -474,6 +467,6 @@ class Exchanges:
         you: int = 0,
         gain: float = 0.0,
     ) -> None:
-        word = Word(op, self._session, seq, self._peer(to).epoch, you, gain)
+        word = Word(op, self._session, seq, self._peer(to).generation, you, gain)
         vectors = () if vector is None else (vector,)
         self._outgoing.append(Send(to, pack(word), vectors, seq if op == "offer" else 0))

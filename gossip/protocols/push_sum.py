@@ -11,9 +11,9 @@ doubled or overtaken one adds nothing. Answers are not needed for that; they tel
 settled, so that it sends the rest again after `patience` (else a loss on the last visit would be for ever) and can take it
 back when the link closes for good.
 
-A link is one life of the sender (`session`), one of the receiver and an `epoch`. It closes when the peer is gone for `forget` seconds or
+A link is one life of the sender (`session`), one of the receiver and a `generation`. It closes when the peer is gone for `forget` seconds or
 comes back as another life; then the sender takes back what was not acknowledged, the receiver forgets R, and
-the epoch is raised. What arrived but was not acknowledged by then counts twice, `unsettled` says how much. A node that crashes takes its
+the generation is raised. What arrived but was not acknowledged by then counts twice, `unsettled` says how much. A node that crashes takes its
 mass along: the others still agree, on a slightly shifted average; a restart brings a new mass of 1. A node that leaves in good
 order gives all it has to one peer. `describe` has this node's weight: the sum over all nodes, with what is in flight, divided by their number is
 1 while nothing was lost or doubled.
@@ -30,9 +30,7 @@ the same reason a peer gets no more while it has not acknowledged as much as thi
 
 from __future__ import annotations
 
-import hashlib
 import math
-import struct
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -53,6 +51,7 @@ from gossip.decentralized.protocol import (
     Wide,
     frozen,
 )
+from gossip.decentralized.session import RETIRED_SESSIONS, Count, Session, draw_session
 from transport.codec import decode_untrusted, pack
 from transport.errors import MalformedMessage
 from transport.identity import NodeId
@@ -66,12 +65,8 @@ MOST_WEIGHT: Final = 1e30
 MAX_IN: Final = 1024
 """Peers whose running sums are kept; pushes of further ones wait at their sender."""
 MAX_KNOWN: Final = 4096
-"""Peers whose sessions and epochs are remembered after their links were closed."""
+"""Peers whose sessions and generations are remembered after their links were closed."""
 LONGEST_WAIT_S: Final = 300.0
-RETIRED_SESSIONS: Final = 4
-
-_Session = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 
 class PushSumSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,11 +100,11 @@ class Word(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message; a push has the running sum beside it, the others nothing."""
 
     type: Literal["push", "ack", "reset"]
-    me: _Session
+    me: Session
     """The sender's session."""
-    epoch: _Count
-    """Of the link that the pushes go over. reset: nothing of this epoch is known here."""
-    you: _Session = 0
+    generation: Count
+    """Of the link that the pushes go over. reset: nothing of this generation is known here."""
+    you: Session = 0
     """The receiver's session, as far as it is known."""
     weight: Annotated[float, msgspec.Meta(ge=0, le=MOST_WEIGHT)] = 0.0
     """push: the running sum of weights. ack: the one seen last."""
@@ -123,7 +118,7 @@ class _Out:
 
     peer: int = 0
     """The receiver's session; 0: not known yet."""
-    epoch: int = 0
+    generation: int = 0
     sum: Wide | None = None
     weight: float = 0.0
     acked: Wide | None = None
@@ -140,7 +135,7 @@ class _In:
     """The receiver's end of a link."""
 
     session: int
-    epoch: int
+    generation: int
     sum: Wide | None = None
     weight: float = 0.0
     closed: bool = False
@@ -176,8 +171,7 @@ class PushSum(FreeRunning):
 
     def prepare(self, params: Vector, now: float) -> None:
         """A mass of one."""
-        seed = struct.pack(">dQ", now, self.context.rng.getrandbits(64))
-        self._session = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest(), "big") >> 1
+        self._session = draw_session(self.context.rng, now)
         self.weight = 1.0
         self._x = params.astype(np.float64)
         self._z = frozen(params)
@@ -260,19 +254,19 @@ class PushSum(FreeRunning):
 
     def _push(self, peer: NodeId, link: _Out, now: float) -> None:
         assert link.sum is not None, "nothing was given over this link"
-        word = Word("push", self._session, link.epoch, link.peer, link.weight, self.finished)
+        word = Word("push", self._session, link.generation, link.peer, link.weight, self.finished)
         self._emit(Send(peer, pack(word), (link.sum,), 1))
         link.resend_at = now + min(LONGEST_WAIT_S, self.settings.patience * 2**link.resends)
         self._open.add(peer)
 
-    def _close(self, peer: NodeId, epoch: int) -> None:
-        """Take back what was not acknowledged; the link begins anew with this epoch."""
+    def _close(self, peer: NodeId, generation: int) -> None:
+        """Take back what was not acknowledged; the link begins anew with this generation."""
         link = self._out[peer]
         if link.sum is not None and link.weight > link.acked_weight:
             rest = link.sum if link.acked is None else link.sum - link.acked
             if self._hold(self._x + rest, self.weight + link.weight - link.acked_weight):
                 self.unsettled += link.weight - link.acked_weight
-        self._out[peer] = _Out(epoch=epoch)
+        self._out[peer] = _Out(generation=generation)
         self._open.discard(peer)
 
     # ---- receiving ---------------------------------------------------------------------------
@@ -298,9 +292,9 @@ class PushSum(FreeRunning):
         if link is None:
             return
         known_elsewhere = word.you not in {0, self._session}
-        if known_elsewhere or (link.closed and word.epoch == link.epoch):
+        if known_elsewhere or (link.closed and word.generation == link.generation):
             link.sum, link.weight, link.closed = None, 0.0, True
-            self._answer(sender, "reset", word.me, word.epoch, 0.0)
+            self._answer(sender, "reset", word.me, word.generation, 0.0)
             return
         if word.weight > link.weight:
             more = running if link.sum is None else running - link.sum
@@ -309,7 +303,7 @@ class PushSum(FreeRunning):
                 return
             link.sum, link.weight = running.copy(), word.weight
             self.met(sender)
-        self._answer(sender, "ack", word.me, word.epoch, link.weight)
+        self._answer(sender, "ack", word.me, word.generation, link.weight)
         if self.finished and not word.done:
             # Who has finished passes on what comes, else the weight of those that train would drain away to it.
             self._give(self._targets(), now)
@@ -322,29 +316,29 @@ class PushSum(FreeRunning):
                 return None
             if len(self._in) >= MAX_KNOWN:
                 del self._in[next(one for one, its in self._in.items() if its.closed)]
-            link = self._in[sender] = _In(word.me, word.epoch)
+            link = self._in[sender] = _In(word.me, word.generation)
         elif word.me in link.retired:
             return None
         elif word.me != link.session:
             link.retired.append(link.session)
-            link.session, link.epoch, link.sum = word.me, word.epoch, None
+            link.session, link.generation, link.sum = word.me, word.generation, None
             link.weight, link.closed = 0.0, False
-        elif word.epoch < link.epoch:
+        elif word.generation < link.generation:
             return None
-        elif word.epoch > link.epoch:
-            link.epoch, link.sum, link.weight, link.closed = word.epoch, None, 0.0, False
+        elif word.generation > link.generation:
+            link.generation, link.sum, link.weight, link.closed = word.generation, None, 0.0, False
         return link
 
     def _answer(
-        self, to: NodeId, kind: Literal["ack", "reset"], you: int, epoch: int, weight: float
+        self, to: NodeId, kind: Literal["ack", "reset"], you: int, generation: int, weight: float
     ) -> None:
-        self._emit(Send(to, pack(Word(kind, self._session, epoch, you, weight))))
+        self._emit(Send(to, pack(Word(kind, self._session, generation, you, weight))))
 
     def _on_answer(self, sender: NodeId, link: _Out, word: Word) -> None:
-        if word.epoch != link.epoch:
+        if word.generation != link.generation:
             return
         if word.type == "reset" or (link.peer and link.peer != word.me):
-            self._close(sender, link.epoch + 1)
+            self._close(sender, link.generation + 1)
             self._out[sender].peer = word.me
             return
         link.peer = word.me
@@ -381,7 +375,7 @@ class PushSum(FreeRunning):
         for peer, since in sorted(self._away.items()):
             if now >= since + self.settings.forget:
                 if peer in self._out:
-                    self._close(peer, self._out[peer].epoch + 1)
+                    self._close(peer, self._out[peer].generation + 1)
                 if peer in self._in:
                     link_in = self._in[peer]
                     link_in.sum, link_in.weight, link_in.closed = None, 0.0, True

@@ -450,8 +450,8 @@ def test_no_sequence_of_a_peers_messages_breaks_it_or_makes_it_hold_more(words):
     session = a._session
     a.offer(B, vec(1, 2), 0.0)
     a.outgoing()
-    for now, (op, seq, me, epoch, mine) in enumerate(words):
-        word = Word(op, me, seq, epoch, session if mine else 0)
+    for now, (op, seq, me, generation, mine) in enumerate(words):
+        word = Word(op, me, seq, generation, session if mine else 0)
         vectors = [vec(0, 0)] if op in {"offer", "accept"} else []
         for outcome in a.receive(B, pack(word), vectors, float(now)):
             if isinstance(outcome, Asked):

@@ -259,7 +259,7 @@ def answers(made: PushSum) -> list[Send]:
     return [event for event in iter(made.next_event, None) if isinstance(event, Send)]
 
 
-def test_a_link_that_closes_returns_what_was_not_acknowledged_and_raises_its_epoch():
+def test_a_link_that_closes_returns_what_was_not_acknowledged_and_raises_its_generation():
     a, b, push = given_to_b()
     me, other = a.context.me, b.context.me
     b.receive(me, push.message, push.vectors, 1.0)
@@ -276,11 +276,11 @@ def test_a_link_that_closes_returns_what_was_not_acknowledged_and_raises_its_epo
     assert a.unsettled == 0.25
     a.members([other], 400.0)
     (third,) = leg(a, 400.0)
-    assert decode_untrusted(third.message, Word).epoch == 1
+    assert decode_untrusted(third.message, Word).generation == 1
     b.receive(me, third.message, third.vectors, 401.0)
     assert b.weight == 1.75
     b.receive(me, second.message, second.vectors, 402.0)
-    assert b.weight == 1.75, "of an epoch that is over"
+    assert b.weight == 1.75, "of a generation that is over"
 
 
 def test_a_receiver_that_began_again_refuses_sums_that_its_earlier_life_had():
