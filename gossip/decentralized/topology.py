@@ -23,9 +23,6 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, Literal, TypeVar, get_args
 
-import numpy as np
-
-from gossip.decentralized.protocol import Wide
 from gossip.errors import InvalidSettings
 from transport.identity import NodeId
 
@@ -166,23 +163,6 @@ def metropolis_row(
     times = Counter(largest.values())
     row[me] = float(1 - sum(times[most] * value for most, value in values.items()))
     return row
-
-
-def mixing_matrix(neighbours: Graph) -> Wide:
-    """`metropolis` as a matrix over the nodes in ascending order, shape (n, n)."""
-    nodes = sorted(neighbours)
-    at = {node: i for i, node in enumerate(nodes)}
-    matrix = np.zeros((len(nodes), len(nodes)))
-    for node, row in metropolis(neighbours).items():
-        for other, weight in row.items():
-            matrix[at[node], at[other]] = weight
-    return matrix
-
-
-def second_eigenvalue(matrix: Wide) -> float:
-    """Largest modulus but one of a symmetric mixing matrix: what disagreement shrinks by in one round at least."""
-    values = np.sort(np.abs(np.linalg.eigvalsh(matrix)))
-    return float(values[-2]) if values.size > 1 else 0.0
 
 
 def components(neighbours: Graph) -> list[list[NodeId]]:

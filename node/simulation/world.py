@@ -89,7 +89,6 @@ class Totals:
     bytes: int = 0
     """Put on the network."""
     messages: int = 0
-    delivered: int = 0
     lost: int = 0
     """Messages that did not arrive."""
     values: int = 0
@@ -432,7 +431,6 @@ class World:
         if core is None or receiver.life != parcel.receiver_life or sender.lost_life >= parcel.life:
             self._lose(parcel)
             return
-        self.totals.delivered += 1
         self.contacts.met(sender.index, receiver.index)
         self.trace.add(
             self.now,

@@ -116,8 +116,3 @@ class LivenessProbe:
             self._waiting[node] = _Waiting(now + self._resend_s, now + self._timeout_s)
             self._asked.add(node)
             self._pings.append(node)
-
-    @property
-    def pinged(self) -> int:
-        """Candidates that were asked so far, this node not included."""
-        return len(self._asked)

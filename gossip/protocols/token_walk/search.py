@@ -71,11 +71,6 @@ class Search:
         return not self._open or now >= self.until
 
     @property
-    def states(self) -> Sequence[State]:
-        """The own one, and what was answered."""
-        return self._states
-
-    @property
     def held(self) -> bool:
         """Somebody has the token, and no higher term is known that would make it void."""
         top = max(state.fence for state in self._states)

@@ -7,8 +7,9 @@ import pytest
 
 from gossip.decentralized.protocol import TASK_RULE, LocalRule, Train
 from gossip.decentralized.rehearsal import Quadratic, World, idle, node_id
-from gossip.decentralized.topology import graph, mixing_matrix
+from gossip.decentralized.topology import graph
 from gossip.protocols.dfedsam import DFedSAM
+from tests.gossip.decentralized.spectra import mixing_matrix
 
 
 def start_of(index):

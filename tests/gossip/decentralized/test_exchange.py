@@ -84,7 +84,6 @@ class World:
         self.now = 0.0
         self.heap: list[tuple[float, int, Callable[[], None]]] = []
         self.sequence = 0
-        self.born = 0
         self.nodes: dict[NodeId, Node] = {}
         self.cut: set[frozenset[NodeId]] = set()
         for index in range(count):
@@ -92,7 +91,6 @@ class World:
         self.tell()
 
     def birth(self, who: NodeId, value: int) -> None:
-        self.born += 1
         core = Exchanges(1, random.Random(7), patience_s=3.0, forget_s=self.forget_s)
         core.start(self.now)
         self.nodes[who] = Node(who, core, value)

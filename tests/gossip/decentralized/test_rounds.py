@@ -9,8 +9,9 @@ from gossip.decentralized.inbox import MAX_STRANGERS, Inbox, Received
 from gossip.decentralized.protocol import Cancel, Completed, LocalWork, Send, Train
 from gossip.decentralized.rehearsal import Links, Quadratic, World, idle, node_id
 from gossip.decentralized.round_messages import AnyMessage, Model, Skip, Taken, Waiting
-from gossip.decentralized.topology import graph, mixing_matrix
+from gossip.decentralized.topology import graph
 from gossip.protocols.dpsgd import DPSGD
+from tests.gossip.decentralized.spectra import mixing_matrix
 from transport.codec import decode_untrusted, pack
 from transport.errors import MalformedMessage
 

@@ -21,10 +21,9 @@ from gossip.decentralized.topology import (
     graph,
     metropolis,
     metropolis_row,
-    mixing_matrix,
-    second_eigenvalue,
 )
 from gossip.errors import InvalidSettings
+from tests.gossip.decentralized.spectra import mixing_matrix, second_eigenvalue
 
 RUN = hashlib.sha256(b"a run").digest()
 UNDIRECTED = sorted(set(KINDS) - DIRECTED)

@@ -11,8 +11,9 @@ from gossip.decentralized import variance_correction
 from gossip.decentralized.mixing import WeightedMean
 from gossip.decentralized.protocol import TensorSpec
 from gossip.decentralized.rehearsal import node_id
-from gossip.decentralized.topology import graph, mixing_matrix
+from gossip.decentralized.topology import graph
 from gossip.decentralized.variance_correction import VarianceCorrected, moments
+from tests.gossip.decentralized.spectra import mixing_matrix
 
 TARGETS = ("others", "self", "blend", "median")
 TENSORS = (

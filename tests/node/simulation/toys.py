@@ -76,7 +76,6 @@ class Shout(DecentralizedProtocol):
         self.inbox = []
         self.round = 0
         self.failed = []
-        self.said_goodbye = False
 
     def members(self, others, now):
         self.others = others
