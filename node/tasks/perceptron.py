@@ -139,7 +139,8 @@ def load_images(settings: ImagesSettings, path: str) -> Labelled:
     if not path:
         raise DataMissing(
             "the task images has no data of its own",
-            hint='set [run] data to the folder or archive in which the data set lies, and its "format"',
+            hint="name the folder or archive in which the data set lies with --data ([run] data), and its format "
+            "with run.task_settings.format",
         )
     return _read_images(settings.format, path, settings.any_version)
 
@@ -149,7 +150,11 @@ def _read_images(format_: str, path: str, any_version: bool) -> Labelled:
     if format_ == "femnist":
         return load_femnist(path)
     load = load_cifar if format_ == "cifar" else load_idx
-    return load(path, any_version=any_version)
+    try:
+        return load(path, any_version=any_version)
+    except DataMissing as error:
+        other = f'{error.hint}; a data set of another format than "{format_}" needs the setting format'
+        raise DataMissing(str(error), hint=other) from None
 
 
 def recipe(task: str, raw: Mapping[str, Setting], data: str) -> Recipe | None:

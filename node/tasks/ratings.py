@@ -83,7 +83,7 @@ class MovieRatings(Task):
         if not context.data:
             raise DataMissing(
                 "the task ratings has no data of its own",
-                hint="set [run] data to a MovieLens folder or archive",
+                hint="name a MovieLens folder or archive with --data ([run] data)",
             )
         self.data = _cached(context.data, self.parsed.any_version)
         stars = np.round(self.data.train_values).astype(np.int64)
