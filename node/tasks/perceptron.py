@@ -153,7 +153,9 @@ def _read_images(format_: str, path: str, any_version: bool) -> Labelled:
     try:
         return load(path, any_version=any_version)
     except DataMissing as error:
-        other = f'{error.hint}; a data set of another format than "{format_}" needs the setting format'
+        other = (
+            f'{error.hint}; a data set of another format than "{format_}" needs the setting format'
+        )
         raise DataMissing(str(error), hint=other) from None
 
 
