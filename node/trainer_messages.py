@@ -53,6 +53,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+from gossip.decentralized.protocol import RuleKind
 from node.errors import NodedError
 from node.run.manifest import RunManifest
 
@@ -348,7 +349,7 @@ class Leg(_Message, frozen=True):
     round: Count
     """Rounds that this node's protocol has completed, for people."""
     steps: Annotated[int, Meta(ge=1, le=1_000_000)]
-    kind: Annotated[str, Meta(pattern="^(task|gradient|sam)$")] = "task"
+    kind: RuleKind = "task"
     """As `gossip.decentralized.protocol.LocalRule` has it; a script's own loop knows "task" alone."""
     rho: Rate = 0.0
     peers: Count = 0

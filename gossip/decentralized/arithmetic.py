@@ -1,4 +1,4 @@
-"""Sums of models in one fixed order, so that equal inputs give equal bits on every node.
+"""Sums of models in one fixed order, so that equal inputs give equal bits on every node; and what tells that bits are equal.
 
 Contributions are added in the order in which they are given (callers sort by node id), in float64, piece by piece so
 that no more than a piece is ever wide, and rounded to float32 once at the end.
@@ -6,12 +6,14 @@ that no more than a piece is ever wide, and rounded to float32 once at the end.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
+from gossip.collective.buffers import as_bytes
 from gossip.decentralized.protocol import AnyVector, Vector
 
 PIECE: Final = 1 << 16
@@ -52,3 +54,8 @@ def is_finite(vector: AnyVector) -> bool:
         if not bool(np.isfinite(piece).all()):
             return False
     return True
+
+
+def model_digest(model: Vector) -> bytes:
+    """SHA-256 of a model's little-endian float32 bytes, padding included: equal models have equal digests."""
+    return hashlib.sha256(as_bytes(model.astype("<f4", copy=False))).digest()

@@ -14,7 +14,6 @@ runs at a time; what waits for the core is bounded by `room`, the queues of `del
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -26,8 +25,7 @@ from typing import Any, Final
 import attrs
 import trio
 
-from gossip.collective.buffers import as_bytes
-from gossip.decentralized.arithmetic import is_finite
+from gossip.decentralized.arithmetic import is_finite, model_digest
 from gossip.decentralized.delivery import Delivery, Statistics
 from gossip.decentralized.neighbours import Neighbours
 from gossip.decentralized.protocol import (
@@ -47,7 +45,7 @@ from transport.endpoint import Endpoint
 from transport.errors import MalformedMessage
 from transport.identity import NodeId
 
-__all__ = ["Driver", "Progressed", "Trainer", "model_digest", "open_driver"]
+__all__ = ["Driver", "Progressed", "Trainer", "open_driver"]
 
 THREADED_NUMEL: Final = 1 << 18
 """Values from which on the core is called in a thread; mixing ten such models takes some 5 ms."""
@@ -75,11 +73,6 @@ class Progressed:
     digest: bytes
     """SHA-256 over the model's little-endian bytes."""
     members: int
-
-
-def model_digest(model: Vector) -> bytes:
-    """SHA-256 over a model's little-endian bytes: equal models have equal digests."""
-    return hashlib.sha256(as_bytes(model)).digest()
 
 
 @attrs.frozen(eq=False)

@@ -34,7 +34,7 @@ import random
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final, TypeGuard, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeGuard, TypeVar
 
 import attrs
 import msgspec
@@ -91,6 +91,9 @@ class Context:
     """Legs of training (for protocols with rounds: rounds) after which this node has finished; 0: no end."""
 
 
+RuleKind = Literal["task", "gradient", "sam"]
+
+
 @attrs.frozen
 class LocalRule:
     """How the trainer turns batches into a change of the parameters.
@@ -100,7 +103,7 @@ class LocalRule:
     two passes over each batch, the gradient of the second one taken at params + rho * g / |g|).
     """
 
-    kind: str = "task"
+    kind: RuleKind = "task"
     rho: float = 0.0
 
 

@@ -21,7 +21,8 @@ from typing import Final
 import attrs
 import trio
 
-from gossip.decentralized.driver import Driver, Progressed, Trainer, model_digest, open_driver
+from gossip.decentralized.arithmetic import model_digest
+from gossip.decentralized.driver import Driver, Progressed, Trainer, open_driver
 from gossip.decentralized.protocol import Context, DecentralizedProtocol, LocalWork, Train, Vector
 from gossip.errors import UnknownProtocol
 from gossip.protocol import load_plugin

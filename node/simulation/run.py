@@ -16,6 +16,7 @@ import attrs
 import msgspec
 import numpy as np
 
+from gossip.decentralized.arithmetic import model_digest
 from gossip.decentralized.protocol import DecentralizedProtocol
 from node import __version__
 from node.simulation.assembly import assemble, identities, run_id_of
@@ -25,7 +26,7 @@ from node.simulation.engine import Engine
 from node.simulation.metrics import Metrics
 from node.simulation.records import SCHEMA, Completion, Cost, End, Header, Point, Record
 from node.simulation.scenario import Scenario
-from node.simulation.trace import Happening, Trace, model_sha256
+from node.simulation.trace import Happening, Trace
 from node.simulation.world import Node
 
 __all__ = ["Progress", "Simulation", "identities", "run_id_of"]
@@ -186,7 +187,7 @@ class Simulation:
         if self._hashes:
             assert node.model is not None
             self._write(
-                Completion(node.index, node.round, self.world.now, model_sha256(node.model))
+                Completion(node.index, node.round, self.world.now, model_digest(node.model).hex())
             )
 
     def _next_change(self) -> None:
@@ -257,7 +258,7 @@ class Simulation:
         for node in world.alive():
             assert node.model is not None
             world.trace.add_model(node.index, node.model)
-            models[str(node.index)] = model_sha256(node.model)
+            models[str(node.index)] = model_digest(node.model).hex()
         totals = world.totals
         cpu_s = time.process_time() - self._began_cpu_s
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -13,10 +13,10 @@ from enum import IntEnum
 
 import attrs
 
-from gossip.collective.buffers import as_bytes
+from gossip.decentralized.arithmetic import model_digest
 from gossip.decentralized.protocol import Vector
 
-__all__ = ["Happening", "Kind", "Trace", "model_sha256"]
+__all__ = ["Happening", "Kind", "Trace"]
 
 
 class Kind(IntEnum):
@@ -92,13 +92,8 @@ class Trace:
 
     def add_model(self, node: int, model: Vector) -> None:
         """Note a node's model."""
-        self._digest.update(node.to_bytes(4, "little") + bytes.fromhex(model_sha256(model)))
+        self._digest.update(node.to_bytes(4, "little") + model_digest(model))
 
     def hexdigest(self) -> str:
         """The digest so far."""
         return self._digest.hexdigest()
-
-
-def model_sha256(model: Vector) -> str:
-    """SHA-256 of a flat vector's little-endian float32 bytes, padding included."""
-    return hashlib.sha256(as_bytes(model.astype("<f4", copy=False))).hexdigest()

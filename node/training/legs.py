@@ -15,7 +15,6 @@ moments that saw them; evaluating and saving changes neither the parameters nor 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,10 +23,8 @@ from typing import Final, Protocol
 import numpy as np
 import torch
 
-from gossip.collective.buffers import as_bytes
-from gossip.decentralized.arithmetic import is_finite
+from gossip.decentralized.arithmetic import is_finite, model_digest
 from node.run.layout import Layout as FlatLayout
-from node.shared_buffer import Vector
 from node.task import Evaluation
 from node.trainer_messages import (
     MAX_SAMPLE_CHARACTERS,
@@ -118,7 +115,7 @@ class Legs(Work):
         for page in _pages(attachment.binding.layout):
             attachment.send(page)
         attachment.binding.store()
-        attachment.send(Ready(self.round, self.global_step, _digest(views["params"])))
+        attachment.send(Ready(self.round, self.global_step, model_digest(views["params"])))
 
     # ---- legs ----
 
@@ -242,7 +239,7 @@ class Legs(Work):
             attachment.meter.tokens,
             dict(attachment.cursor),
         )
-        digest = _digest(attachment.views[vector])
+        digest = model_digest(attachment.views[vector])
         if not attachment.save(self._loop(vector), position, digest, lambda: True):
             return False
         self._saved_round = number
@@ -257,10 +254,6 @@ class Legs(Work):
             attachment.views,
             (vector,),
         )
-
-
-def _digest(vector: Vector) -> bytes:
-    return hashlib.sha256(as_bytes(vector)).digest()
 
 
 def _pages(flat: FlatLayout) -> Iterator[Layout]:

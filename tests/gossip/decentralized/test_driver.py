@@ -5,8 +5,8 @@ import pytest
 import trio
 
 from gossip.decentralized import neighbours
+from gossip.decentralized.arithmetic import model_digest
 from gossip.decentralized.delivery import QUEUE_MESSAGES
-from gossip.decentralized.driver import model_digest
 from gossip.decentralized.protocol import Cancel, Send, Train
 from gossip.errors import ProtocolFailed
 from tests.gossip.decentralized.gossips import RUN, Gossips

@@ -2,6 +2,7 @@
 
 import pytest
 
+from gossip.decentralized.arithmetic import model_digest
 from gossip.decentralized.topology import graph
 from node.errors import ConfigError
 from node.simulation.disruption import struck
@@ -9,7 +10,7 @@ from node.simulation.engine import Job, open_engine
 from node.simulation.records import End, Header, Point
 from node.simulation.run import Simulation
 from node.simulation.scenario import Disruption, parse_scenario
-from node.simulation.trace import Kind, model_sha256
+from node.simulation.trace import Kind
 from tests.node.simulation.toys import Shout, ids, simulate
 
 
@@ -142,4 +143,4 @@ def test_who_is_left_alone_trains_as_a_plain_loop_does(rewire):
     for round_ in range(4):
         (work,) = engine.train([Job(left, model, 2, cursor=2 * round_)])
         model = work.params
-    assert (end.reason, end.models) == ("rounds", {str(left): model_sha256(model)})
+    assert (end.reason, end.models) == ("rounds", {str(left): model_digest(model).hex()})

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from gossip.decentralized.arithmetic import combine
+from gossip.decentralized.arithmetic import combine, model_digest
 from gossip.decentralized.topology import graph, metropolis
 from node.errors import ConfigError
 from node.simulation.contacts import Contacts
@@ -14,7 +14,6 @@ from node.simulation.metrics import distance
 from node.simulation.records import Completion, End, Header, Point
 from node.simulation.run import Simulation, identities, run_id_of
 from node.simulation.scenario import parse_scenario
-from node.simulation.trace import model_sha256
 from tests.hash_seeds import same_under_two_hash_seeds
 from tests.node.simulation.toys import Shout, ToyEngine, simulate
 
@@ -97,7 +96,7 @@ def test_without_faults_dpsgd_is_its_definition_bit_for_bit():
             )
             for name in names
         }
-        expected = {i: model_sha256(models[name]) for i, name in enumerate(names)}
+        expected = {i: model_digest(models[name]).hex() for i, name in enumerate(names)}
         said = {
             record.node: record.sha256
             for record in records
