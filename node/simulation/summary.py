@@ -22,7 +22,8 @@ _REASONS = {
 def summary_text(header: Header, points: Sequence[Point], end: End, style: Style) -> str:
     """Several lines, without a newline at their end."""
     scenario = header.scenario
-    title = f"{scenario.protocol}, {scenario.nodes} nodes, {scenario.task}, seed {scenario.seed}"
+    nodes = f"{scenario.nodes} node" + ("s" if scenario.nodes != 1 else "")
+    title = f"{scenario.protocol}, {nodes}, {scenario.task}, seed {scenario.seed}"
     lines = [
         f"{title}: {_REASONS.get(end.reason, end.reason)}",
         f"round {end.round} after {end.time_s:,.1f} s of virtual time",

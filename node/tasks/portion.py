@@ -68,7 +68,7 @@ class Portion:
         if not 0 <= index < count:
             raise InvalidTaskSettings(
                 f"there is no part {index} of {count}",
-                hint='parts are counted from 0: "0/8" to "7/8"',
+                hint='in a TaskContext they are counted from 0; the configuration writes "1/8" to "8/8"',
             )
         return cls(all_parts(settings, labels, count, seed=seed, users=users)[index])
 

@@ -78,7 +78,7 @@ RULES: Final = {"gradient": LocalRule("gradient"), "task": LocalRule("task")}
 
 
 class TokenWalk(DecentralizedProtocol):
-    """One node of the walk."""
+    """One token carries the only model along a graph and shuns the nodes it has visited much."""
 
     name: ClassVar[str] = "token-walk"
     Settings = TokenWalkSettings
