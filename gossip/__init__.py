@@ -4,7 +4,7 @@ What it is for: protocols (plug-ins), agreement on who takes part and on the out
 collectives, the collectives themselves, and keeping shared state equal on all nodes.
 
 * Plug-in point: `protocol` (a coordinator core in the daemon, arithmetic in the trainer), with those of `protocols` built in;
-  `conformance` is what every protocol must pass, `rehearsal` a run in one process to look at one with.
+  `conformance` is what every protocol must pass (`settings_check`: both kinds of them), `rehearsal` a run in one process to look at one with.
 * `collective`: epochs, certificates, and the ring. `rounds` is the driver above it: a run's life at one node.
 * `decentralized`: the other kind of protocol, which needs no agreement and exchanges models with a few.
 * `membership`: who takes part and who is gone.

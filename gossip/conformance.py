@@ -21,10 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 
-from gossip.errors import InvalidSettings
 from gossip.protocol import (
     Apply,
     CollectiveOutcome,
@@ -46,10 +44,9 @@ from gossip.rehearsal import (
     require,
     started,
 )
+from gossip.settings_check import check_settings
 
 __all__ = ["CHECKS", "Nonconforming", "Subject", "check", "fingerprint"]
-
-UNKNOWN_KEY: Final = "no_such_setting"
 
 
 # ---- settings and shape ----------------------------------------------------------------------
@@ -57,31 +54,7 @@ UNKNOWN_KEY: Final = "no_such_setting"
 
 def settings_round_trip(subject: Subject) -> None:
     """Settings survive the manifest, and what is not one of them is refused by its name."""
-    protocol = subject.protocol
-    parsed = protocol.parse_settings(dict(subject.settings))
-    plain = msgspec.to_builtins(parsed)
-    again = protocol.parse_settings(msgspec.json.decode(msgspec.json.encode(plain)))
-    require(parsed == again, f"settings change on their way through a manifest: {plain}")
-    for parse in (protocol.parse_settings, protocol.averager):
-        _refused(parse, {**subject.settings, UNKNOWN_KEY: 1}, UNKNOWN_KEY)
-    for key, value in sorted(plain.items()):
-        wrong = [["wrong"]] if not isinstance(value, list) else "wrong"
-        _refused(protocol.parse_settings, {**subject.settings, key: wrong}, key)
-        if isinstance(value, float):
-            _refused(protocol.parse_settings, {**subject.settings, key: float("nan")}, key)
-
-
-def _refused(parse: Callable[[Mapping[str, Any]], object], raw: dict[str, Any], key: str) -> None:
-    try:
-        parse(raw)
-    except InvalidSettings as error:
-        require(key in str(error), f"the refusal of the setting {key!r} does not name it: {error}")
-    except Exception as error:
-        raise Nonconforming(
-            f"the setting {key} = {raw[key]!r} has to raise InvalidSettings, not {error!r}"
-        ) from error
-    else:
-        raise Nonconforming(f"the setting {key} = {raw[key]!r} is accepted")
+    check_settings(subject.protocol, subject.settings, subject.protocol.averager)
 
 
 def vectors_are_declared(subject: Subject) -> None:

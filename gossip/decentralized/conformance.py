@@ -31,14 +31,13 @@ from gossip.decentralized.protocol import (
     Vector,
 )
 from gossip.decentralized.rehearsal import Links, Quadratic, Trainer, World, idle, node_id
-from gossip.errors import InvalidSettings
 from gossip.protocol import load_plugin
 from gossip.rehearsal import Nonconforming, require
+from gossip.settings_check import check_settings
 from transport.identity import NodeId
 
 __all__ = ["CHECKS", "Nonconforming", "Subject", "check", "fingerprint"]
 
-UNKNOWN_KEY: Final = "no_such_setting"
 LIMIT_S: Final = 100_000.0
 """Virtual seconds in which a run of a few rounds has to end, whatever is lost: many times the longest patience."""
 FLOOD: Final = 150
@@ -101,30 +100,7 @@ def finish(world: World, nodes: Sequence[int] | None = None) -> None:
 
 def settings_round_trip(subject: Subject) -> None:
     """Settings survive the manifest, and what is not one of them is refused by its name."""
-    parse = subject.protocol.parse_settings
-    parsed = parse(dict(subject.settings))
-    plain = msgspec.to_builtins(parsed)
-    again = parse(msgspec.json.decode(msgspec.json.encode(plain)))
-    require(parsed == again, f"settings change on their way through a manifest: {plain}")
-    _refused(parse, {**subject.settings, UNKNOWN_KEY: 1}, UNKNOWN_KEY)
-    for key, value in sorted(plain.items()):
-        wrong = [["wrong"]] if not isinstance(value, list) else "wrong"
-        _refused(parse, {**subject.settings, key: wrong}, key)
-        if isinstance(value, float):
-            _refused(parse, {**subject.settings, key: float("nan")}, key)
-
-
-def _refused(parse: Callable[[Mapping[str, Any]], object], raw: dict[str, Any], key: str) -> None:
-    try:
-        parse(raw)
-    except InvalidSettings as error:
-        require(key in str(error), f"the refusal of the setting {key!r} does not name it: {error}")
-    except Exception as error:
-        raise Nonconforming(
-            f"the setting {key} = {raw[key]!r} has to raise InvalidSettings, not {error!r}"
-        ) from error
-    else:
-        raise Nonconforming(f"the setting {key} = {raw[key]!r} is accepted")
+    check_settings(subject.protocol, subject.settings)
 
 
 # ---- one node ------------------------------------------------------------------------------------
