@@ -162,9 +162,13 @@ def main(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="few rounds, one seed: seconds of CPU")
-    parser.add_argument("--seeds", type=int, default=0, help=f"default {seeds}, with --quick 1")
+    parser.add_argument(
+        "--seeds", type=int, help=f"how many, from 1 on; default {seeds}, with --quick 1"
+    )
     parser.add_argument("--out", type=Path, help="folder for the JSON and the figure")
     options = parser.parse_args()
+    if options.seeds is not None and options.seeds < 1:
+        parser.error("--seeds wants 1 or more")
     count = options.seeds or (1 if options.quick else seeds)
     out = options.out or (None if options.quick else RESULTS)
     begun = time.process_time()
