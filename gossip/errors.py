@@ -61,6 +61,16 @@ class InvalidOperation(GossipError):
     """The arguments of a collective, or its values, cannot be reduced; no retry can help."""
 
 
+class NotFinite(InvalidOperation):
+    """A value of this node is not a number, infinite, or beyond what the wire format can carry."""
+
+    hint = "leave this contribution out (weight 0), or choose a format with a wider range: bf16 has that of fp32"
+
+
+class UnknownFormat(InvalidOperation):
+    """There is no wire format of that name."""
+
+
 class ProtocolFailed(GossipError):
     """A protocol's code failed or broke its contract."""
 

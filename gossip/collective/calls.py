@@ -21,11 +21,10 @@ from gossip.collective.certificate import LANES, Certificate, Epoch
 from gossip.collective.choice import choose
 from gossip.collective.dataplane import Outcome, execute
 from gossip.collective.epoch import EpochMachine
-from gossip.collective.formats.registry import UnknownFormat
+from gossip.collective.first_error import first_error
 from gossip.collective.formats.wire_format import RefusedPayload
 from gossip.collective.lanes import ROUND_LANE
 from gossip.collective.mesh import Mesh
-from gossip.collective.operands import first_error
 from gossip.collective.operation import Operation, OperationState
 from gossip.errors import (
     CollectiveAborted,
@@ -92,11 +91,8 @@ class Job:
             raise InvalidOperation(f"a tag is a number from 0 to {LANES - 1}, not {self.tag}")
         check_call(self.call, self.source, self.out)
         if self.call.kind is not Kind.BARRIER:
-            try:
-                world = len(self.call.sites) or 2
-                choose(self.call, self.source.dtype, self.source.nbytes, world)
-            except UnknownFormat as error:
-                raise InvalidOperation(str(error)) from None
+            world = len(self.call.sites) or 2
+            choose(self.call, self.source.dtype, self.source.nbytes, world)
 
 
 @attrs.define

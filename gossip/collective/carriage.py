@@ -17,8 +17,8 @@ from gossip.collective.buffers import as_bytes
 from gossip.collective.call import EXACT
 from gossip.collective.elements import Elements
 from gossip.collective.formats.registry import format_named
-from gossip.collective.formats.wire_format import NotFinite, RefusedPayload, WireFormat
-from gossip.errors import InvalidOperation
+from gossip.collective.formats.wire_format import RefusedPayload, WireFormat
+from gossip.errors import InvalidOperation, NotFinite
 from transport.identity import NodeId
 
 Array = npt.NDArray[Any]

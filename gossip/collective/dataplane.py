@@ -20,22 +20,12 @@ from gossip.collective.call import Array, Call, Kind, Reduce, check_call, result
 from gossip.collective.certificate import result_root
 from gossip.collective.choice import Algorithm, choose
 from gossip.collective.exchange import Links
-from gossip.collective.formats.wire_format import NotFinite, RefusedPayload
+from gossip.collective.first_error import first_error
 from gossip.collective.mesh import Lane
 from gossip.collective.ring import Reduction, RingPlace, ring_all_reduce
-from gossip.errors import DescriptorMismatch, InvalidOperation
+from gossip.errors import InvalidOperation
 
-__all__ = ["Call", "Kind", "Outcome", "Reduce", "Timings", "execute"]
-
-
-@attrs.frozen
-class Timings:
-    """How long the parts of an operation took at this member, in seconds."""
-
-    linked_s: float
-    """Until all links it needs were there."""
-    moved_s: float
-    """From then to the last value."""
+__all__ = ["Call", "Kind", "Outcome", "Reduce", "execute"]
 
 
 @attrs.frozen
@@ -49,7 +39,6 @@ class Outcome:
     length: int
     """Values at the start of `out` that are the result."""
     algorithm: str
-    timings: Timings
 
 
 async def execute(lane: Lane, call: Call, source: Array, out: Array) -> Outcome:
@@ -73,37 +62,16 @@ async def execute(lane: Lane, call: Call, source: Array, out: Array) -> Outcome:
         raise InvalidOperation(f"the result has {length} values, out has room for {out.size}")
     if call.kind is Kind.BARRIER:
         # That all have begun is what their votes say; there is nothing to send.
-        return Outcome(result_root([]), float(world), 0, "votes", Timings(0.0, 0.0))
+        await trio.lowlevel.checkpoint()  # a loop of these shall not keep all else from running
+        return Outcome(result_root([]), float(world), 0, "votes")
     algorithm = choose(call, source.dtype, source.nbytes, world)
     hub = _hub(lane.epoch.members, call)
-    began = trio.current_time()
     try:
         links = await _links(lane, call, algorithm, hub)
-        linked = trio.current_time()
         root, weight = await _RUNNERS[algorithm](links, call, source, out)
-    except BaseExceptionGroup as group:
-        raise _one_of(group) from None
-    timings = Timings(linked - began, trio.current_time() - linked)
-    return Outcome(root, weight, length, algorithm, timings)
-
-
-def _one_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error of several that says most; a cancellation, or what is no `Exception`, wins."""
-    if not isinstance(group, ExceptionGroup):
-        return group
-    leaves: list[Exception] = []
-    parts = [group]
-    while parts:
-        for error in parts.pop().exceptions:
-            if isinstance(error, ExceptionGroup):
-                parts.append(error)
-            else:
-                leaves.append(error)
-    for telling in (DescriptorMismatch, NotFinite, RefusedPayload):
-        for leaf in leaves:
-            if isinstance(leaf, telling):
-                return leaf
-    return leaves[0]
+    except ExceptionGroup as group:  # one with a cancellation in it is left to who has cancelled
+        raise first_error(group) from None
+    return Outcome(root, weight, length, algorithm)
 
 
 # ---- who talks to whom ---------------------------------------------------------------------------

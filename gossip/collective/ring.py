@@ -49,9 +49,9 @@ from gossip.collective.buffers import as_bytes
 from gossip.collective.call import Reduce, chunk_bounds
 from gossip.collective.certificate import result_root
 from gossip.collective.elements import elements_of
-from gossip.collective.formats.wire_format import NotFinite, RefusedPayload
+from gossip.collective.formats.wire_format import RefusedPayload
 from gossip.collective.segment import DIGEST_BYTES, Place, read_head, write_head
-from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation
+from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation, NotFinite
 from transport.bulk.striped import AnyLink
 from transport.identity import NodeId
 

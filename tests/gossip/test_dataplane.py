@@ -20,8 +20,8 @@ from gossip.collective.choice import CAN, Algorithm
 from gossip.collective.dataplane import Outcome, execute
 from gossip.collective.elements import FLOATS, INTEGERS, elements_of
 from gossip.collective.formats.registry import FORMATS
-from gossip.collective.formats.wire_format import NotFinite, RefusedPayload
-from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation
+from gossip.collective.formats.wire_format import RefusedPayload
+from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation, NotFinite
 from tests.gossip.links import Between, links_between, local_links, names, virtual
 from tests.gossip.test_formats import bound
 from transport.bulk.link import LinkClosed

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from gossip.collective.formats.blocks import BLOCK, E3M0, TINY, BlockFormat, Int4, Int8
 from gossip.collective.formats.packed import Packed
-from gossip.collective.formats.registry import FORMATS, UnknownFormat, format_named
+from gossip.collective.formats.registry import FORMATS, format_named
 from gossip.collective.formats.wire_format import (
     PIECE,
-    NotFinite,
     RefusedPayload,
     WireFormat,
     all_finite,
 )
+from gossip.errors import NotFinite, UnknownFormat
 from transport.identity import NodeId
 
 SENDER = NodeId(b"S" * 32)

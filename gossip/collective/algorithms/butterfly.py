@@ -42,10 +42,10 @@ from gossip.collective.carriage import Carriage
 from gossip.collective.certificate import result_root
 from gossip.collective.elements import Weighed, elements_of
 from gossip.collective.exchange import Exchange, Links
-from gossip.collective.formats.wire_format import NotFinite, RefusedPayload
+from gossip.collective.formats.wire_format import RefusedPayload
 from gossip.collective.outbox import Transfer
 from gossip.collective.segment import DIGEST_BYTES, Place
-from gossip.errors import CollectiveAborted
+from gossip.errors import CollectiveAborted, NotFinite
 
 Array = npt.NDArray[Any]
 

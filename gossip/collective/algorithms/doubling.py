@@ -26,9 +26,9 @@ from gossip.collective.certificate import result_root
 from gossip.collective.choice import DOUBLING_BYTES
 from gossip.collective.elements import Elements, elements_of
 from gossip.collective.exchange import Exchange, Links
-from gossip.collective.formats.wire_format import NotFinite, RefusedPayload
+from gossip.collective.formats.wire_format import RefusedPayload
 from gossip.collective.segment import Place
-from gossip.errors import InvalidOperation
+from gossip.errors import InvalidOperation, NotFinite
 
 Array = npt.NDArray[Any]
 

@@ -39,11 +39,11 @@ from gossip.collective.formats.wire_format import (
     PIECE,
     Bytes,
     InvalidBytes,
-    NotFinite,
     Values,
     WireFormat,
     expect_length,
 )
+from gossip.errors import NotFinite
 
 BLOCK: Final = 256
 """Values per scale. Smaller ones cost more for scales than they win; the error grows slowly with size."""

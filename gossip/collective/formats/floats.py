@@ -23,12 +23,12 @@ from gossip.collective.formats.wire_format import (
     PIECE,
     Bytes,
     InvalidBytes,
-    NotFinite,
     Values,
     WireFormat,
     all_finite,
     expect_length,
 )
+from gossip.errors import NotFinite
 
 _NOT_FINITE = "values that are not finite"
 

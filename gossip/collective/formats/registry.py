@@ -9,7 +9,7 @@ from gossip.collective.formats.blocks import E3M0, Int4, Int8
 from gossip.collective.formats.floats import Bf16, Fp16, Fp32
 from gossip.collective.formats.packed import Packed
 from gossip.collective.formats.wire_format import WireFormat
-from gossip.errors import GossipError
+from gossip.errors import UnknownFormat
 
 _PLAIN = (Fp32(), Bf16(), Fp16(), Int8(), Int4(), E3M0())
 
@@ -17,10 +17,6 @@ FORMATS: Mapping[str, WireFormat] = MappingProxyType(
     {one.name: one for one in (*_PLAIN, *map(Packed, _PLAIN))}
 )
 """All of them; "int8+zstd" is int8 compressed."""
-
-
-class UnknownFormat(GossipError):
-    """There is no wire format of that name."""
 
 
 def format_named(name: str) -> WireFormat:

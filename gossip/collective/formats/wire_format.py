@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from gossip.errors import GossipError, InvalidOperation
+from gossip.errors import GossipError
 from transport.identity import NodeId
 
 Values = npt.NDArray[np.float32]
@@ -28,12 +28,6 @@ PIECE: Final = 1 << 14
 A multiple of every block."""
 
 _ZEROS: Final = np.zeros(PIECE, np.float32)
-
-
-class NotFinite(InvalidOperation):
-    """A value of this node is not a number, infinite, or beyond what the wire format can carry."""
-
-    hint = "leave this contribution out (weight 0), or choose a format with a wider range: bf16 has that of fp32"
 
 
 class RefusedPayload(GossipError):
