@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -25,9 +25,9 @@ import trio
 
 from gossip.collective.call import Call, Kind, Reduce
 from gossip.collective.elements import BFLOAT16, FLOATS, INTEGERS
-from gossip.collective.group import Group, Job
+from gossip.collective.group import Group, Handle, Job
 from gossip.collective.state_sync import StateSync, open_state_sync
-from gossip.errors import GossipError, InvalidOperation
+from gossip.errors import CollectiveAborted, GossipError, InvalidOperation
 from node import private_socket
 from node.collective_messages import (
     MAX_ARENAS,
@@ -46,6 +46,7 @@ from node.collective_messages import (
     Refused,
     Return,
     Synchronise,
+    Tensor,
     Vectors,
     Welcome,
     decode_request,
@@ -88,6 +89,14 @@ class _Arena:
             raise InvalidOperation(f"{count} values of type {dtype} do not fit into the arena")
         return raw[at:end].view(type_)
 
+    def tensor(self, tensor: Tensor) -> Array:
+        """One of the declared state, in the source; raises InvalidOperation."""
+        flat = self.view("source", tensor.dtype, math.prod(tensor.shape), tensor.at)
+        try:
+            return flat.reshape(tensor.shape)
+        except ValueError as error:  # an empty one of more values a side than there can be
+            raise InvalidOperation(f"tensor {tensor.name!r}: {error}") from None
+
 
 class _Client:
     """One connected process."""
@@ -100,7 +109,7 @@ class _Client:
         self._sync = sync
         self._nursery = nursery
         self._arenas: dict[int, _Arena] = {}
-        self._requests: dict[int, trio.CancelScope] = {}
+        self._requests: dict[int, Callable[[], None]] = {}  # how each is given up
         self._answers, self._to_send = trio.open_memory_channel[tuple[bytes, int | None]](
             QUEUE_ANSWERS
         )
@@ -134,7 +143,7 @@ class _Client:
                 held.buffer.close()
             case Cancel(number):
                 if number in self._requests:
-                    self._requests[number].cancel()
+                    self._requests[number]()
             case Operate() | Synchronise():
                 arena = self._arenas.get(request.arena)
                 if arena is None or arena.busy or request.id in self._requests:
@@ -142,8 +151,7 @@ class _Client:
                 if len(self._requests) >= MAX_REQUESTS:
                     raise TrainerProtocolError(f"asks for more than {MAX_REQUESTS} at once")
                 arena.busy = True
-                self._requests[request.id] = trio.CancelScope()
-                self._nursery.start_soon(self._carry_out, request, arena)
+                self._begin(request, arena)
             case _:
                 raise TrainerProtocolError("said hello twice")
 
@@ -158,23 +166,43 @@ class _Client:
         self._arenas[number] = _Arena(buffer)
         self.answer(Lent(number, words), buffer.fd)
 
-    async def _carry_out(self, request: Operate | Synchronise, arena: _Arena) -> None:
-        scope = self._requests[request.id]
+    def _begin(self, request: Operate | Synchronise, arena: _Arena) -> None:
+        """Start a request.
+
+        An operation takes its place in the line of its tag here and not in a task of its own: tasks that start together
+        run in any order, and the order of requests is what members have in common.
+        """
+        if isinstance(request, Operate):
+            try:
+                handle = self._group.start(self._job(request, arena))
+            except GossipError as error:
+                arena.busy = False
+                self.answer(_failed(request.id, error))
+                return
+            self._requests[request.id] = handle.cancel
+            self._nursery.start_soon(
+                self._carry_out, request.id, arena, self._reduce, request.id, handle
+            )
+        else:
+            scope = trio.CancelScope()
+            self._requests[request.id] = scope.cancel
+            self._nursery.start_soon(
+                self._carry_out, request.id, arena, self._synchronise, request, arena, scope
+            )
+
+    async def _carry_out(
+        self, number: int, arena: _Arena, work: Callable[..., Awaitable[Done]], *args: Any
+    ) -> None:
         try:
-            answer: CollectiveAnswer = Failed(request.id, "CollectiveAborted", "given up")
-            with scope:
-                if isinstance(request, Operate):
-                    answer = await self._operate(request, arena)
-                else:
-                    answer = await self._synchronise(request, arena)
+            answer: CollectiveAnswer = await work(*args)
         except GossipError as error:
-            name = type(error).__name__
-            answer = Failed(request.id, name, str(error)[:2048], error.hint[:1024])
+            answer = _failed(number, error)
         arena.busy = False
-        del self._requests[request.id]
+        del self._requests[number]
         self.answer(answer)
 
-    async def _operate(self, request: Operate, arena: _Arena) -> Done:
+    def _job(self, request: Operate, arena: _Arena) -> Job:
+        """What is asked for; raises InvalidOperation."""
         try:
             kind, reduce = Kind(request.kind), Reduce(request.reduce)
         except ValueError as error:
@@ -186,18 +214,23 @@ class _Client:
             out = out[: request.count]
         root = None if request.root is None else NodeId(request.root)
         call = Call(kind, reduce, request.weight, root, request.wire, request.algorithm)
-        reduced = await self._group.run_job(
-            Job(
-                call.bind(b"noded process\0" + request.label.encode(), source),
-                source,
-                out,
-                request.tag,
-                _deadline(request.timeout_s),
-                request.within,
-            )
+        return Job(
+            call.bind(b"noded process\0" + request.label.encode(), source),
+            source,
+            out,
+            request.tag,
+            _deadline(request.timeout_s),
+            request.within,
         )
+
+    @staticmethod
+    async def _reduce(number: int, handle: Handle) -> Done:
+        try:
+            reduced = await handle.wait()
+        finally:
+            handle.cancel()  # the process has gone: nobody wants it any more
         return Done(
-            request.id,
+            number,
             reduced.epoch.id,
             tuple(map(bytes, reduced.epoch.members)),
             reduced.weight,
@@ -206,20 +239,20 @@ class _Client:
             reduced.seconds,
         )
 
-    async def _synchronise(self, request: Synchronise, arena: _Arena) -> Done:
+    async def _synchronise(
+        self, request: Synchronise, arena: _Arena, scope: trio.CancelScope
+    ) -> Done:
         began = trio.current_time()
-        tensors = {
-            tensor.name: arena.view(
-                "source", tensor.dtype, math.prod(tensor.shape), tensor.at
-            ).reshape(tensor.shape)
-            for tensor in request.tensors
-        }
-        synced = await self._sync.sync(
-            tensors,
-            revision=request.revision,
-            label=request.label,
-            deadline=_deadline(request.timeout_s),
-        )
+        tensors = {tensor.name: arena.tensor(tensor) for tensor in request.tensors}
+        with scope:
+            synced = await self._sync.sync(
+                tensors,
+                revision=request.revision,
+                label=request.label,
+                deadline=_deadline(request.timeout_s),
+            )
+        if scope.cancelled_caught:
+            raise CollectiveAborted("given up")
         return Done(
             request.id,
             synced.epoch.id,
@@ -236,6 +269,10 @@ class _Client:
         for arena in self._arenas.values():
             arena.buffer.close()
         self._arenas.clear()
+
+
+def _failed(number: int, error: GossipError) -> Failed:
+    return Failed(number, type(error).__name__, str(error)[:2048], error.hint[:1024])
 
 
 def _deadline(timeout_s: float | None) -> float:

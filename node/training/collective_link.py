@@ -11,7 +11,9 @@ same few sizes again and again.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
+import queue
 import socket
 import threading
 from collections import deque
@@ -44,11 +46,12 @@ from node.collective_messages import (
     Vectors,
     Welcome,
     decode_answer,
+    decode_request,
     encode,
 )
 from node.errors import DaemonNotRunning
-from node.shared_buffer import SharedBuffer, recv_with_fd
-from node.trainer_messages import FrameReader, TrainerProtocolError
+from node.shared_buffer import BufferMismatch, SharedBuffer, recv_with_fd
+from node.trainer_messages import HEADER_BYTES, FrameReader, TrainerProtocolError
 from node.training.daemon_link import DaemonLost
 
 __all__ = ["Arena", "CollectiveLink", "Pending"]
@@ -59,6 +62,8 @@ GRAIN_WORDS: Final = 1 << 14
 """Arenas come in multiples of 64 KiB, so that nearly equal sizes share them."""
 MAX_IDLE: Final = 8
 """Arenas kept for later; what is beyond goes back, the least recently used first."""
+
+_log = logging.getLogger(__name__)
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -134,7 +139,10 @@ class Pending:
                 self._error = answer
             self._ended.set()
         for tell in self._told:
-            tell()
+            try:
+                tell()
+            except Exception:  # noqa: BLE001 - it is the caller's, and must not end the thread that reads for all
+                _log.exception("what was to be told of a collective's end failed")
 
 
 class CollectiveLink:
@@ -150,6 +158,7 @@ class CollectiveLink:
         self._pending: dict[int, Pending] = {}
         self._lending: dict[int, tuple[threading.Event, list[Arena | Exception]]] = {}
         self._idle: deque[Arena] = deque()
+        self._abandoned: queue.SimpleQueue[tuple[Pending, Arena]] = queue.SimpleQueue()
         self._lent = 0
         self._fds: deque[int] = deque()
         self._lost: DaemonLost | None = None
@@ -230,6 +239,7 @@ class CollectiveLink:
             DaemonLost: the connection ended.
         """
         words = max(1, -(-size_bytes // (4 * GRAIN_WORDS))) * GRAIN_WORDS
+        self._reclaim()
         with self._lock:
             if self._lost is not None:
                 raise self._lost
@@ -245,7 +255,13 @@ class CollectiveLink:
             box: list[Arena | Exception] = []
             self._lending[number] = (event, box)
         self._trim(MAX_IDLE)
-        self._send(Borrow(number, words))
+        try:
+            self._send(Borrow(number, words))
+        except InvalidOperation:  # nobody can have so much
+            with self._lock:
+                del self._lending[number]
+                self._lent -= 1
+            raise
         if not event.wait(CONNECT_S):
             raise self._lose("it lends no memory")
         if isinstance(box[0], Exception):
@@ -262,6 +278,25 @@ class CollectiveLink:
                 return
             self._idle.append(arena)
         self._trim(MAX_IDLE)
+
+    def abandon(self, pending: Pending, arena: Arena) -> None:
+        """Nobody will ask how `pending` ended: its memory comes back once it has, unless it fails (who made the request sees to that).
+
+        May be called while anything else here is: also from a destructor.
+        """
+        self._abandoned.put((pending, arena))
+
+    def _reclaim(self) -> None:
+        """Take back what was abandoned and is not used any more."""
+        for _ in range(self._abandoned.qsize()):
+            try:
+                pending, arena = self._abandoned.get_nowait()
+            except queue.Empty:
+                return  # another thread was quicker
+            if not pending.ended:
+                self._abandoned.put((pending, arena))
+            elif not pending.failed:
+                self.give_back(arena)
 
     def _trim(self, most: int) -> None:
         while True:
@@ -294,6 +329,12 @@ class CollectiveLink:
             raise InvalidOperation(
                 str(error), hint="declare fewer tensors with shorter names, or one flat one"
             ) from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidOperation(f"an argument is none: {error}") from None
+        try:
+            decode_request(frame[HEADER_BYTES:])  # the daemon would end the connection over it
+        except TrainerProtocolError as error:
+            raise InvalidOperation(f"an argument is none: {error}") from None
         try:
             with self._sending:
                 self._socket.sendall(frame)
@@ -319,14 +360,13 @@ class CollectiveLink:
                 self._take(self._next_answer())
         except DaemonLost:
             return
+        except Exception as error:  # noqa: BLE001 - whoever waits must not wait for a dead thread
+            self._lose(f"its answer cannot be taken: {error}")
 
     def _take(self, answer: CollectiveAnswer) -> None:
         match answer:
             case Lent(number, words):
-                fd = self._fds.popleft()
-                self._lent_out(
-                    number, Arena(number, words, SharedBuffer.attach(fd, words, Vectors))
-                )
+                self._lent_out(number, self._attach(number, words))
             case Failed(number, name, message, hint):
                 error = _error(name, message, hint)
                 if not self._lent_out(number, error):
@@ -335,6 +375,15 @@ class CollectiveLink:
                 self._end(number, answer)
             case _:
                 raise self._lose("it said something that was not asked for")
+
+    def _attach(self, number: int, words: int) -> Arena | Exception:
+        try:
+            if not self._fds:
+                raise OSError("no descriptor came with it: this process may have no more")
+            return Arena(number, words, SharedBuffer.attach(self._fds.popleft(), words, Vectors))
+        except (BufferMismatch, OSError) as error:
+            self._send(Return(number))
+            return InvalidOperation(f"no shared memory: {error}")
 
     def _lent_out(self, number: int, what: Arena | Exception) -> bool:
         with self._lock:
@@ -388,4 +437,6 @@ def _error(name: str, message: str, hint: str) -> GossipError:
     if not (isinstance(kind, type) and issubclass(kind, GossipError)):
         kind = CollectiveAborted
     error: GossipError = kind(message, hint=hint)
+    if error.hint:
+        error.add_note(error.hint)  # a script shows it below its traceback
     return error

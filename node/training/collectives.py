@@ -19,7 +19,10 @@ Errors are those of `gossip.errors`, and `DaemonLost`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,13 +73,24 @@ class Outcome:
 
 
 class Work:
-    """An operation under way: `wait` for it, once or more."""
+    """An operation under way: `wait` for it, once or more, from any thread.
 
-    def __init__(self, pending: Pending, number: int, finish: Callable[[Done], Outcome]) -> None:
+    One that nobody waits for goes on; its result is dropped with the last reference to this object, and its memory is free again.
+    """
+
+    def __init__(
+        self,
+        pending: Pending,
+        finish: Callable[[Done], Outcome],
+        abandon: Callable[[], None],
+    ) -> None:
         self._pending = pending
         self._finish: Callable[[Done], Outcome] | None = finish
-        self._number = number
+        self._lock = threading.Lock()
         self._outcome: Outcome | None = None
+        self._error: BaseException | None = None
+        self._abandon = weakref.finalize(self, abandon)
+        self._abandon.atexit = False
 
     def is_completed(self) -> bool:
         """Whether `wait` returns or raises at once."""
@@ -87,13 +101,22 @@ class Work:
 
         Raises:
             GossipError: it has no certificate; the tensor is as it was.
+            InvalidOperation: it has, but its result does not fit into the caller's tensor. The others hold theirs.
             DaemonLost: the daemon is gone.
             TimeoutError: it is still under way; it goes on.
         """
         done = self._pending.result(timeout_s)
-        if self._outcome is None:
-            assert self._finish is not None
-            self._outcome, self._finish = self._finish(done), None
+        with self._lock:
+            if self._finish is not None:
+                finish, self._finish = self._finish, None
+                self._abandon.detach()
+                try:
+                    self._outcome = finish(done)
+                except BaseException as error:  # noqa: BLE001 - raised below, each time
+                    self._error = error
+        if self._error is not None:
+            raise self._error
+        assert self._outcome is not None
         return self._outcome
 
     def when_ended(self, tell: Callable[[], None]) -> None:
@@ -186,8 +209,12 @@ class Collectives:
     ) -> Work:
         """This member's part of the reduction of `tensor`, at the start of the flat `out`.
 
-        Part r of N is from value `numel * r // N` to `numel * (r + 1) // N`; `Outcome.rank` and `.world` say which.
+        Part r of N is from value `numel * r // N` to `numel * (r + 1) // N`; `Outcome.rank` and `.world` say which. How many
+        members there are is known afterwards: `out` as long as `tensor` has room for any part; if it turns out too
+        short, this member gets `InvalidOperation` though the others have their parts.
         """
+        if out.dtype != tensor.dtype or not out.is_contiguous():
+            raise InvalidOperation(f"out must be contiguous and of type {tensor.dtype}")
 
         def write(arena: Arena, done: Done) -> None:
             part = _values(arena, tensor.dtype, done.length)
@@ -293,7 +320,7 @@ class Collectives:
         room: int = 1,
         root: bytes | None = None,
     ) -> Work:
-        if not 1 <= tag <= 15:
+        if not isinstance(tag, int) or not 1 <= tag <= 15:
             raise InvalidOperation(f"a tag is a number from 1 to 15, not {tag}")
         link, number = self._link, self._link.number()
         size = tensor.numel() * tensor.element_size()
@@ -311,7 +338,7 @@ class Collectives:
                     dtype=dtype,
                     count=tensor.numel(),
                     reduce=op,
-                    weight=weight,
+                    weight=float(weight),
                     wire=wire,
                     algorithm=algorithm,
                     tag=tag,
@@ -326,13 +353,15 @@ class Collectives:
             raise
 
         def finish(done: Done) -> Outcome:
-            with torch.no_grad():
-                write(arena, done)
-            link.give_back(arena)
+            try:
+                with torch.no_grad():
+                    write(arena, done)
+            finally:
+                link.give_back(arena)
             return _outcome(done, self.node)
 
-        work = Work(pending, number, finish)
-        self._keep_arena_if_failed(pending, arena)
+        work = Work(pending, finish, functools.partial(link.abandon, pending, arena))
+        self._give_back_if_failed(pending, arena)
         if wait:
             try:
                 work.wait()
@@ -341,7 +370,7 @@ class Collectives:
                 raise
         return work
 
-    def _keep_arena_if_failed(self, pending: Pending, arena: Arena) -> None:
+    def _give_back_if_failed(self, pending: Pending, arena: Arena) -> None:
         def ended() -> None:
             if pending.failed:
                 self._link.give_back(arena)
@@ -377,18 +406,26 @@ class Collectives:
                 for name, view in views.items():
                     view.copy_(tensors[name])
             request = Synchronise(number, arena.number, layout, revision, label, timeout_s)
-            try:
-                done = link.request(request).result()
-            except KeyboardInterrupt:
+            pending = link.request(request)
+        except BaseException:
+            link.give_back(arena)
+            raise
+        self._give_back_if_failed(pending, arena)
+        try:
+            done = pending.result()
+        except BaseException:
+            if not pending.failed:  # interrupted, and the daemon still uses the memory
+                link.abandon(pending, arena)
                 link.cancel(number)
-                raise
+            raise
+        try:
             if done.fetched_blocks:
                 with torch.no_grad():
                     for name, view in views.items():
                         tensors[name].copy_(view)
-            return _outcome(done, self.node)
         finally:
             link.give_back(arena)
+        return _outcome(done, self.node)
 
 
 def _outcome(done: Done, node: bytes) -> Outcome:

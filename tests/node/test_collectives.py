@@ -15,10 +15,23 @@ import torch
 import trio
 
 from gossip.collective.epoch_events import EpochSettings
-from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation
-from node.collective_messages import MAX_REQUESTS, SOCKET_NAME, Borrow, Hello, Operate, encode
+from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation, NotFinite
+from node.collective_messages import (
+    MAX_ARENAS,
+    MAX_REQUESTS,
+    SOCKET_NAME,
+    Borrow,
+    CollectiveAnswer,
+    Done,
+    Hello,
+    Operate,
+    decode_answer,
+    encode,
+)
 from node.errors import DaemonNotRunning
 from node.run.collectives import open_collectives
+from node.shared_buffer import SharedBuffer, recv_with_fd
+from node.trainer_messages import FrameReader
 from node.training.collectives import Collectives, collectives, ddp_hook
 from node.training.daemon_link import DaemonLost
 from tests.gossip.swarm import Node, open_swarm
@@ -313,3 +326,137 @@ def test_the_hook_averages_gradients_over_nodes(tmp_path: Path) -> None:
                 assert torch.equal(mean, (values(0) + values(1)) / 2 + number)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_values_that_are_not_finite_end_the_call_for_good(tmp_path: Path) -> None:
+    def member(run: Collectives, _index: int) -> None:
+        with pytest.raises(NotFinite, match="finite") as raised:
+            run.all_reduce(torch.full((5,), float("nan")), timeout_s=10)
+        assert "weight 0" in raised.value.hint
+        run.all_reduce(values(0), timeout_s=PATIENCE_S)
+
+    together(1, tmp_path, member)
+
+
+def test_wrong_arguments_are_told_and_the_connection_goes_on(tmp_path: Path) -> None:
+    tensor = values(0)
+    wrong: list[Callable[[Collectives], object]] = [
+        lambda run: run.all_reduce(tensor, timeout_s=0),
+        lambda run: run.all_reduce(tensor, timeout_s=float("nan")),
+        lambda run: run.all_reduce(tensor, label="x" * 300),
+        lambda run: run.all_reduce(tensor, label="\ud800"),
+        lambda run: run.all_reduce(tensor, op=""),
+        lambda run: run.all_reduce(tensor, wire=""),
+        lambda run: run.all_reduce(tensor, within=b"short"),
+        lambda run: run.all_reduce(tensor, tag=1.5),  # type: ignore[arg-type]
+        lambda run: run.all_reduce(tensor, weight=float("inf")),
+        lambda run: run.broadcast(tensor, 0),  # type: ignore[arg-type]
+        lambda run: run.sync_state({"a": tensor}, revision=-1),
+        lambda run: run.sync_state({"a": tensor}, label="x" * 65),
+        lambda run: run.sync_state({"a" * 300: tensor}),
+        lambda run: run.sync_state({"a": tensor}, timeout_s=-1),
+        lambda run: run.sync_state({str(number): torch.ones(1) for number in range(2100)}),
+        lambda run: run.sync_state({"a": torch.ones((1,) * 17)}),
+        lambda run: run.sync_state({"a": torch.empty((2**40, 0, 2**40))}),
+        lambda run: run.all_gather([], torch.empty(1).expand(2**40)),
+    ]
+
+    def member(run: Collectives, _index: int) -> None:
+        for call in wrong:
+            with pytest.raises(InvalidOperation):
+                call(run)
+        for _ in range(MAX_ARENAS + 1):
+            with pytest.raises(InvalidOperation):
+                run.all_reduce(tensor, timeout_s=0)
+        run.all_reduce(tensor, timeout_s=PATIENCE_S, weight=torch.ones(()))  # type: ignore[arg-type]
+
+    together(1, tmp_path, member)
+    assert torch.equal(tensor, values(0))
+
+
+def test_memory_comes_back_when_a_result_cannot_be_written_or_nobody_waits(tmp_path: Path) -> None:
+    def member(run: Collectives, _index: int) -> None:
+        for out in (torch.zeros(12, dtype=torch.int32), torch.zeros(4, 12).t()):
+            with pytest.raises(InvalidOperation):
+                run.reduce_scatter(out, values(0))
+        for _ in range(MAX_ARENAS + 1):
+            work = run.reduce_scatter(torch.zeros(3), values(0), async_op=True)
+            for _ in range(2):
+                with pytest.raises(InvalidOperation, match="out 3"):
+                    work.wait(PATIENCE_S)
+        del work
+        for _ in range(MAX_ARENAS + 1):
+            run.all_reduce(values(0), async_op=True)
+            run.barrier()
+        gc.collect()
+        run.all_reduce(values(0), timeout_s=PATIENCE_S)
+
+    together(1, tmp_path, member)
+
+
+def test_operations_of_one_tag_are_carried_out_in_the_order_in_which_they_were_asked_for(
+    tmp_path: Path,
+) -> None:
+    """Many requests in one read: nothing but their order on the socket may count."""
+    count, rounds = 8, 12
+
+    def member(path: Path) -> None:
+        reader = FrameReader()
+        with socket.socket(socket.AF_UNIX) as sock:
+
+            def answers(wanted: int) -> list[CollectiveAnswer]:
+                found: list[CollectiveAnswer] = []
+                while len(found) < wanted:
+                    while (body := reader.next_body()) is None:
+                        data, fds = recv_with_fd(sock, 65536)
+                        assert data, "cut off"
+                        for fd in fds:
+                            os.close(fd)
+                        reader.feed(data)
+                    found.append(decode_answer(body))
+                return found
+
+            sock.settimeout(PATIENCE_S)
+            sock.connect(str(path.with_name(SOCKET_NAME)))
+            hello = Hello(1, "demo", True, bytes(32), 1)
+            borrows = [Borrow(number, 10) for number in range(count)]
+            sock.sendall(b"".join(map(encode, [hello, *borrows])))
+            answers(count + 1)
+            for turn in range(rounds):
+                numbers = [count * turn + number for number in range(count)]
+                burst = [
+                    Operate(
+                        number, at, "all_reduce", "float32", 1, "sum", 1.0, "exact", "auto", 1, ""
+                    )
+                    for at, number in enumerate(numbers)
+                ]
+                sock.sendall(b"".join(map(encode, burst)))
+                done = answers(count)
+                assert [one.id for one in done if isinstance(one, Done)] == numbers
+
+    async def main() -> None:
+        async with served(1, tmp_path) as (_, paths):
+            with trio.fail_after(PATIENCE_S):
+                await trio.to_thread.run_sync(member, paths[0])
+
+    run_and_show_leaves(main)
+
+
+def test_memory_that_cannot_be_taken_is_an_error_and_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach = SharedBuffer.attach
+
+    def full(fd: int, *_: object) -> SharedBuffer:
+        os.close(fd)
+        raise OSError(12, "Cannot allocate memory")
+
+    def member(run: Collectives, _index: int) -> None:
+        monkeypatch.setattr(SharedBuffer, "attach", full)
+        for _ in range(MAX_ARENAS + 1):
+            with pytest.raises(InvalidOperation, match="allocate"):
+                run.all_reduce(values(0))
+        monkeypatch.setattr(SharedBuffer, "attach", attach)
+        run.all_reduce(values(0), timeout_s=PATIENCE_S)
+
+    together(1, tmp_path, member)
