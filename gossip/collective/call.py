@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import math
 import struct
 from typing import Any
 
@@ -56,6 +55,8 @@ REDUCING = frozenset({Kind.ALL_REDUCE, Kind.REDUCE_SCATTER})
 EXACT = "exact"
 """The wire format of values as they are, of any type."""
 AUTO = "auto"
+LEAST_WEIGHT, MOST_WEIGHT = 2.0**-30, 2.0**50
+"""Between which a weight lies that is not 0: sums of products with it stay far from the ends of what float32 can tell apart."""
 
 
 @attrs.frozen
@@ -75,7 +76,7 @@ class Call:
     Attributes:
         kind: see the module.
         reduce: of the kinds that reduce; a mean is the weighted sum over the sum of weights.
-        weight: factor of this member's values in a sum or mean, finite and not negative; with 0 they are not
+        weight: factor of this member's values in a sum or mean, 0 or from LEAST_WEIGHT to MOST_WEIGHT; with 0 they are not
             looked at. With min and max: 1.0, or 0.0 for a member that has nothing to say.
         root: whose values are broadcast.
         wire: how values travel: `exact`, or the name of a format for float32 values (`formats.registry`).
@@ -150,8 +151,10 @@ def check_call(call: Call, source: Array, out: Array) -> None:
         raise InvalidOperation("source and out must be 1-D and of the same length and type")
     if not (source.flags.c_contiguous and out.flags.c_contiguous):
         raise InvalidOperation("source and out must be contiguous")
-    if not (math.isfinite(call.weight) and call.weight >= 0):
-        raise InvalidOperation(f"a weight must be finite and not negative, not {call.weight}")
+    if not (call.weight == 0 or LEAST_WEIGHT <= call.weight <= MOST_WEIGHT):
+        raise InvalidOperation(
+            f"a weight is 0 or from {LEAST_WEIGHT:.0e} to {MOST_WEIGHT:.0e}, not {call.weight}"
+        )
     if (call.kind is Kind.BROADCAST) != (call.root is not None):
         raise InvalidOperation("a broadcast has a root, and nothing else has one")
     if call.kind not in REDUCING:

@@ -19,10 +19,11 @@ must be what the receiver expects next on that link.
 
 from __future__ import annotations
 
-import math
 import struct
 from typing import Final, NamedTuple
 
+from gossip.collective.call import LEAST_WEIGHT, MOST_WEIGHT
+from gossip.collective.messages import MAX_MEMBERS
 from gossip.errors import CollectiveAborted, DescriptorMismatch
 
 HEAD: Final = struct.Struct(">Q16sBHHQd")
@@ -59,6 +60,6 @@ def read_head(sequence: int, descriptor: bytes, header: bytes) -> tuple[Place, f
         raise DescriptorMismatch("a member runs another operation")
     if number != sequence:
         raise CollectiveAborted("a member is at another operation")
-    if not (math.isfinite(weight) and weight >= 0):
+    if not (weight == 0 or LEAST_WEIGHT <= weight <= MAX_MEMBERS * MOST_WEIGHT):
         raise CollectiveAborted(f"a member sent a weight of {weight}")
     return Place(phase, step, part, start), weight, header[HEAD.size :]

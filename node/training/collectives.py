@@ -166,7 +166,7 @@ class Collectives:
         Args:
             tensor: of the same length and type everywhere.
             op: "sum", "mean" (by weight), "min" or "max".
-            weight: factor of this node's values.
+            weight: factor of this node's values, 0 or from 1e-9 to 1e15.
             tag: which line of operations, 1 to 15.
             wire: "exact", or a format for float32 values: "bf16", "int8", "int4"...
             algorithm: "auto", "ring", "butterfly"...

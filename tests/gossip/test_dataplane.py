@@ -14,13 +14,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossip.collective import carriage
-from gossip.collective.call import Call, Kind, Reduce, chunk_bounds, result_length
+from gossip.collective.call import (
+    LEAST_WEIGHT,
+    MOST_WEIGHT,
+    Call,
+    Kind,
+    Reduce,
+    chunk_bounds,
+    result_length,
+)
 from gossip.collective.certificate import GENESIS, Ballot, Epoch
 from gossip.collective.choice import CAN, Algorithm
 from gossip.collective.dataplane import Outcome, execute
 from gossip.collective.elements import FLOATS, INTEGERS, elements_of
 from gossip.collective.formats.registry import FORMATS
 from gossip.collective.formats.wire_format import RefusedPayload
+from gossip.collective.segment import Place, read_head, write_head
 from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation, NotFinite
 from tests.gossip.links import Between, links_between, local_links, names, virtual
 from tests.gossip.test_formats import bound
@@ -509,6 +518,9 @@ def test_several_members_that_disagree_learn_it_from_each_other() -> None:
         (Call(reduce=Reduce.MAX, weight=2.0), "float32"),
         (Call(weight=-1.0), "float32"),
         (Call(weight=np.nan), "float32"),
+        (Call(weight=np.inf), "float32"),
+        (Call(reduce=Reduce.MEAN, weight=1e308), "float64"),
+        (Call(reduce=Reduce.MEAN, weight=1e-60), "float32"),
     ],
 )
 async def test_what_cannot_be_carried_out_is_refused_before_anything_is_sent(
@@ -632,3 +644,12 @@ def test_one_value_that_is_not_finite_is_found_wherever_it_is(name: str, length:
             bad = sample.copy()
             bad[at] = value
             assert not one.finite(bad)
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf, 1e308, 1e-60, -0.5])
+def test_a_weight_that_no_member_may_have_is_refused_on_the_way_in(weight: float) -> None:
+    head = write_head(3, bytes(32), Place(0, 0, 0, 0), weight)
+    with pytest.raises(CollectiveAborted, match="weight"):
+        read_head(3, bytes(32), head)
+    for fine in (0.0, LEAST_WEIGHT, 256 * MOST_WEIGHT):
+        assert read_head(3, bytes(32), write_head(3, bytes(32), Place(0, 0, 0, 0), fine))[1] == fine
