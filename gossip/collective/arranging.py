@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -56,6 +57,7 @@ class Arranger:
         self.probing = probing
         self._probed_at = -math.inf
         self._rearranged_at = -math.inf
+        self._followed: deque[float] = deque()
 
     def layout(self, members: tuple[NodeId, ...], now: float) -> Layout:
         """The layout of an epoch that this node proposes."""
@@ -74,6 +76,17 @@ class Arranger:
             round(slowest / 1024) if math.isfinite(slowest) else 0,
             probe,
         )
+
+    def follows_probe(self, members: Sequence[NodeId], now: float) -> bool:
+        """Whether to measure at the beginning of an epoch whose proposer asks for it: as often as all members together may."""
+        if len(members) > MAX_PROBED:
+            return False
+        while self._followed and self._followed[0] <= now - PROBE_S:
+            self._followed.popleft()
+        if len(self._followed) >= len(members):
+            return False
+        self._followed.append(now)
+        return True
 
     def improves(self, epoch: Epoch, now: float) -> bool:
         """True when the members would do better in a new epoch; seldom, and not twice in a minute."""

@@ -396,7 +396,7 @@ class Group:
         _log.info("epoch %d: %d members: %s", epoch.number, len(epoch.members), names)
         self._behind = (epoch, holders) if behind else None
         self._mesh.enter(epoch)
-        if epoch.layout.probe:
+        if epoch.layout.probe and self._arranger.follows_probe(epoch.members, trio.current_time()):
             self._nursery.start_soon(self._probe, epoch)
 
     async def _probe(self, epoch: Epoch) -> None:

@@ -158,9 +158,17 @@ class Rhythm:
     # ---- what the driver tells ---------------------------------------------------------------
 
     def began(self, operation: int, member: NodeId, now: float) -> None:
-        """A member (or this node) has begun an operation, whose number grows by one; the first word counts."""
-        if operation in self._begun or len(self._begun) < MAX_OPERATIONS:
-            self._begun.setdefault(operation, {}).setdefault(member, now)
+        """A member (or this node) has begun an operation, whose number grows by one; the first word counts.
+
+        Only the lowest numbers are kept: one that is far ahead is no operation, and must not take the place of one.
+        """
+        begun = self._begun
+        if operation not in begun and len(begun) >= MAX_OPERATIONS:
+            highest = max(begun)
+            if operation > highest:
+                return
+            del begun[highest]
+        begun.setdefault(operation, {}).setdefault(member, now)
 
     def ended(
         self, operation: int, members: Iterable[NodeId], measures: Iterable[Measure] = ()

@@ -53,11 +53,15 @@ class Measured:
 
     def exchange(self, now: float) -> None:
         """Take what others state, and state what is new here; called every few seconds."""
+        stated: set[tuple[bytes, bytes]] = set()
         for writer, links in self._state.links().items():
             if writer == self._state.node:
                 continue
             for link in links:
                 self._take(writer, link)
+                stated.add((writer, link.destination))
+        # What is not stated any more is not remembered: a member can state ever new links.
+        self._taken = {ends: count for ends, count in self._taken.items() if ends in stated}
         if self._own and now >= self._told_at + TELL_S:
             self._told_at = now
             self._state.set_links(self._own.values())

@@ -39,6 +39,16 @@ def test_where_nothing_is_known_links_are_measured_once_in_a_while():
     assert not Arranger(dict).layout(many, 0.0).probe
 
 
+def test_a_proposer_that_has_links_measured_all_the_time_is_not_followed():
+    arranger = Arranger(dict)
+    many = tuple(NodeId(bytes([1, number] * 16)) for number in range(MAX_PROBED + 1))
+    assert not arranger.follows_probe(many, 0.0)
+    asked = range(0, 3 * int(PROBE_S), 10)
+    followed = [now for now in asked if arranger.follows_probe(MEMBERS, float(now))]
+    # Each of the members may ask for it once in PROBE_S.
+    assert len(followed) == 3 * len(MEMBERS)
+
+
 def test_on_one_machine_there_is_nothing_to_arrange():
     assert Arranger(dict, near=lambda _member: True).layout(MEMBERS, 0.0) == PLAIN
     assert Arranger(dict).layout(MEMBERS[:2], 0.0).order == b""

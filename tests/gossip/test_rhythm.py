@@ -192,3 +192,14 @@ def test_word_of_operations_that_nobody_runs_is_not_kept():
     for number in range(10_000):
         rhythm.began(number, MEMBERS[1], 0.0)
     assert len(rhythm._begun) == MAX_OPERATIONS
+
+
+def test_word_of_operations_far_ahead_does_not_crowd_out_the_present_ones():
+    rhythm = Rhythm(MEMBERS[0])
+    for far in range(10 * MAX_OPERATIONS):
+        rhythm.began(2**40 + far, MEMBERS[3], 0.0)
+    for number in range(LEAST_HISTORY):
+        for late, member in enumerate(MEMBERS[:3]):
+            rhythm.began(number, member, 10.0 * number + late)
+        rhythm.ended(number, MEMBERS[:3])
+    assert list(rhythm.lateness_s().values()) == [0.0, 1.0, 2.0]

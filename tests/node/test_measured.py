@@ -2,6 +2,7 @@
 
 import pytest
 
+from crdt.record import MAX_LINKS, LinkTime
 from gossip.collective.rhythm import LEAST_HISTORY, Ailment, Finding, Measure, Rhythm
 from node.run.measured import TELL_S, Measured, rhythm_report, sentence
 from tests.crdt.authors import new_state
@@ -79,3 +80,12 @@ def test_the_report_is_plain_json_and_findings_have_words():
     }
     assert words[Ailment.LINK] == "the link from attic to barn is 3.0 times slower than usual"
     assert all("attic" in each for each in words.values())
+
+
+def test_a_member_that_states_ever_new_links_takes_no_memory():
+    liar, honest = Member(1), Member(2)
+    for turn in range(40):
+        destinations = [bytes([turn, number]) * 16 for number in range(MAX_LINKS)]
+        liar.state.set_links([LinkTime(each, 1000, 1) for each in destinations])
+        tell(liar, honest, now=turn * TELL_S)
+    assert len(honest.measured._taken) <= MAX_LINKS
