@@ -42,7 +42,7 @@ class EpochChanged(CollectiveAborted):
 class DescriptorMismatch(CollectiveAborted):
     """Members called the same operation with different type, length, kind or state."""
 
-    hint = "every member has to run the same task, protocol settings and model"
+    hint = "members call the operations of a tag in the same order, with the same kind, type, length, format and label; in rounds: the same task, settings and model"
 
 
 class Indeterminate(GossipError):

@@ -216,7 +216,8 @@ class Calls:
                     if reduced is not None:
                         return reduced
             raise (None if waiting else self.outcome_unknown(lane)) or CollectiveAborted(
-                "no certificate by the deadline" + self._last_reason(lane)
+                "no certificate by the deadline" + self._last_reason(lane),
+                hint="nothing was changed: call it again, or give it more time",
             )
         finally:
             queue.remove(place)
@@ -238,7 +239,11 @@ class Calls:
     def _last_reason(self, lane: int) -> str:
         running = self._running[lane]
         if running is None:
-            return ""
+            return (
+                ""
+                if self._machine.epoch is not None
+                else "; there is no epoch: members are missing"
+            )
         if running.waited_for:
             return f": {running.waited_for}"
         return f"; the last attempt ended with: {running.reason}" if running.reason else ""

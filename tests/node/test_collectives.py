@@ -157,8 +157,10 @@ def test_after_an_error_the_tensor_is_what_it_was(tmp_path: Path) -> None:
             run.all_reduce(tensor, label=f"mine {index}", timeout_s=10)
         met.wait(PATIENCE_S)
         if index == 0:
-            with pytest.raises(CollectiveAborted):
+            with pytest.raises(CollectiveAborted) as raised:
                 run.all_reduce(tensor, timeout_s=0.5)
+            assert "call it again" in raised.value.hint
+            assert raised.value.__notes__ == [raised.value.hint]
         met.wait(PATIENCE_S)
         with pytest.raises(InvalidOperation):
             run.all_reduce(tensor, tag=0)
