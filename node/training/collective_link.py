@@ -330,11 +330,12 @@ class CollectiveLink:
                 str(error), hint="declare fewer tensors with shorter names, or one flat one"
             ) from None
         except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidOperation(f"an argument is none: {error}") from None
+            raise InvalidOperation(f"wrong argument: {error}") from None
         try:
             decode_request(frame[HEADER_BYTES:])  # the daemon would end the connection over it
         except TrainerProtocolError as error:
-            raise InvalidOperation(f"an argument is none: {error}") from None
+            what = str(error).removeprefix("not a message: ")
+            raise InvalidOperation(f"wrong argument: {what}") from None
         try:
             with self._sending:
                 self._socket.sendall(frame)

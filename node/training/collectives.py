@@ -321,7 +321,7 @@ class Collectives:
         root: bytes | None = None,
     ) -> Work:
         if not isinstance(tag, int) or not 1 <= tag <= 15:
-            raise InvalidOperation(f"a tag is a number from 1 to 15, not {tag}")
+            raise InvalidOperation(f"a tag is a number from 1 to 15, not {tag!r}")
         link, number = self._link, self._link.number()
         size = tensor.numel() * tensor.element_size()
         arena = link.borrow(size * room)

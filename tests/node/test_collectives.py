@@ -368,7 +368,7 @@ def test_wrong_arguments_are_told_and_the_connection_goes_on(tmp_path: Path) -> 
             with pytest.raises(InvalidOperation):
                 call(run)
         for _ in range(MAX_ARENAS + 1):
-            with pytest.raises(InvalidOperation):
+            with pytest.raises(InvalidOperation, match=r"^wrong argument: .*timeout_s"):
                 run.all_reduce(tensor, timeout_s=0)
         run.all_reduce(tensor, timeout_s=PATIENCE_S, weight=torch.ones(()))  # type: ignore[arg-type]
 
