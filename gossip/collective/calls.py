@@ -23,7 +23,7 @@ from gossip.collective.dataplane import Outcome, execute
 from gossip.collective.epoch import EpochMachine
 from gossip.collective.first_error import first_error
 from gossip.collective.formats.wire_format import RefusedPayload
-from gossip.collective.lanes import ROUND_LANE
+from gossip.collective.lanes import MOVING_S, ROUND_LANE
 from gossip.collective.mesh import Mesh
 from gossip.collective.operation import Operation, OperationState
 from gossip.errors import (
@@ -366,6 +366,15 @@ class Calls:
             )
             self._flush()
         return error if isinstance(error, InvalidOperation) else None
+
+    def tell_what_moves(self, now: float) -> None:
+        """Before the machine gives up what takes long: in which lanes values still come."""
+        for lane, running in enumerate(self._running):
+            if running is None or running.operation.state is not OperationState.RUNNING:
+                continue
+            links = self._mesh.lane(running.operation.epoch, lane)
+            if links is not None and links.received_at > now - MOVING_S:
+                self._machine.moves(lane, now)
 
     # ---- what the machine has decided ----------------------------------------------------------
 

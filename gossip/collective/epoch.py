@@ -300,6 +300,10 @@ class EpochMachine:
         """The data plane holds the result of the operation that runs there."""
         self._lanes.result(lane, root, now)
 
+    def moves(self, lane: int, now: float) -> None:
+        """Values of the operation in that lane came in a moment ago; to be told before a `tick` that may give it up."""
+        self._lanes.moves(lane, now)
+
     def fail(
         self, reason: str, now: float, *, mismatch: bool = False, lane: int = ROUND_LANE
     ) -> None:

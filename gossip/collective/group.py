@@ -440,6 +440,7 @@ class Group:
                 await trio.sleep_forever()
             deadline = self.machine.next_deadline()
             if deadline is not None and trio.current_time() >= deadline:
+                self._calls.tell_what_moves(trio.current_time())
                 self.machine.tick(trio.current_time())
                 self._flush()
 

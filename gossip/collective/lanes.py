@@ -24,6 +24,8 @@ from gossip.collective.operation import Operation, OperationState
 from gossip.collective.standing import Standing
 from transport.identity import NodeId
 
+MOVING_S: Final = 30.0
+"""Between two looks at whether values still come; the data plane itself gives up after 20 s without any."""
 ROUND_LANE: Final = 0
 """Of the operations that move the run's position."""
 
@@ -169,9 +171,18 @@ class Lanes:
         if operation is None or operation.state is not OperationState.RUNNING:
             return
         vote = operation.vote(root)
+        running = self._lanes[lane].running
+        assert running is not None, "what has an operation runs"
+        running.straggler_due = now + self._settings.straggler_s  # the others may need as long
         self._standing.doubt(operation.epoch)
         self._standing.send_all(operation.epoch.members, vote)
         self._certify(operation, now)
+
+    def moves(self, lane: int, now: float) -> None:
+        """Values of what runs there came in a moment ago: it is not given up for a while."""
+        running = self._lanes[lane].running
+        if running is not None:
+            running.straggler_due = max(running.straggler_due, now + MOVING_S)
 
     def abort(self, reason: str, *, tell: bool, mismatch: bool, lane: int) -> list[Operation]:
         """End everything that runs without a result; returns it.

@@ -126,6 +126,11 @@ class Lane:
         """What `from_` would return without waiting."""
         return self._into.get(rank)
 
+    @property
+    def received_at(self) -> float:
+        """Trio time at which values came last; minus infinity when none did."""
+        return max((link.received_at for link in self._into.values()), default=-math.inf)
+
     def local(self, rank: int) -> bool:
         """True when that member is known to be on this machine: a link to or from it says so."""
         links = (self._out.get(rank), self._into.get(rank))

@@ -13,6 +13,7 @@ from gossip.collective.group import Behind, Reduced
 from gossip.collective.messages import Vote
 from gossip.errors import CollectiveAborted, DescriptorMismatch, Indeterminate
 from tests.gossip.swarm import Node, open_node, open_swarm
+from transport.simulated.link_model import LinkSettings
 
 START = hashlib.sha256(b"start").digest()
 
@@ -192,3 +193,38 @@ async def test_a_call_ends_by_its_deadline_and_says_what_is_known(autojump_clock
             with pytest.raises(Indeterminate):
                 await nodes[0].group.all_reduce(b"x", source, out, deadline=trio.current_time() + 3)
             nursery.cancel_scope.cancel()
+
+
+async def test_an_operation_takes_as_long_as_its_values_come(autojump_clock: object) -> None:
+    length = 1 << 21
+    settings = EpochSettings(min_members=3, straggler_s=4.0)
+    async with open_swarm(3, settings=settings) as (network, nodes):
+        network.set_default(LinkSettings(latency_s=0.05, bandwidth_bytes_per_s=1e6))
+        for node in nodes:
+            node.group.set_position(0, START)
+        began = trio.current_time()
+        with trio.fail_after(60):
+            results = await reduce_all(nodes, length)
+        assert trio.current_time() - began > 2 * settings.straggler_s
+        assert {reduced.epoch.number for _, reduced in results} == {1}
+        assert all(len(reduced.epoch.members) == 3 for _, reduced in results)
+        assert not any(node.group.aborted_operations for node in nodes)
+
+
+async def test_one_whose_values_stop_coming_is_given_up_all_the_same(
+    autojump_clock: object,
+) -> None:
+    async with open_swarm(3) as (_, nodes):
+        for node in nodes:
+            node.group.set_position(0, START)
+        late = nodes[2]
+
+        async def reduce(node: Node) -> None:
+            source = inputs(0, 1000)
+            await node.group.all_reduce(b"test", source, np.empty_like(source))
+
+        with trio.fail_after(200):
+            async with trio.open_nursery() as nursery:
+                for node in nodes[:2]:
+                    nursery.start_soon(reduce, node)
+        assert late.endpoint.node_id not in nodes[0].group.epoch.members

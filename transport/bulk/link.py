@@ -22,6 +22,7 @@ failed record decrypted is wiped and never reported as received.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -98,6 +99,8 @@ class BulkLink:
         self._receive_buffer = memoryview(bytearray(_RECEIVE_BYTES + len(result.leftover)))
         self._target = _NOWHERE  # of the transfer being received
         self._due = 0  # bytes of it that are still to be received
+        self.received_at = -math.inf
+        """Trio time of the last payload that came."""
         self._measured: tuple[float, int] = (0.0, 0)  # up to the last `take_measure`
         self._lane_out: shared.Outgoing | None = None
         self._lane_in: shared.Incoming | None = None
@@ -370,6 +373,7 @@ class BulkLink:
                     await self._fill(whole, whole + HEADER_BYTES)
                 done += self._open_record(length, self._target[done:])
             self._due -= size
+            self.received_at = trio.current_time()
         except BaseException as error:
             failure = self._ended_by(error)
             if failure is None:

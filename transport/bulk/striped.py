@@ -188,6 +188,11 @@ class StripedLink:
             self._current[1].set()
             self._current = None
 
+    @property
+    def received_at(self) -> float:
+        """As `BulkLink.received_at`."""
+        return max(link.received_at for link in self._links)
+
     def take_measure(self) -> tuple[float, int]:
         """As `BulkLink.take_measure`; all links send at once, so their seconds do not add up."""
         measures = [link.take_measure() for link in self._links]
