@@ -93,7 +93,9 @@ def test_one_key_alone(capsys, daemon):
     assert row["value"] == {"val_loss": 1.25}
     code, _, err = run(capsys, "state", "--key", "nothing")
     assert code == 2
-    assert "'member', 'progress', 'metrics', 'links', 'site', 'checkpoints', 'run', 'revoked'" in err
+    assert (
+        "'member', 'progress', 'metrics', 'links', 'site', 'checkpoints', 'run', 'revoked'" in err
+    )
     daemon.answers["GET", "/v1/state"]["entries"] = []
     code, out, err = run(capsys, "state", "--key", "metrics", "--json")
     assert (code, json.loads(out)["entries"]) == (0, [])
