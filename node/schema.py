@@ -231,7 +231,10 @@ class RunSection(_Section, frozen=True):
     ] = ""
     task_settings: Annotated[
         dict[str, Any],
-        Meta(max_length=64, description="Settings of the task; `noded config explain TASK` documents them."),
+        Meta(
+            max_length=64,
+            description="Settings of the task; `noded config explain TASK` documents them.",
+        ),
     ] = msgspec.field(default_factory=dict)
     protocol_settings: Annotated[
         dict[str, Any],
