@@ -76,10 +76,11 @@ class Elements:
             return True
         if not self.narrow or values.dtype == self.total:
             # A sum of squares is finite only if all values are; BLAS reads them once and allocates nothing.
-            for start in range(0, values.size, _PIECE):
-                piece = values[start : start + _PIECE]
-                if not math.isfinite(np.dot(piece, piece)) and not np.isfinite(piece).all():
-                    return False
+            with np.errstate(over="ignore", invalid="ignore"):
+                for start in range(0, values.size, _PIECE):
+                    piece = values[start : start + _PIECE]
+                    if not math.isfinite(np.dot(piece, piece)) and not np.isfinite(piece).all():
+                        return False
             return True
         exponent = self._exponent
         return not ((values.view(np.uint16) & exponent) == exponent).any()
