@@ -24,7 +24,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -278,11 +278,13 @@ async def read_line() -> str:
     return await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
 
 
-async def serve(spec: dict[str, Any]) -> None:
-    rank, first = spec["rank"], spec["first"]
-    own = identity(rank)
-    root = Identity.from_seed(hashlib.sha256(b"root" + SEED).digest())
-    swarm = Swarm(hashlib.sha256(SEED).digest(), root.public_key)
+@contextlib.asynccontextmanager
+async def open_member(
+    own: Identity, seed: bytes, run: bytes, at: Address, *, count: int, rank: int, **options: bool
+) -> AsyncIterator[tuple[Endpoint, Group]]:
+    """An endpoint and its group in a swarm that `seed` makes, for an epoch of at least `count`; `options` are the group's."""
+    root = Identity.from_seed(hashlib.sha256(b"root" + seed).digest())
+    swarm = Swarm(hashlib.sha256(seed).digest(), root.public_key)
     chain = certify_by_root(
         root,
         subject=own.public_key,
@@ -291,16 +293,20 @@ async def serve(spec: dict[str, Any]) -> None:
         now_ms=int(time.time() * 1000),
     )
     rng = random.Random(rank)
+    trust, settings = Trust(swarm.id, chain.raw), EpochSettings(min_members=count)
     async with (
-        open_endpoint(
-            own,
-            swarm,
-            TcpNetwork(),
-            [Address(*spec["addresses"][rank])],
-            trust=Trust(swarm.id, chain.raw),
-            rng=rng,
-        ) as endpoint,
-        open_group(endpoint, RUN, settings=EpochSettings(min_members=first), rng=rng) as group,
+        open_endpoint(own, swarm, TcpNetwork(), [at], trust=trust, rng=rng) as endpoint,
+        open_group(endpoint, run, settings=settings, rng=rng, **options) as group,
+    ):
+        yield endpoint, group
+
+
+async def serve(spec: dict[str, Any]) -> None:
+    rank, first = spec["rank"], spec["first"]
+    at = Address(*spec["addresses"][rank])
+    async with open_member(identity(rank), SEED, RUN, at, count=first, rank=rank) as (
+        endpoint,
+        group,
     ):
         member = Member(spec, endpoint, group)
         async with open_handover(endpoint, RUN, member.held) as member.handover:

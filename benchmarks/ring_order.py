@@ -20,11 +20,9 @@ import hashlib
 import itertools
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,21 +31,16 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import trio
+from collective_rank import open_member
 from netpath import ip
 
 from gossip.collective.algorithms.ring_order import ring_order, slowest_link
-from gossip.collective.epoch_events import EpochSettings
-from gossip.collective.group import Group, open_group
+from gossip.collective.group import Group
 from gossip.collective.probing import TURN_S
 from gossip.collective.rhythm import Measure
 from transport.address import Address
-from transport.endpoint import open_endpoint
 from transport.errors import TransportError
 from transport.identity import Identity
-from transport.swarm import Swarm
-from transport.tcp import TcpNetwork
-from transport.trust.chain import certify_by_root
-from transport.trust.trust import Trust
 
 SEED = b"benchmark of ring order"
 RUN = hashlib.sha256(SEED).digest()
@@ -115,30 +108,10 @@ def wires(members: int, rates: dict[tuple[int, int], int]) -> Iterator[None]:
 
 async def member(rank: int, members: int, mib: int, repeats: int) -> None:
     identities = sorted_identities(members)
-    me = identities[rank]
-    root = Identity.from_seed(hashlib.sha256(SEED + b"root").digest())
-    swarm = Swarm(hashlib.sha256(SEED).digest(), root.public_key)
-    chain = certify_by_root(
-        root,
-        subject=me.public_key,
-        role="trainer",
-        serial=bytes(16),
-        now_ms=int(time.time() * 1000),
-    )
-    rng = random.Random(rank)
-    async with (
-        open_endpoint(
-            me,
-            swarm,
-            TcpNetwork(),
-            [Address("0.0.0.0", PORT)],
-            trust=Trust(swarm.id, chain.raw),
-            rng=rng,
-        ) as endpoint,
-        open_group(
-            endpoint, RUN, settings=EpochSettings(min_members=members), rng=rng, probing=True
-        ) as group,
-    ):
+    at = Address("0.0.0.0", PORT)
+    async with open_member(
+        identities[rank], SEED, RUN, at, count=members, rank=rank, probing=True
+    ) as (endpoint, group):
         with trio.fail_after(PATIENCE_S):
             for other in range(rank):
                 at = Address(address(other, rank), PORT)

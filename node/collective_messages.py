@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from node.trainer_messages import HEADER_BYTES, MAX_MESSAGE_BYTES, TrainerProtocolError
+from node.trainer_messages import decode_body, frame
 
 __all__ = [
     "MAX_ARENAS",
@@ -187,33 +187,22 @@ class Failed(_Message, frozen=True):
 CollectiveRequest = Hello | Borrow | Return | Operate | Synchronise | Cancel
 CollectiveAnswer = Welcome | Refused | Lent | Done | Failed
 
-_encoder: Final = msgspec.msgpack.Encoder()
 _requests: Final[Any] = msgspec.msgpack.Decoder(CollectiveRequest)
 _answers: Final[Any] = msgspec.msgpack.Decoder(CollectiveAnswer)
 
 
 def encode(message: CollectiveRequest | CollectiveAnswer) -> bytes:
     """The whole frame of `message`, length first; raises `TrainerProtocolError` if too long."""
-    body = _encoder.encode(message)
-    if len(body) > MAX_MESSAGE_BYTES:
-        raise TrainerProtocolError(f"a {type(message).__name__} of {len(body)} bytes is too long")
-    return len(body).to_bytes(HEADER_BYTES, "big") + body
+    return frame(message)
 
 
 def decode_request(body: bytes) -> CollectiveRequest:
     """Decode a frame's body at the daemon; raises `TrainerProtocolError` only."""
-    message: CollectiveRequest = _decode(_requests, body)
+    message: CollectiveRequest = decode_body(_requests, body)
     return message
 
 
 def decode_answer(body: bytes) -> CollectiveAnswer:
     """Decode a frame's body at the process; raises `TrainerProtocolError` only."""
-    message: CollectiveAnswer = _decode(_answers, body)
+    message: CollectiveAnswer = decode_body(_answers, body)
     return message
-
-
-def _decode(decoder: Any, body: bytes) -> Any:
-    try:
-        return decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, OverflowError) as error:
-        raise TrainerProtocolError(f"not a message: {error}") from None

@@ -410,27 +410,33 @@ _trainer_decoder: Final[Any] = msgspec.msgpack.Decoder(TrainerMessage)
 _daemon_decoder: Final[Any] = msgspec.msgpack.Decoder(DaemonMessage)
 
 
-def encode(message: TrainerMessage | DaemonMessage) -> bytes:
-    """The whole frame of `message`, length first; raises `TrainerProtocolError` if too long."""
+def frame(message: msgspec.Struct) -> bytes:
+    """The whole frame of a message, length first; raises `TrainerProtocolError` if too long."""
     body = _encoder.encode(message)
     if len(body) > MAX_MESSAGE_BYTES:
         raise TrainerProtocolError(f"a {type(message).__name__} of {len(body)} bytes is too long")
     return len(body).to_bytes(HEADER_BYTES, "big") + body
 
 
+def encode(message: TrainerMessage | DaemonMessage) -> bytes:
+    """The whole frame of `message`, length first; raises `TrainerProtocolError` if too long."""
+    return frame(message)
+
+
 def decode_trainer_message(body: bytes) -> TrainerMessage:
     """Decode a frame's body on the daemon's side; raises `TrainerProtocolError` only."""
-    message: TrainerMessage = _decode(_trainer_decoder, body)
+    message: TrainerMessage = decode_body(_trainer_decoder, body)
     return message
 
 
 def decode_daemon_message(body: bytes) -> DaemonMessage:
     """Decode a frame's body on the trainer's side; raises `TrainerProtocolError` only."""
-    message: DaemonMessage = _decode(_daemon_decoder, body)
+    message: DaemonMessage = decode_body(_daemon_decoder, body)
     return message
 
 
-def _decode(decoder: Any, body: bytes) -> Any:
+def decode_body(decoder: Any, body: bytes) -> Any:
+    """What a `msgspec` decoder makes of a frame's body; raises `TrainerProtocolError` only."""
     if len(body) > MAX_MESSAGE_BYTES:
         raise TrainerProtocolError(f"a frame of {len(body)} bytes is too long")
     try:

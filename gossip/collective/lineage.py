@@ -61,6 +61,20 @@ Round = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Farewells = Annotated[tuple[SignedBy, ...], msgspec.Meta(max_length=MAX_FAREWELLS)]
 
 
+def _epoch(run: bytes, told: Link | Doubt, members: tuple[NodeId, ...]) -> Epoch:
+    """The epoch that a link or a doubt tells of."""
+    return Epoch(
+        run,
+        told.ballot,
+        members,
+        told.previous,
+        told.round,
+        told.state,
+        told.salt,
+        told.layout,
+    )
+
+
 class Link(msgspec.Struct, frozen=True, array_like=True):
     """An epoch with all that its members signed, and their signatures."""
 
@@ -90,16 +104,7 @@ class Link(msgspec.Struct, frozen=True, array_like=True):
             return None
         if len(self.accepts) != len(members) or members != tuple(sorted(set(members))):
             return None
-        return Epoch(
-            run,
-            self.ballot,
-            members,
-            self.previous,
-            self.round,
-            self.state,
-            self.salt,
-            self.layout,
-        )
+        return _epoch(run, self, members)
 
 
 Links = Annotated[tuple[Link, ...], msgspec.Meta(max_length=MAX_LINKS)]
@@ -273,16 +278,7 @@ class Doubt(msgspec.Struct, frozen=True, array_like=True):
     def epoch(self, run: bytes) -> Epoch:
         """From the disk."""
         members = tuple(NodeId(member) for member in self.members)
-        return Epoch(
-            run,
-            self.ballot,
-            members,
-            self.previous,
-            self.round,
-            self.state,
-            self.salt,
-            self.layout,
-        )
+        return _epoch(run, self, members)
 
 
 class Memory(msgspec.Struct, frozen=True):
