@@ -76,6 +76,11 @@ class RawStream(ABC):
     """Whether it runs inside our other connection with the same peer, where its bytes are counted
     and held to the rate caps already."""
 
+    @property
+    def within_machine(self) -> bool:
+        """Whether both ends have one address, without a relay between."""
+        return self.local.host == self.remote.host and self.path is not Path.RELAYED
+
     @abstractmethod
     async def send_all(self, data: Buffer) -> None:
         """Send all of `data`; it is not referenced any more when this returns.

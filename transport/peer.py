@@ -139,10 +139,7 @@ class Peer:
     @property
     def local(self) -> bool:
         """True when it is on this machine, without a relay between: both ends have one address."""
-        if not self._connections or self._path is Path.RELAYED:
-            return False
-        raw = self._connections[0].link.raw
-        return raw.local.host == raw.remote.host
+        return bool(self._connections) and self._connections[0].link.raw.within_machine
 
     @property
     def rtt_s(self) -> float | None:

@@ -31,7 +31,7 @@ import trio
 
 from transport.bulk import shared
 from transport.errors import AuthenticationFailed, RecordError, TransportError, UsageError
-from transport.network import Buffer, Path, RawStream
+from transport.network import Buffer, RawStream
 from transport.secure.handshake import HandshakeResult
 from transport.secure.record import (
     HEADER_BYTES,
@@ -116,8 +116,7 @@ class BulkLink:
     @property
     def local(self) -> bool:
         """True when both ends are on one machine, without a relay between them."""
-        raw = self._raw
-        return raw.local.host == raw.remote.host and raw.path is not Path.RELAYED
+        return self._raw.within_machine
 
     @property
     def shares_memory(self) -> bool:
