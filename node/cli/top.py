@@ -46,7 +46,8 @@ def top(every_s: float, once: bool) -> None:
     """Who sends what to whom, how late each member begins its operations, and which link has become slow.
 
     LATE is how long after the first a member usually begins an operation; the others wait for it. LINK IN and
-    LINK OUT are what the operations themselves got over the link to this node and from it.
+    LINK OUT are what the operations themselves got over the link to this node and from it; links within one
+    machine, where values pass through shared memory, are not measured.
     """
     from node.cli.render_top import figures, top_text
 
