@@ -3,7 +3,7 @@
     python benchmarks/allreduce.py [--world 2 4] [--sizes 1024 ...] [--paths shared tcp] [--ways auto auto/int8 ring ...]
 
 Every rank is a process that holds both: a noded endpoint with its collective group, and a gloo
-process group. Iterations alternate, each starts from a barrier, and the time of an iteration is
+process group. Iterations alternate, each starts from a barrier of the same program, and the time of an iteration is
 that of its slowest rank, so that whatever else the machine does meets both alike. Quote the ratio.
 
 Two paths are measured, each beside gloo: `shared` is what members on one machine use (sealed records
@@ -297,6 +297,8 @@ def rank_main(
                         algorithm, _, wire = way.partition("/")
                         # gloo blocks, so it runs in a thread: the event loop stays free to talk.
                         await trio.to_thread.run_sync(dist.barrier)
+                        # Then one of its own, as gloo has: or coming back from the thread would be timed.
+                        await group.barrier(b"start", tag=1)
                         resident = reset_peak() if number == 0 else 0.0
                         before, began = cpu(), time.perf_counter()
                         reduced = await group.all_reduce(

@@ -85,6 +85,8 @@ class Call:
         order: for the ring, in which order the members stand in it, by index; ascending when empty
             (`gossip.collective.algorithms.ring_order` finds the best).
         path: what the slowest path between members is like, as far as all agree on it.
+        careful: look at every value where it enters and arrives, and not only at what comes out: an attempt before this
+            one has failed, and if values that are not finite were why, it is to be known whose.
         sequence: number of the operation in its lane of the epoch.
         descriptor: 32 bytes that all members must agree on; `bind` makes them.
     """
@@ -98,6 +100,7 @@ class Call:
     sites: tuple[int, ...] = ()
     order: tuple[int, ...] = ()
     path: Path | None = None
+    careful: bool = False
     sequence: int = 0
     descriptor: bytes = bytes(32)
 

@@ -150,7 +150,7 @@ class Handle:
             self._ended.set()
 
 
-def _arranged(call: Call, operation: Operation) -> Call:
+def _arranged(call: Call, operation: Operation, *, careful: bool) -> Call:
     """The call as it is carried out in this epoch: numbered, and laid out as its members agreed where it does not say."""
     layout = operation.epoch.layout
     return attrs.evolve(
@@ -159,6 +159,7 @@ def _arranged(call: Call, operation: Operation) -> Call:
         order=call.order or tuple(layout.order),
         sites=call.sites or tuple(layout.sites),
         path=call.path or layout.path,
+        careful=careful,
     )
 
 
@@ -211,10 +212,12 @@ class Calls:
                     await self._changed().wait()
                 waiting = False
                 self._forget_other(job)
+                again = False
                 while True:
-                    reduced = await self._attempt(job)
+                    reduced = await self._attempt(job, again=again)
                     if reduced is not None:
                         return reduced
+                    again = True
             raise (None if waiting else self.outcome_unknown(lane)) or CollectiveAborted(
                 "no certificate by the deadline" + self._last_reason(lane),
                 hint="nothing was changed: call it again, or give it more time",
@@ -268,7 +271,7 @@ class Calls:
 
     # ---- one attempt -------------------------------------------------------------------------
 
-    async def _attempt(self, job: Job) -> Reduced | None:
+    async def _attempt(self, job: Job, *, again: bool) -> Reduced | None:
         lane = job.tag
         await self._wait_turn(lane, job.within)
         settled = self._take_certified(lane)
@@ -285,7 +288,7 @@ class Calls:
                 links = self._mesh.lane(operation.epoch, lane)
                 if links is None:
                     raise CollectiveAborted("the epoch has ended")
-                call = _arranged(job.call, operation)
+                call = _arranged(job.call, operation, careful=again)
                 running.outcome = await execute(links, call, job.source, job.out)
                 self._machine.result(running.outcome.root, trio.current_time(), lane)
                 self._flush()

@@ -92,6 +92,7 @@ _NO_MATTER: Final[dict[str, Any]] = {
     "weight": 1.0,
     "root": None,
     "order": (),
+    "careful": False,
     "sequence": 0,
     "descriptor": b"",
 }

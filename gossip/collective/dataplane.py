@@ -133,7 +133,9 @@ Result = tuple[bytes, float]
 
 
 async def _ring(links: Links, call: Call, source: Array, out: Array) -> Result:
-    reduction = Reduction(call.sequence, call.descriptor, call.reduce, call.weight)
+    reduction = Reduction(
+        call.sequence, call.descriptor, call.reduce, call.weight, careful=call.careful
+    )
     previous, following = _neighbours(call, links.rank, links.world)
     place = RingPlace(
         call.order.index(links.rank) if call.order else links.rank,

@@ -9,13 +9,12 @@ float16, bfloat16            float32      rounded once, when everything is added
 int8, int32, int64           themselves   modulo 2^bits, so that no order of additions matters
 ============================ ============ ==========================================================
 
-Values that are not finite are refused where they enter and where they arrive, because one NaN in a mean is a
-NaN in every member's model; so is a sum that has become infinite.
+Values that are not finite are refused, because one NaN in a mean is a NaN in every member's model; so is a sum that has
+become infinite. Where they are looked for is the algorithm's affair.
 """
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Any, Final
 
@@ -75,13 +74,15 @@ class Elements:
         if not self.floating:
             return True
         if not self.narrow or values.dtype == self.total:
-            # A sum of squares is finite only if all values are; BLAS reads them once and allocates nothing.
-            with np.errstate(over="ignore", invalid="ignore"):
-                for start in range(0, values.size, _PIECE):
-                    piece = values[start : start + _PIECE]
-                    if not math.isfinite(np.dot(piece, piece)) and not np.isfinite(piece).all():
-                        return False
-            return True
+            whole = values.size - values.size % _PIECE
+            if whole:
+                # A sum of squares is finite only if all values are; BLAS reads them once and allocates nothing.
+                pieces = values[:whole].reshape(-1, _PIECE)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    squares = np.vecdot(pieces, pieces)
+                if not (np.isfinite(squares).all() or np.isfinite(values[:whole]).all()):
+                    return False
+            return bool(np.isfinite(values[whole:]).all())
         exponent = self._exponent
         return not ((values.view(np.uint16) & exponent) == exponent).any()
 

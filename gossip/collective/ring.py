@@ -13,17 +13,21 @@ on other bytes than it received is not caught by this operation's certificate, b
 digest in the next one's descriptor.
 
 Chunks travel in segments, each with a header that names its place, so that receiving, adding and
-sending overlap. The segments of one (phase, step) come in their order; how these streams mix is up to
-the sender. A member passes on first what has just arrived, while it is in the processor's cache, and
-within one machine begins a new segment of its own only when an earlier one has come back summed up.
+sending overlap. The segments of one (phase, step) come in their order, cut as the chunk's first sender cut them; how
+these streams mix is up to the sender. A segment is taken in pieces that a core's cache holds with all that is made of them: received, added
+and sealed for the next member before the next piece is looked at. A member passes on first what has just
+arrived, and within one machine begins a new segment of its own only when an earlier one has come back summed up.
 
 Invariants:
 
 * the source is only read: an operation can be repeated from it in another epoch;
 * a receiver never waits for its own sender (a ring of such waits could deadlock): what cannot leave at
   once is kept in its place in `out`, so the memory needed beyond the caller's two buffers is one
-  segment;
-* every segment's header names the operation, so that bytes of an aborted one are never taken.
+  piece;
+* every segment's header names the operation, so that bytes of an aborted one are never taken;
+* a chunk that is not finite is never passed on as a result by its owner. What is not finite stays so in a sum, so the owner
+  finds it; whose it is, an attempt finds that looks at everything everywhere (`Reduction.careful`). In a minimum it would be lost, so there
+  everything is looked at from the beginning.
 
 The order of additions in a chunk is the ring order starting at its first sender: deterministic for
 a given member order, and the same for all members.
@@ -36,7 +40,6 @@ import math
 import struct
 from collections import deque
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any, Final, NamedTuple, NoReturn
 
 import attrs
@@ -52,11 +55,18 @@ from gossip.collective.elements import elements_of
 from gossip.collective.formats.wire_format import RefusedPayload
 from gossip.collective.segment import DIGEST_BYTES, Place, read_head, write_head
 from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation, NotFinite
+from transport.bulk.link import BULK_RECORD_BYTES, MAX_PAYLOAD_BYTES
 from transport.bulk.striped import AnyLink
 from transport.identity import NodeId
 
-SEGMENT_BYTES: Final = 1 << 19
-"""Segments travel whole; half a MiB keeps source, target and wire buffers in a core's cache."""
+PIECE_BYTES: Final = BULK_RECORD_BYTES
+"""Half a MiB keeps source, target and wire buffers in a core's cache."""
+
+SEGMENT_BYTES: Final = MAX_PAYLOAD_BYTES
+"""Largest segment: a header and a notice for each, which cost as much as the cipher of a sixth of it."""
+
+NETWORK_SEGMENT_BYTES: Final = PIECE_BYTES
+"""Of the own segments between machines, where a member that has half of one can pass that on."""
 
 OWN_SEGMENTS: Final = 2
 """Of the own chunk on their way at once within one machine: enough to keep every link busy, and so
@@ -64,6 +74,8 @@ few that what lies between two members stays in the cache. Between machines ther
 
 STALL_S: Final = 20.0
 """Longest wait for the next half MiB once data flows: 26 KiB/s is no link to reduce over."""
+PATIENCE_S: Final = 1.0
+"""How much earlier than after `STALL_S` it may end."""
 _REDUCE, _GATHER = 0, 1
 _OWN = "not all values are finite"
 _NOT_FINITE = "values that are not finite"
@@ -111,12 +123,14 @@ class Reduction:
         descriptor: digest that all members must agree on.
         reduce: how values become one.
         weight: this node's factor; 1.0 for a plain sum.
+        careful: look at all values, to tell whose are not finite.
     """
 
     sequence: int
     descriptor: bytes
     reduce: Reduce = Reduce.SUM
     weight: float = 1.0
+    careful: bool = False
 
 
 @attrs.frozen
@@ -167,9 +181,10 @@ async def ring_all_reduce(
         )
     if place.world == 1:
         return _alone(reduction, source, out)
-    async with trio.open_nursery() as nursery:
-        run = _Run(place, reduction, source, out, nursery)
-        await run.receive()
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is looked for
+        async with trio.open_nursery() as nursery:
+            run = _Run(place, reduction, source, out, nursery)
+            await run.receive()
     return RingResult(_root(run.digests, run.total_weight), run.total_weight)
 
 
@@ -209,17 +224,21 @@ class _Run:
         self._previous = place.previous
         self._reduction = reduction
         self._elements = elements_of(source.dtype)
+        self._careful = reduction.careful or reduction.reduce in {Reduce.MIN, Reduce.MAX}
         self._combine = _COMBINE[reduction.reduce]
         self._source, self._source_bytes = source, as_bytes(source)
         self._out, self._out_bytes = out, as_bytes(out)
         self._item = source.itemsize
         self._bounds = bounds = chunk_bounds(source.size, world)
-        self._per_segment = max(1, SEGMENT_BYTES // source.itemsize)
+        most = SEGMENT_BYTES if place.to_next.shares_memory else NETWORK_SEGMENT_BYTES
+        self._per_segment = max(1, min(most, SEGMENT_BYTES) // source.itemsize)
+        self._per_piece = PIECE_BYTES // source.itemsize
         self._scaled = reduction.weight != 1.0
         self._silent = reduction.weight == 0.0  # 0 * NaN is NaN: what counts nothing is not touched
         longest = max(1, *(stop - start for start, stop in itertools.pairwise(bounds)))
-        self._scratch = np.empty(min(self._per_segment, longest), source.dtype)
+        self._scratch = np.empty(min(self._per_piece, longest), source.dtype)
         self._scratch_bytes = as_bytes(self._scratch)
+        self._own_scaled = self._scratch[:0]
         self._streams = {
             (phase, step): _Stream(
                 chunk := (rank - step - (phase == _REDUCE)) % world, bounds[chunk]
@@ -233,6 +252,7 @@ class _Run:
         self._next_own = next(self._own, None)
         self._own_may_leave = OWN_SEGMENTS if place.to_next.local else math.inf
         self._nursery = nursery
+        self._relaying = False  # a segment that arrives is being sealed for the next member
         self._wake: trio.Event | None = None  # of `send`, once it has been needed
         self._all_received = False
         self._hasher = blake3()
@@ -263,12 +283,24 @@ class _Run:
         else:
             self._to_pass_on.popleft()
 
+    def _pieces(self, segment: _Segment) -> Iterator[tuple[int, int]]:
+        for start in range(segment.start, segment.stop, self._per_piece):
+            yield start, min(start + self._per_piece, segment.stop)
+
+    def _try_begin(self, segment: _Segment) -> bool:
+        size = (segment.stop - segment.start) * self._item
+        return self._to_next.try_begin(self._header(segment), size)
+
     def pump(self) -> None:
         """Send what is ready as far as that needs no waiting; the rest is for `send`."""
         link = self._to_next
         while not link.busy and (segment := self._ready()) is not None:
-            if not link.try_send(self._header(segment), self._values(segment)):
+            if not self._try_begin(segment):
                 break
+            own = segment is self._next_own
+            for start, stop in self._pieces(segment):
+                link.put(self._own_values(start, stop) if own else self._kept(start, stop))
+            link.end()
             self._left(segment)
         if link.waiting or self._ready() is not None:
             self._wake_sender()
@@ -285,12 +317,16 @@ class _Run:
         link = self._to_next
         while True:
             self._wake = trio.Event()
-            if link.waiting:
+            if self._relaying:
+                await self._wake.wait()
+            elif link.waiting:
                 await link.flush()
             elif (segment := self._ready()) is not None:
-                header, values = self._header(segment), self._values(segment)
+                start, stop = segment.start, segment.stop
+                own = segment is self._next_own
+                values = self._own_values(start, stop) if own else self._kept(start, stop)
                 self._left(segment)
-                await link.send(header, values)
+                await link.send(self._header(segment), values)
             elif self._all_received:
                 return
             else:
@@ -302,25 +338,24 @@ class _Run:
             reduction.sequence, reduction.descriptor, place, segment.weight, segment.digest
         )
 
-    def _values(self, segment: _Segment) -> memoryview:
-        first, last = segment.start * self._item, segment.stop * self._item
-        if segment is not self._next_own:
-            return self._out_bytes[first:last]
-        if not (self._silent or self._elements.finite(self._source[segment.start : segment.stop])):
+    def _kept(self, start: int, stop: int) -> memoryview:
+        return self._out_bytes[start * self._item : stop * self._item]
+
+    def _own_values(self, start: int, stop: int) -> memoryview:
+        """The own values as they count; until the next call."""
+        own = self._source[start:stop]
+        if self._careful and not (self._silent or self._elements.finite(own)):
             raise NotFinite(_OWN)
         if not self._scaled:
-            return self._source_bytes[first:last]
-        scaled = self._own_scaled[: segment.stop - segment.start]
+            return self._source_bytes[start * self._item : stop * self._item]
+        if len(self._own_scaled) < stop - start:
+            self._own_scaled = np.empty(stop - start, own.dtype)
+        scaled = self._own_scaled[: stop - start]
         if self._silent:
             scaled.fill(0)
         else:
-            own = self._source[segment.start : segment.stop]
             np.multiply(own, self._reduction.weight, out=scaled)
         return as_bytes(scaled)
-
-    @cached_property
-    def _own_scaled(self) -> Array:
-        return np.empty_like(self._scratch)
 
     # ---- receiving -------------------------------------------------------------------------
 
@@ -330,16 +365,20 @@ class _Run:
         Once data flows, silence is a fault; the first segment waits for whoever is late.
         """
         self.pump()
-        open_streams = len(self._streams)
+        open_streams, moved = len(self._streams), -math.inf
+        link = self._from_previous
         with trio.CancelScope() as patience:
             while open_streams:
-                header, size = await self._from_previous.receive_head(SEGMENT_BYTES)
+                header, size = await link.receive_head(SEGMENT_BYTES)
                 segment = self._expected(header, size)
                 if segment.phase == _REDUCE:
                     await self._reduce(segment)
                 else:
                     await self._gather(segment)
-                patience.deadline = trio.current_time() + STALL_S
+                # Not with every segment: moving a deadline costs as much as adding a small one.
+                now = trio.current_time()
+                if now >= moved + PATIENCE_S:
+                    patience.deadline, moved = now + STALL_S, now
                 if segment.stop == self._bounds[segment.chunk + 1]:
                     open_streams -= 1
         if open_streams:
@@ -357,10 +396,10 @@ class _Run:
         if stream is None or (stream.chunk, stream.start) != (chunk, start):
             raise CollectiveAborted("the neighbour is at another place of the operation")
         end = self._bounds[chunk + 1]
-        stop = min(start + self._per_segment, end)
-        if size != (stop - start) * self._item:
+        stop = start + size // self._item
+        if size % self._item or stop > end or (not size and start != end):
             raise DescriptorMismatch(
-                f"segment of {size} bytes, expected {(stop - start) * self._item}"
+                f"segment of {size} bytes where {(end - start) * self._item} are to come"
             )
         stream.start = None if stop == end else stop
         if phase == _GATHER and stop == end and len(digest) != DIGEST_BYTES:
@@ -368,51 +407,59 @@ class _Run:
         return _Segment(phase, step, chunk, start, stop, weight, digest)
 
     async def _reduce(self, segment: _Segment) -> None:
-        step, chunk, start, stop = segment[1:5]
-        arrived = self._scratch[: stop - start]
-        await self._from_previous.receive_data(self._scratch_bytes[: arrived.nbytes])
-        weight = segment.weight + self._reduction.weight
-        target = self._out[start:stop]
-        if step < self._world - 2:
-            self._add(segment, arrived, arrived)
-            self._pass_on(_Segment(_REDUCE, step + 1, chunk, start, stop, weight), arrived)
-            return
-        self._add(segment, arrived, target)
-        if self._reduction.reduce is Reduce.MEAN and weight > 0:
-            np.divide(target, weight, out=target)
-        if chunk == 0:
+        _, step, chunk, start, stop, came, _ = segment
+        weight = came + self._reduction.weight
+        complete = step == self._world - 2  # with the own values, this member owning the chunk
+        last = stop == self._bounds[chunk + 1]
+        if complete:
+            onward = _Segment(_GATHER, 0, chunk, start, stop, weight)
+        else:
+            onward = _Segment(_REDUCE, step + 1, chunk, start, stop, weight)
+        # The digest in the head of a chunk's last segment is of what has not arrived yet.
+        relayed = not (complete and last) and self._begin_relay(onward)
+        for first, after in self._pieces(segment):
+            arrived = self._scratch[: after - first]
+            await self._from_previous.receive_data(self._scratch_bytes[: arrived.nbytes])
+            total = arrived if relayed and not complete else self._out[first:after]
+            self._add(came, first, after, arrived, total)
+            if (complete or self._careful) and not self._elements.finite(total):
+                self._refuse(first, after, total)
+            if complete:
+                if self._reduction.reduce is Reduce.MEAN and weight > 0:
+                    np.divide(total, weight, out=total)
+                self._hasher.update(as_bytes(total))
+            if relayed:
+                self._to_next.put(as_bytes(total))
+        if complete and chunk == 0:
             self.total_weight = weight
-        self._hasher.update(as_bytes(target))
-        digest = b""
-        if stop == self._bounds[chunk + 1]:
+        if complete and last:
             digest = self.digests[chunk] = self._hasher.digest()
-        self._pass_on(_Segment(_GATHER, 0, chunk, start, stop, weight, digest))
+            onward = onward._replace(digest=digest)
+        self._pass_on(onward, relayed=relayed)
 
-    def _add(self, segment: _Segment, arrived: Array, total: Array) -> None:
-        """`total` = `arrived` and the own values as they count; the place in `out` is free for use."""
-        start, stop = segment.start, segment.stop
+    def _add(self, came: float, start: int, stop: int, arrived: Array, total: Array) -> None:
+        """`total` = `arrived`, of weight `came`, and the own values as they count; the place in `out` is free for use."""
         if self._silent:
-            if not self._elements.finite(arrived):
-                raise RefusedPayload(self._previous, _NOT_FINITE)
             if total is not arrived:
                 np.copyto(total, arrived)
             return
         own = self._source[start:stop]
         if self._scaled:
             own = np.multiply(own, self._reduction.weight, out=self._out[start:stop])
-        if segment.weight == 0.0:  # nothing so far, which is no number to compare with
+        if came == 0.0:  # nothing so far, which is no number to compare with
             np.copyto(total, own)
         else:
-            with np.errstate(over="ignore", invalid="ignore"):
-                self._combine(arrived, own, out=total)
-        if not self._elements.finite(total):
-            self._refuse(start, stop, total)
+            self._combine(arrived, own, out=total)
 
     def _refuse(self, start: int, stop: int, total: Array) -> NoReturn:
         """A sum is not finite: say because of whom."""
         own = self._source[start:stop]
-        if not self._elements.finite(own):
+        if not (self._silent or self._elements.finite(own)):
             raise NotFinite(_OWN)
+        if not self._careful:
+            raise CollectiveAborted("a sum is not finite: all look at their values now")
+        if self._silent:
+            raise RefusedPayload(self._previous, _NOT_FINITE)
         # What came was finite only if the own values are so large that they carried it over the edge.
         limits = np.finfo(own.dtype)
         edge = float(limits.max) * float(limits.eps) / (8 * max(1.0, self._reduction.weight))
@@ -422,30 +469,37 @@ class _Run:
 
     async def _gather(self, segment: _Segment) -> None:
         _, step, chunk, start, stop, weight, digest = segment
-        item = self._item
-        await self._from_previous.receive_data(self._out_bytes[start * item : stop * item])
-        if not self._elements.finite(self._out[start:stop]):
-            raise RefusedPayload(self._previous, _NOT_FINITE)
+        onward = segment._replace(step=step + 1)
+        further = step < self._world - 2
+        relayed = further and self._begin_relay(onward)
+        for first, after in self._pieces(segment):
+            piece = self._kept(first, after)
+            await self._from_previous.receive_data(piece)
+            if self._careful and not self._elements.finite(self._out[first:after]):
+                raise RefusedPayload(self._previous, _NOT_FINITE)
+            if relayed:
+                self._to_next.put(piece)
         if chunk == 0:
             self.total_weight = weight  # of the one order of additions that everybody reports
         if stop == self._bounds[chunk + 1]:
             self.digests[chunk] = digest
         if step == 0:
             self._own_may_leave += 1  # the own chunk comes back in the gather's first step
-        if step < self._world - 2:
-            self._pass_on(segment._replace(step=step + 1))
+        if further:
+            self._pass_on(onward, relayed=relayed)
         else:
             self.pump()
 
-    def _pass_on(self, segment: _Segment, values: Array | None = None) -> None:
-        """Send a segment from `values`, or else from its place in `out`."""
-        if values is not None:
-            if not self._to_pass_on and self._to_next.try_send(
-                self._header(segment), as_bytes(values)
-            ):
-                if self._to_next.waiting:
-                    self._wake_sender()
-                return
-            np.copyto(self._out[segment.start : segment.stop], values)
-        self._to_pass_on.append(segment)
+    def _begin_relay(self, onward: _Segment) -> bool:
+        """Send what arrives as it arrives; False when it has to be kept in its place in `out` for a while."""
+        self._relaying = not self._to_pass_on and self._try_begin(onward)
+        return self._relaying
+
+    def _pass_on(self, segment: _Segment, *, relayed: bool) -> None:
+        """A segment is there: it is on its way already, or lies in its place in `out`."""
+        if relayed:
+            self._to_next.end()
+            self._relaying = False
+        else:
+            self._to_pass_on.append(segment)
         self.pump()

@@ -157,6 +157,9 @@ class Between:
     def try_send(self, header: bytes, payload: memoryview) -> bool:
         return False
 
+    def try_begin(self, header: bytes, size: int) -> bool:
+        return False
+
     async def send(self, header: bytes, payload: memoryview) -> None:
         changed = self._change(self._count, header, bytes(payload))
         self._count += 1

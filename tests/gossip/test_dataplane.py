@@ -364,7 +364,9 @@ def test_who_sends_what_is_not_finite_is_named(algorithm: Algorithm) -> None:
 
     sources = values(4, 20, TYPES["float32"], 0)
     errors = failures(
-        [all_reduce(algorithm)] * 4, sources, {(1, other): spoil for other in (0, 2, 3)}
+        [attrs.evolve(all_reduce(algorithm), careful=True)] * 4,
+        sources,
+        {(1, other): spoil for other in (0, 2, 3)},
     )
     named = {error.sender for error in errors if isinstance(error, RefusedPayload)}
     assert named == {names(4)[1]}

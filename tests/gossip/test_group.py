@@ -11,7 +11,7 @@ import trio
 from gossip.collective.epoch_events import EpochSettings
 from gossip.collective.group import Behind, Reduced
 from gossip.collective.messages import Vote
-from gossip.errors import CollectiveAborted, DescriptorMismatch, Indeterminate
+from gossip.errors import CollectiveAborted, DescriptorMismatch, Indeterminate, NotFinite
 from tests.gossip.swarm import Node, open_node, open_swarm
 from transport.simulated.link_model import LinkSettings
 
@@ -105,6 +105,36 @@ async def test_other_descriptor_is_an_error_at_once(autojump_clock: object) -> N
                 nursery.start_soon(one, 0, 10)
                 nursery.start_soon(one, 1, 11)
         assert len(caught) == 2
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "star"])
+async def test_who_has_values_that_are_not_finite_is_told_and_the_others_go_on_once_it_has_better_ones(
+    algorithm: str, autojump_clock: object
+) -> None:
+    async with open_swarm(3) as (_, nodes):
+        outs = [np.empty(3000, np.float32) for _ in nodes]
+
+        async def one(index: int, source: np.ndarray) -> None:
+            await nodes[index].group.all_reduce(b"x", source, outs[index], algorithm=algorithm)
+
+        async def sick() -> None:
+            source = inputs(1, 3000)
+            source[2990] = np.nan
+            with pytest.raises(NotFinite):
+                await one(1, source)
+            await one(1, inputs(1, 3000))
+
+        for node in nodes:
+            node.group.set_position(0, START)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one, 0, inputs(0, 3000))
+                nursery.start_soon(sick)
+                nursery.start_soon(one, 2, inputs(2, 3000))
+        assert not any(node.group.accusations for node in nodes)
+    expected = sum(inputs(index, 3000).astype(np.float64) for index in range(3))
+    np.testing.assert_allclose(outs[0], expected, rtol=1e-5, atol=1e-4)
+    assert len({out.tobytes() for out in outs}) == 1
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.01, 0.05, 0.2, 0.6])

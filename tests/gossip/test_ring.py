@@ -30,6 +30,7 @@ from transport.simulated.memory import MemoryNetwork
 
 DESCRIPTOR = hashlib.sha256(b"what is reduced").digest()
 PLAIN = Reduction(0, DESCRIPTOR)
+CAREFUL = attrs.evolve(PLAIN, careful=True)
 Outcome = tuple[np.ndarray, RingResult]
 
 
@@ -219,13 +220,36 @@ def test_one_ring_serves_operation_after_operation() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("at", [0, 17, 49])
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_what_is_not_finite_never_comes_out_even_of_an_attempt_that_looks_only_there(
+    value: float, world: int, rank: int, at: int, weight: float
+) -> None:
+    sources = random_sources(world, 50, "float32", 4)
+    sources[rank][at] = value
+
+    async def run() -> list[Outcome | list[BaseException]]:
+        reductions = [attrs.evolve(PLAIN, reduce=Reduce.MEAN, weight=weight)] * world
+        return await reduce_on(await ring_of(world), sources, reductions)
+
+    outcomes = virtual(run)
+    assert not any(isinstance(outcome, tuple) for outcome in outcomes)
+    errors = [error for outcome in outcomes for error in outcome]
+    assert not any(isinstance(error, RefusedPayload) for error in errors), "nobody is blamed yet"
+    found = [error for error in errors if isinstance(error, NotFinite)]
+    assert found == [error for error in outcomes[rank] if isinstance(error, NotFinite)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_not_a_number_is_refused_by_the_member_that_has_it(value: float, world: int) -> None:
     sources = random_sources(world, 50, "float32", 4)
     sources[0][17] = value
 
     async def run() -> list[Outcome | list[BaseException]]:
-        return await reduce_on(await ring_of(world), sources, [PLAIN] * world)
+        return await reduce_on(await ring_of(world), sources, [CAREFUL] * world)
 
     outcomes = virtual(run)
     assert [type(error) for error in outcomes[0]] == [NotFinite]
@@ -250,7 +274,7 @@ def test_who_sends_what_is_no_number_is_named(phase: int, value: float) -> None:
             return [(header, payload)]
 
         places[1] = attrs.evolve(places[1], to_next=Between(places[1].to_next, spoil))
-        outcomes = await reduce_on(places, sources, [PLAIN] * 3)
+        outcomes = await reduce_on(places, sources, [CAREFUL] * 3)
         (refused,) = outcomes[2]
         assert isinstance(refused, RefusedPayload)
         assert refused.sender == places[2].previous
@@ -262,7 +286,7 @@ def test_a_sum_that_becomes_infinite_is_nobody_elses_fault() -> None:
     sources = [np.full(9, 2.5e38, np.float32)] * 2
 
     async def run() -> list[Outcome | list[BaseException]]:
-        return await reduce_on(await ring_of(2), sources, [PLAIN] * 2)
+        return await reduce_on(await ring_of(2), sources, [CAREFUL] * 2)
 
     errors = [error for outcome in virtual(run) for error in outcome]
     assert any(isinstance(error, NotFinite) for error in errors)

@@ -126,7 +126,9 @@ async def test_a_wrong_notice_ends_the_link(notice: int):
 async def test_a_record_that_ends_behind_its_slots_content_ends_the_link():
     async with pair() as (sender, receiver):
         await share(sender, receiver)
-        sender._seal(b"", b"x" * 100)
+        assert sender.try_begin(b"", 100)
+        sender.put(b"x" * 100)
+        sender._complete()
         await sender._raw.send_all((60).to_bytes(4, "big"))
         with pytest.raises(LinkClosed, match="cut"):
             await take(receiver)

@@ -55,6 +55,9 @@ _NEAR_BYTES = 4096
 _RECEIVE_BYTES = BULK_RECORD_BYTES + OVERHEAD_BYTES + _NEAR_BYTES
 _NOWHERE = memoryview(b"")
 _SHARED, _NOT_SHARED = b"shared", b"not shared"
+# Looking a member of an enumeration up costs as much as the comparison that it is for.
+_BULK_HEAD, _BULK_DATA = int(RecordKind.BULK_HEAD), int(RecordKind.BULK_DATA)
+_REKEY, _CLOSE = int(RecordKind.REKEY), int(RecordKind.CLOSE)
 MEASURED_BYTES = 1 << 16
 """Sent since the last measurement, from which on the time says something about the network."""
 
@@ -95,6 +98,11 @@ class BulkLink:
         self._head = bytearray(_HEAD_BYTES)
         self._send_buffer: memoryview | None = None
         self._sending = False
+        self._out = _NOWHERE  # where the transfer that was begun is sealed to
+        self._sealed = 0  # bytes of it that are there
+        self._promised: int | None = (
+            None  # of its payload, still to be put; None: no transfer is begun
+        )
         self._tail = _NOWHERE  # sealed, and not taken by the network yet
         self._receive_buffer = memoryview(bytearray(_RECEIVE_BYTES + len(result.leftover)))
         self._target = _NOWHERE  # of the transfer being received
@@ -132,13 +140,16 @@ class BulkLink:
             LinkClosed: the link is closed or broke; the message says why.
             UsageError: header or payload too large, or this end only receives; nothing was sent.
         """
-        if self._sending:
+        if self._sending or self._promised is not None:
             raise UsageError("another task is sending on this link")
         if self._tail:
             await self.flush()
         if self._lane_out is not None:
             await self._wait_free(self._lane_out)
-        await self._write(self._seal(header, payload))
+        view = _flat(payload)
+        self._begin(header, len(view))
+        self.put(view)
+        await self._write(self._complete())
 
     def try_send(self, header: bytes, payload: Buffer) -> bool:
         """Send one transfer if it can be begun without waiting.
@@ -151,18 +162,58 @@ class BulkLink:
         Raises:
             LinkClosed, UsageError: as for `send`.
         """
+        view = _flat(payload)
+        if not self.try_begin(header, len(view)):
+            return False
+        self.put(view)
+        self.end()
+        return True
+
+    def try_begin(self, header: bytes, size: int) -> bool:
+        """As `try_send`, of a transfer whose `size` bytes of payload follow in parts: `put` each, then `end`.
+
+        So what arrives in parts can be sealed while it is in the cache. One that is begun and not ended leaves the link unusable.
+        """
         if self.busy or (self._lane_out is not None and not self._lane_out.free_now()):
             return False
-        wire = self._seal(header, payload)
+        self._begin(header, size)
+        return True
+
+    def put(self, part: Buffer) -> None:
+        """Seal the next bytes of the transfer that was begun; the receiver may take parts that end where these do.
+
+        Raises:
+            UsageError: they are more than was announced.
+        """
+        view = _flat(part)
+        if self._promised is None or len(view) > self._promised:
+            raise UsageError(f"{len(view)} bytes are more than is left of the transfer")
+        self._promised -= len(view)
+        seal, out, end = self._sealer.seal_into, self._out, self._sealed
+        for start in range(0, len(view), BULK_RECORD_BYTES):
+            end += seal(_BULK_DATA, view[start : start + BULK_RECORD_BYTES], out[end:])
+        self._sealed = end
+
+    def end(self) -> None:
+        """Send the transfer whose parts are all put.
+
+        Raises:
+            UsageError: they are less than was announced.
+        """
+        wire = self._complete()
         taken = self._raw.send_now(wire)
         if taken < len(wire):
             self._tail = wire[taken:]
-        return True
 
     @property
     def busy(self) -> bool:
         """True while `try_send` would send nothing."""
-        return self._sending or bool(self._tail) or not self._raw.can_send_now
+        return (
+            self._sending
+            or self._promised is not None
+            or bool(self._tail)
+            or not self._raw.can_send_now
+        )
 
     @property
     def waiting(self) -> bool:
@@ -176,16 +227,11 @@ class BulkLink:
         if tail:
             await self._write(tail)
 
-    def _seal(self, header: bytes, payload: Buffer) -> memoryview:
-        """One transfer as it goes on the wire; the memory is reused by the next.
+    def _begin(self, header: bytes, size: int) -> None:
+        """Seal the head of a transfer; with an outgoing lane into its next slot (one must be free).
 
-        With an outgoing lane, the transfer lies in its next slot (one must be free), and what
-        goes on the wire is the notice of it.
+        The memory is used again by the transfer after it.
         """
-        view = memoryview(payload)
-        if view.format != "B" or view.ndim != 1:
-            view = view.cast("B")
-        size = len(view)
         self._check_open()
         if len(header) > MAX_HEADER_BYTES or size > MAX_PAYLOAD_BYTES:
             raise UsageError(f"transfer of {len(header)} + {size} bytes is over the limit")
@@ -197,19 +243,24 @@ class BulkLink:
             out = self._send_buffer
         else:
             out = self._send_buffer = memoryview(bytearray(_WIRE_BYTES))
-        seal = self._sealer.seal_into
         head_end = _LENGTH.size + len(header)
         _LENGTH.pack_into(self._head, 0, size)
         self._head[_LENGTH.size : head_end] = header
         end = 0
         if self._sealer.rekey_due(trio.current_time()):
-            end = seal(RecordKind.REKEY, b"", out)
-        end += seal(RecordKind.BULK_HEAD, memoryview(self._head)[:head_end], out[end:])
-        for start in range(0, size, BULK_RECORD_BYTES):
-            end += seal(RecordKind.BULK_DATA, view[start : start + BULK_RECORD_BYTES], out[end:])
+            end = self._sealer.seal_into(_REKEY, b"", out)
+        end += self._sealer.seal_into(_BULK_HEAD, memoryview(self._head)[:head_end], out[end:])
+        self._out, self._sealed, self._promised = out, end, size
+
+    def _complete(self) -> memoryview:
+        """What goes on the wire for the transfer that was begun: its records, or the notice of them."""
+        if self._promised != 0:
+            raise UsageError(f"{self._promised} bytes of the transfer have not been put")
+        self._promised = None
+        end = self._sealed
         self._on_bytes(end, 0)
         if self._lane_out is None:
-            return out[:end]
+            return self._out[:end]
         return self._lane_out.filled(end)
 
     async def _write(self, wire: memoryview) -> None:
@@ -320,14 +371,14 @@ class BulkLink:
         try:
             head = bytearray(_HEAD_BYTES)
             kind, length = await self._next_header(head)
-            while kind == RecordKind.REKEY:  # opening it has changed the key
+            while kind == _REKEY:  # opening it has changed the key
                 self._open_record(length, memoryview(head))
                 kind, length = await self._next_header(head)
-            if kind == RecordKind.CLOSE:
+            if kind == _CLOSE:
                 self._open_record(length, memoryview(head))
                 self.ended_in_order = True
                 raise self._fail("closed by the peer")
-            if kind != RecordKind.BULK_HEAD or length < _LENGTH.size:
+            if kind != _BULK_HEAD or length < _LENGTH.size:
                 raise self._fail(f"unexpected record of kind {kind}, {length} bytes")
             self._open_record(length, memoryview(head))
             (size,) = _LENGTH.unpack_from(head)
@@ -365,7 +416,7 @@ class BulkLink:
                 kind, length = self._opener.parse_header(
                     self._receive_buffer[start : start + HEADER_BYTES]
                 )
-                if kind != RecordKind.BULK_DATA or not 0 < length <= most:
+                if kind != _BULK_DATA or not 0 < length <= most:
                     raise self._fail(f"unexpected record of kind {kind}, {length} bytes")
                 whole = length + OVERHEAD_BYTES
                 if self._end - start < whole:
@@ -480,7 +531,7 @@ class BulkLink:
             await self._raw.aclose()
             return
         out = memoryview(bytearray(OVERHEAD_BYTES))
-        self._sealer.seal_into(RecordKind.CLOSE, b"", out)
+        self._sealer.seal_into(_CLOSE, b"", out)
         try:
             with trio.move_on_after(1.0, shield=True):
                 if self._tail:
@@ -495,3 +546,8 @@ class BulkLink:
     def abort(self, reason: str = "aborted") -> None:
         """Close hard and wake both sides' waiting tasks."""
         self._fail(reason)
+
+
+def _flat(payload: Buffer) -> memoryview:
+    view = memoryview(payload)
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")

@@ -110,6 +110,18 @@ class StripedLink:
             return True
         return False
 
+    def try_begin(self, _header: bytes, _size: int) -> bool:
+        """As `BulkLink.try_begin`: never, since transfers go out whole over whichever link is free."""
+        return False
+
+    def put(self, _part: Buffer) -> None:
+        """As `BulkLink.put`."""
+        raise UsageError("no transfer is begun")
+
+    def end(self) -> None:
+        """As `BulkLink.end`."""
+        raise UsageError("no transfer is begun")
+
     async def send(self, header: bytes, payload: Buffer) -> None:
         """As `BulkLink.send`; returns once the transfer is sealed, perhaps before the network has taken it."""
         if self._sending:

@@ -76,7 +76,10 @@ class RecordKind(IntEnum):
     """A request to join the swarm, or its answer (`transport.connect.door`); never on any other connection."""
 
 
-_LAST_KIND = max(RecordKind)
+_LAST_KIND = int(max(RecordKind))
+_REKEY = int(
+    RecordKind.REKEY
+)  # to look a member of an enumeration up costs more than to compare it
 
 
 def rekey(key: bytes) -> bytes:
@@ -177,7 +180,7 @@ class Sealer(_Direction):
             raise RecordTooLarge(f"record of {length} bytes, limit {MAX_RECORD_BYTES}")
         if len(out) < end:
             raise UsageError(f"the output buffer has {len(out)} bytes, the record needs {end}")
-        if kind == RecordKind.REKEY and length:
+        if kind == _REKEY and length:
             raise UsageError("a rekey record is empty")
         counter = self._counter
         if counter >= _MAX_COUNTER:
@@ -192,7 +195,7 @@ class Sealer(_Direction):
         if (
             self._total_bytes >= self._rekey_at_bytes
             or self._counter >= self._rekey_at_records
-            or kind == RecordKind.REKEY
+            or kind == _REKEY
         ):
             self._rekey()
         return end
@@ -257,7 +260,7 @@ class Opener(_Direction):
             raise MalformedRecord("the record's body does not have the announced length")
         if length > MAX_RECORD_BYTES:
             raise RecordTooLarge(f"record of {length} bytes, limit {MAX_RECORD_BYTES}")
-        if aad[4] == RecordKind.REKEY and length:
+        if aad[4] == _REKEY and length:
             raise MalformedRecord("a rekey record is empty")
         counter = self._counter
         if counter >= _MAX_COUNTER:
@@ -275,7 +278,7 @@ class Opener(_Direction):
         if (
             self._total_bytes >= self._rekey_at_bytes
             or self._counter >= self._rekey_at_records
-            or aad[4] == RecordKind.REKEY
+            or aad[4] == _REKEY
         ):
             self._rekey()
         return length
