@@ -468,7 +468,7 @@ class _Run:
         raise RefusedPayload(self._previous, _NOT_FINITE)
 
     async def _gather(self, segment: _Segment) -> None:
-        _, step, chunk, start, stop, weight, digest = segment
+        _, step, chunk, _, stop, weight, digest = segment
         onward = segment._replace(step=step + 1)
         further = step < self._world - 2
         relayed = further and self._begin_relay(onward)
