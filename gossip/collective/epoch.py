@@ -59,6 +59,7 @@ from gossip.collective.messages import (
     AnyMessage,
     Ask,
     Begin,
+    Certified,
     Message,
     Nack,
     Prepare,
@@ -362,6 +363,9 @@ class EpochMachine:
                 self._on_begin(sender, message, now)
             case Vote():
                 self._on_vote(sender, message, now)
+            case Certified(certificate):
+                if self._is_member(sender) and certificate.epoch == self._present_id():
+                    self._lanes.on_certified(sender, certificate, now)
             case Abort():
                 self._lanes.on_abort(sender, message, now)
             case Ask():
@@ -399,6 +403,9 @@ class EpochMachine:
             self._give_way(now)
         else:
             self._give_way_due = now + self.settings.vote_grace_s
+
+    def _present_id(self) -> bytes | None:
+        return None if self.epoch is None else self.epoch.id
 
     def _is_member(self, node: NodeId) -> bool:
         return self.epoch is not None and node in self.epoch.members

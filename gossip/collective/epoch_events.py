@@ -33,6 +33,10 @@ class EpochSettings:
     announce_s: float = 0.01
     """An operation that has not ended by then is announced to the members that may be missing; most
     small ones have, and save a message to everybody."""
+    collect_from: int = 4
+    """Members from which on votes go to one of them, who sends all the certificate: 2 (N-1) messages instead of N (N-1)."""
+    spread_s: float = 0.01
+    """A vote that has brought no certificate by then goes to everybody."""
 
 
 @attrs.frozen

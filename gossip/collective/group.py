@@ -364,6 +364,9 @@ class Group:
             return
         self._beat_due = began + BEAT_S
         self.rhythm.began(operation.sequence, self._me, began)
+        now = trio.current_time()
+        for member in operation.epoch.members:  # by now at the latest: votes need not come here
+            self.rhythm.began(operation.sequence, member, now)
         links = self._mesh.lane(operation.epoch, operation.lane)
         measures = [] if links is None else list(_measures(links))
         self.rhythm.ended(operation.sequence, operation.epoch.members, measures)

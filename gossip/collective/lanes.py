@@ -7,19 +7,24 @@ have to agree on the order within one. Lane 0 is that of the rounds: only what i
 Word of an operation may come before this node has begun it: that somebody has (`Begin`), and even a result (`Vote`, of
 those whose result does not depend on this node, as in a broadcast). Both are kept until then, the last of each lane and member.
 
+With a handful of members or more, each sends its vote to one of them, another one for each operation, who sends all the
+certificate: 2 (N-1) messages where all to all were N (N-1). That one is trusted with nothing, since a certificate proves itself, and waited for only a
+moment: a vote that has not brought one by then goes to everybody, and so everybody can make it.
+
 What fails in one lane ends the epoch, and so the operations of all lanes: the owner is told (`on_failure`) and calls `abort`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final, Protocol
 
 import attrs
 
-from gossip.collective.certificate import LANES, Epoch
+from gossip.collective.certificate import LANES, Certificate, Epoch
 from gossip.collective.epoch_events import EpochSettings, MembersWaiting, OperationAborted
-from gossip.collective.messages import Abort, Begin, Vote
+from gossip.collective.messages import Abort, Begin, Certified, Vote
 from gossip.collective.operation import Operation, OperationState
 from gossip.collective.standing import Standing
 from transport.identity import NodeId
@@ -52,6 +57,15 @@ class _Running:
     began: float
     announce_due: float | None
     straggler_due: float
+    unspread: Vote | None = None
+    """The own vote, as long as only the collector has it."""
+    spread_due: float = math.inf
+
+    @property
+    def due(self) -> float:
+        """When something is to be done next."""
+        announce = math.inf if self.announce_due is None else self.announce_due
+        return min(announce, self.spread_due, self.straggler_due)
 
 
 @attrs.define
@@ -128,10 +142,12 @@ class Lanes:
         return "; ".join(words)
 
     def lacks_vote(self, member: NodeId) -> bool:
-        """True when something runs here that cannot be certified without `member`, which has not voted."""
+        """True when something runs here that cannot be certified without `member`, which has not voted as far as one could know."""
         return any(
-            member in operation.epoch.members and not operation.voted(member)
-            for operation in self.operations
+            member in run.operation.epoch.members
+            and not run.operation.voted(member)
+            and run.unspread is None
+            for run in self._runs()
         )
 
     def _runs(self) -> list[_Running]:
@@ -174,9 +190,30 @@ class Lanes:
         running = self._lanes[lane].running
         assert running is not None, "what has an operation runs"
         running.straggler_due = now + self._settings.straggler_s  # the others may need as long
+        running.announce_due = None  # the vote says so
         self._standing.doubt(operation.epoch)
-        self._standing.send_all(operation.epoch.members, vote)
+        collector = self._collector(operation)
+        if collector is None:
+            self._standing.send_all(operation.epoch.members, vote)
+        else:
+            running.unspread, running.spread_due = vote, now + self._settings.spread_s
+            if collector != self._standing.me:
+                self._standing.send(collector, vote)
         self._certify(operation, now)
+
+    def _collector(self, operation: Operation) -> NodeId | None:
+        """Who makes the certificate for all; None where everybody does."""
+        members = operation.epoch.members
+        if len(members) < self._settings.collect_from:
+            return None
+        return members[operation.sequence % len(members)]
+
+    def _spread(self, run: _Running) -> None:
+        vote, operation = run.unspread, run.operation
+        run.unspread, run.spread_due = None, math.inf
+        if vote is not None:
+            collector = self._collector(operation)
+            self._standing.send_all((m for m in operation.epoch.members if m != collector), vote)
 
     def moves(self, lane: int, now: float) -> None:
         """Values of what runs there came in a moment ago: it is not given up for a while."""
@@ -255,17 +292,37 @@ class Lanes:
         self._on_failure(reason, now, mismatch=mismatch, lane=operation.lane)
 
     def _certify(self, operation: Operation, now: float) -> None:
-        standing = self._standing
-        keys = {node: peer.public_key for node, peer in standing.peers.items()}
-        keys[standing.me] = standing.identity.public_key
+        keys = self._keys()
         if not set(operation.epoch.members) <= set(keys):
             return
         reason = operation.certify(keys)
         if reason is not None:
             self._on_failure(reason, now, lane=operation.lane)
         elif operation.certificate is not None:
-            self._lanes[operation.lane].running = None
-            self._on_certified(operation, now)
+            if self._collector(operation) == self._standing.me:
+                self._standing.send_all(operation.epoch.members, Certified(operation.certificate))
+            self._end(operation, now)
+
+    def _keys(self) -> dict[NodeId, bytes]:
+        standing = self._standing
+        keys = {node: peer.public_key for node, peer in standing.peers.items()}
+        keys[standing.me] = standing.identity.public_key
+        return keys
+
+    def _end(self, operation: Operation, now: float) -> None:
+        self._lanes[operation.lane].running = None
+        self._on_certified(operation, now)
+
+    def on_certified(self, sender: NodeId, certificate: Certificate, now: float) -> None:
+        """A member of the present epoch has collected all votes of an operation."""
+        operation = self.operation(certificate.lane)
+        if operation is None or operation.sequence != certificate.sequence:
+            return  # this node had everybody's votes before
+        if operation.settle(certificate, self._keys()):
+            self._end(operation, now)
+            return
+        self._standing.accuse(sender, "sent a certificate that proves nothing", now)
+        self._on_failure(f"{sender.short} sent a wrong certificate", now, lane=operation.lane)
 
     def on_abort(self, sender: NodeId, abort: Abort, now: float) -> None:
         """A member gave up on an operation of the present epoch, or of the last one here."""
@@ -298,13 +355,7 @@ class Lanes:
 
     def next_deadline(self) -> float | None:
         """When `tick` wants to be called next."""
-        return min(
-            (
-                run.straggler_due if run.announce_due is None else run.announce_due
-                for run in self._runs()
-            ),
-            default=None,
-        )
+        return min((run.due for run in self._runs()), default=None)
 
     def tick(self, now: float) -> None:
         """Announce what takes long, and end what somebody never begins."""
@@ -316,6 +367,8 @@ class Lanes:
                     operation.epoch_id, operation.sequence, operation.descriptor, operation.lane
                 )
                 self._standing.send_all(operation.epoch.members, begin)
+            if now >= run.spread_due:
+                self._spread(run)
             if now >= run.straggler_due and self.operation(operation.lane) is operation:
                 self._bench_stragglers(run, now)
 

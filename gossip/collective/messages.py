@@ -13,6 +13,7 @@ Propose     the epoch that the proposer made of the promises
 Accept      signed entry into an epoch
 Begin       the sender has started operation `sequence` of a lane of `epoch`
 Vote        signed result of an operation
+Certified   everybody's signatures on the result of an operation, from the member that collects them
 Abort       the operation cannot complete at the sender
 Ask         how an operation of an earlier epoch ended, which the sender has signed
 Answer      its certificate, if the sender holds it; whoever answers has left that epoch for good
@@ -152,6 +153,12 @@ class Vote(Message, frozen=True, omit_defaults=True, tag="vote"):
     lane: LaneNumber = 0
 
 
+class Certified(Message, frozen=True, tag="certified"):
+    """The certificate of an operation of the present epoch."""
+
+    certificate: Certificate
+
+
 class Abort(Message, frozen=True, omit_defaults=True, tag="abort"):
     """The sender gave up on an operation; `late` names members that it waited for in vain."""
 
@@ -203,6 +210,7 @@ AnyMessage = (
     | Accept
     | Begin
     | Vote
+    | Certified
     | Abort
     | Ask
     | Answer

@@ -123,6 +123,35 @@ class Operation:
         self.state = OperationState.CERTIFIED
         return None
 
+    def settle(self, certificate: Certificate, public_keys: Mapping[NodeId, bytes]) -> bool:
+        """Take a certificate that another member has made of all votes; False when it is not that of the result signed here.
+
+        The own signature in it is compared, not checked.
+        """
+        own = self._votes.get(self._identity.node_id)
+        members, signatures = self.epoch.members, certificate.signatures
+        said = (certificate.epoch, certificate.lane, certificate.sequence, certificate.descriptor)
+        if (
+            self.state is not OperationState.VOTED
+            or own is None
+            or said != (self.epoch_id, self.lane, self.sequence, self.descriptor)
+            or certificate.root != self.root
+            or [signed.public_key for signed in signatures]
+            != [public_keys.get(member) for member in members]
+        ):
+            return False
+        statement = vote_statement(
+            self.epoch_id, self.sequence, self.descriptor, certificate.root, self.lane
+        )
+        for member, signed in zip(members, signatures, strict=True):
+            vote = self._votes.get(member)
+            known = vote is not None and vote.signature == signed.signature
+            if not (known or verify(signed.public_key, signed.signature, statement)):
+                return False
+        self.certificate = certificate
+        self.state = OperationState.CERTIFIED
+        return True
+
     def abort(self) -> None:
         """Give up; what was signed stays signed."""
         if self.state is not OperationState.CERTIFIED:

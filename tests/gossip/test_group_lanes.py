@@ -13,7 +13,7 @@ from gossip.collective.call import Call
 from gossip.collective.calls import MAX_CALLS
 from gossip.collective.epoch_events import EpochSettings
 from gossip.collective.group import Handle, Job, Reduced
-from gossip.collective.messages import Message, Vote
+from gossip.collective.messages import Certified, Message, Vote
 from gossip.errors import (
     CollectiveAborted,
     DescriptorMismatch,
@@ -140,19 +140,23 @@ async def test_a_lost_member_aborts_all_tags_and_each_is_done_again_exactly(
                     assert len({reduced.certificate.root for reduced in ended}) == 1, tag
 
 
+@pytest.mark.parametrize("collected", [False, True])
 async def test_a_result_that_an_epochs_end_cut_off_is_settled_by_those_who_hold_it(
-    autojump_clock: object,
+    collected: bool, autojump_clock: object
 ) -> None:
-    """One member's vote reaches two of four, and then it is gone: the others ask, and do not do it again."""
-    async with open_swarm(4, settings=EpochSettings(min_members=4)) as (network, nodes):
+    """One member's word reaches two of four, and then it is gone: the others ask, and do not do it again."""
+    settings = EpochSettings(min_members=4, collect_from=4 if collected else 5)
+    async with open_swarm(4, settings=settings) as (network, nodes):
         for node in nodes:
             node.group.set_position(0, START)
         await nodes[3].group.wait_entered()
+        if collected:  # the first member collects the votes of a lane's first operation; let it be the last node
+            nodes.sort(key=lambda node: node.endpoint.node_id, reverse=True)
         post = nodes[3].group._talk.send
         heard = {nodes[0].endpoint.node_id, nodes[1].endpoint.node_id}
 
         def some_hear(to: object, message: Message) -> None:
-            if not isinstance(message, Vote) or to in heard:
+            if not isinstance(message, Vote | Certified) or to in heard:
                 post(to, message)
 
         nodes[3].group._talk.send = some_hear
@@ -160,7 +164,7 @@ async def test_a_result_that_an_epochs_end_cut_off_is_settled_by_those_who_hold_
         handles = [nodes[i].group.start(works[i]) for i in range(4)]
         first = [await handles[i].wait() for i in (0, 1)]
         assert not handles[2].done
-        network.kill_host("10.0.0.4")
+        network.kill_host(nodes[3].address.host)
         with trio.fail_after(30):
             late = await handles[2].wait()
             assert late.certificate == first[0].certificate == first[1].certificate

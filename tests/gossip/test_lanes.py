@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
 from gossip.collective.certificate import LANES
@@ -13,7 +14,7 @@ from gossip.collective.epoch_events import (
     OperationAborted,
     OperationCertified,
 )
-from gossip.collective.messages import Abort, Begin, Prepare, Vote
+from gossip.collective.messages import Abort, Begin, Certified, Prepare, Vote
 from gossip.collective.operation import Operation, OperationState
 from gossip.errors import CollectiveAborted
 from tests.gossip.epoch_world import START, World
@@ -22,10 +23,10 @@ D, ROOT = b"d" * 32, b"r" * 32
 
 
 class Three:
-    """Three members in one epoch, whose messages are moved by hand from there on."""
+    """Members in one epoch, three if not said otherwise, whose messages are moved by hand from there on."""
 
-    def __init__(self) -> None:
-        self.world = World(3, seed=5, settings=EpochSettings(min_members=3))
+    def __init__(self, count: int = 3) -> None:
+        self.world = World(count, seed=5, settings=EpochSettings(min_members=count))
         self.world.train = (1e9, 1e9)  # nobody begins anything by itself
         self.world.start()
         self.world.run(30, lambda: all(m.epoch is not None for m in self.machines))
@@ -60,6 +61,11 @@ class Three:
 @pytest.fixture
 def three() -> Three:
     return Three()
+
+
+@pytest.fixture
+def five() -> Three:
+    return Three(5)
 
 
 def test_every_lane_has_a_sequence_of_its_own_and_only_lane_0_waits_for_the_position(three) -> None:
@@ -198,3 +204,141 @@ def test_there_are_so_many_lanes(three) -> None:
         first.begin(D, three.now, lane)
     assert len(first.operations) == LANES
     assert first.epoch.state == START
+
+
+# ---- votes that are collected ----------------------------------------------------------------------
+
+
+def vote_all(swarm: Three, lane: int = 1, *, but: tuple[int, ...] = ()) -> list[Operation]:
+    operations = [machine.begin(D, swarm.now, lane) for machine in swarm.machines]
+    for index, machine in enumerate(swarm.machines):
+        if index not in but:
+            machine.result(ROOT, swarm.now, lane)
+    return operations
+
+
+def all_certified(operations: list[Operation]) -> bool:
+    return all(operation.state is OperationState.CERTIFIED for operation in operations)
+
+
+def test_votes_go_to_one_member_each_time_another_and_the_certificate_comes_from_it(five) -> None:
+    for number in range(6):
+        sent: list[tuple[bytes, bytes, type]] = []
+
+        def note(source, target, message, sent=sent) -> bool:
+            sent.append((source, target, type(message)))
+            return True
+
+        operations = vote_all(five)
+        five.deliver(keep=note)
+        assert all_certified(operations)
+        assert len({operation.certificate for operation in operations}) == 1
+        assert operations[0].certificate.verify(five.world.order)
+        collector = five.world.order[number % 5]
+        others = [id_ for id_ in five.world.order if id_ != collector]
+        assert sorted(sent) == sorted(
+            [(other, collector, Vote) for other in others]
+            + [(collector, other, Certified) for other in others]
+        ), number
+
+
+@pytest.mark.parametrize("keeps", ["certificates", "votes"])
+def test_a_collector_that_brings_nothing_is_not_waited_for(five, keeps) -> None:
+    """What it keeps back for itself is its own vote, as any member could."""
+    collector = five.world.order[0]
+
+    def keep(source, target, message) -> bool:
+        if keeps == "certificates":
+            return not isinstance(message, Certified)
+        return not (target == collector and isinstance(message, Vote))
+
+    operations = vote_all(five)
+    five.deliver(keep=keep)
+    assert not all_certified(operations[1:])
+    deadlines = {machine.next_deadline() for machine in five.machines[1:]}
+    assert max(deadlines) <= five.now + 0.011
+    five.now += 0.011
+    for machine in five.machines:
+        machine.tick(five.now)
+    five.deliver(keep=keep)
+    if keeps == "votes":
+        assert all_certified(operations[1:])
+        assert len({operation.certificate for operation in operations[1:]}) == 1
+        return
+    for machine, operation in zip(five.machines[1:], operations[1:], strict=True):
+        waiting = [member for member in five.world.order if not operation.voted(member)]
+        assert waiting == [collector]
+        assert machine.waits_for(1) == f"{collector.short} has not signed it"
+
+
+def test_what_a_collector_tells_is_the_same_as_what_the_votes_would(five) -> None:
+    operations = vote_all(five)
+    five.deliver(keep=lambda _s, _t, message: not isinstance(message, Certified))
+    certificate = operations[0].certificate
+    assert certificate is not None
+    (spread,) = [m for t, m in five.machines[0].outgoing() if t == five.world.order[1]] or [None]
+    assert spread is None, "it was told already"
+    five.now += 0.011
+    for machine in five.machines[1:]:
+        machine.tick(five.now)
+    # The collector's own vote is in the certificate alone: it has ended the operation and says no more.
+    five.deliver()
+    assert not any(operation.state is OperationState.ABORTED for operation in operations)
+    five.machines[1].receive(five.world.order[0], Certified(certificate), five.now)
+    assert operations[1].certificate == certificate
+    five.machines[1].receive(five.world.order[0], Certified(certificate), five.now)  # again
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"root": b"x" * 32},
+        {"descriptor": b"x" * 32},
+        {"signatures": ()},
+        "another signature",
+        "another key",
+        "another order",
+    ],
+    ids=str,
+)
+def test_a_wrong_certificate_ends_the_operation_and_who_made_it_is_accused(five, change) -> None:
+    operations = vote_all(five)
+    five.deliver(keep=lambda _s, _t, message: not isinstance(message, Certified))
+    good = operations[0].certificate
+    signatures = list(good.signatures)
+    if change == "another signature":
+        last = signatures[4]
+        signatures[4] = msgspec.structs.replace(last, signature=signatures[3].signature)
+    elif change == "another key":
+        signatures[4] = msgspec.structs.replace(signatures[4], public_key=signatures[3].public_key)
+    elif change == "another order":
+        signatures.reverse()
+    fields = change if isinstance(change, dict) else {"signatures": tuple(signatures)}
+    wrong = msgspec.structs.replace(good, **fields)
+    five.events(1)
+    five.machines[1].receive(five.world.order[2], Certified(wrong), five.now)
+    assert operations[1].state is OperationState.ABORTED
+    accused = [event.node for event in five.events(1) if isinstance(event, MemberAccused)]
+    assert accused == [five.world.order[2]]
+
+
+def test_a_certificate_from_outside_of_the_epoch_or_of_another_one_is_not_looked_at(five) -> None:
+    operations = vote_all(five)
+    five.deliver(keep=lambda _s, _t, message: not isinstance(message, Certified))
+    good = operations[0].certificate
+    five.events(1)
+    for sender, certificate in (
+        (b"z" * 32, good),
+        (five.world.order[0], msgspec.structs.replace(good, epoch=b"e" * 32)),
+        (five.world.order[0], msgspec.structs.replace(good, sequence=7)),
+    ):
+        five.machines[1].receive(sender, Certified(certificate), five.now)
+    assert operations[1].state is OperationState.VOTED
+    assert not five.events(1)
+
+
+def test_a_member_that_disagrees_is_found_by_who_collects(five) -> None:
+    operations = vote_all(five, but=(3,))
+    five.machines[3].result(b"x" * 32, five.now, 1)
+    five.deliver()
+    assert all(operation.state is OperationState.ABORTED for operation in operations)

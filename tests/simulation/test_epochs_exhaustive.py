@@ -13,6 +13,7 @@ import os
 
 import pytest
 
+from gossip.collective.epoch_events import EpochSettings
 from gossip.collective.messages import Message
 from tests.simulation.epoch_swarm import Swarm, fast_signatures  # noqa: F401
 from transport.identity import NodeId
@@ -43,8 +44,13 @@ def strike(swarm: Swarm, victim: NodeId, fault: str) -> None:
             swarm.cut([(a, b) for a in side for b in swarm.order if b not in side], 6.0)
 
 
-def run_with(count: int, index: int, victim: int, fault: str) -> Swarm:
-    swarm = Swarm(count, f"exhaustive/{count}", wanted_rounds=10_000)
+def swarm_of(count: int, collect_from: int) -> Swarm:
+    settings = EpochSettings(min_members=count, collect_from=collect_from)
+    return Swarm(count, f"exhaustive/{count}", settings=settings, wanted_rounds=10_000)
+
+
+def run_with(count: int, collect_from: int, index: int, victim: int, fault: str) -> Swarm:
+    swarm = swarm_of(count, collect_from)
 
     def on_message(_source: NodeId, _target: NodeId, _message: Message) -> None:
         if swarm.delivered == index:
@@ -59,9 +65,9 @@ def run_with(count: int, index: int, victim: int, fault: str) -> Swarm:
 
 
 @functools.cache
-def messages_of(count: int) -> int:
+def messages_of(count: int, collect_from: int) -> int:
     """How many messages an undisturbed run delivers until everybody has done `ROUNDS` rounds."""
-    swarm = Swarm(count, f"exhaustive/{count}", wanted_rounds=10_000)
+    swarm = swarm_of(count, collect_from)
     swarm.start()
     swarm.run(60, lambda: swarm.all_reach(ROUNDS))
     assert swarm.all_reach(ROUNDS)
@@ -69,11 +75,14 @@ def messages_of(count: int) -> int:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("count", [3, 4, 5])
-def test_a_fault_at_every_message(count: int, fault: str) -> None:
-    for case in range(0, messages_of(count) * count, STRIDE[count]):
+@pytest.mark.parametrize(
+    ("count", "collect_from"), [(3, 9), (3, 3), (4, 4), (5, 5)], ids=["3", "3c", "4c", "5c"]
+)
+def test_a_fault_at_every_message(count: int, collect_from: int, fault: str) -> None:
+    """With all votes to all, and with one member that collects them ("c")."""
+    for case in range(0, messages_of(count, collect_from) * count, STRIDE[count]):
         index, victim = divmod(case, count)
         try:
-            run_with(count, index + 1, victim, fault)
+            run_with(count, collect_from, index + 1, victim, fault)
         except AssertionError as error:
             raise AssertionError(f"{count} members, {fault} of {victim} at {index + 1}") from error

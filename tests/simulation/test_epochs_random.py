@@ -110,7 +110,9 @@ def run_seed(seed: int, operations: int) -> Swarm:
     swarm = Swarm(
         count,
         f"random/{seed}",
-        settings=EpochSettings(min_members=count, quorum="majority"),
+        settings=EpochSettings(
+            min_members=count, quorum="majority", collect_from=(2, 4, 9)[seed % 3]
+        ),
     )
     swarm.calm_s = rng.choice([0.5, 1.5, 5.0])
     swarm.start()
