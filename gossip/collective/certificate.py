@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Annotated, Final
 
 import attrs
@@ -76,7 +77,7 @@ class Epoch:
         """Height of this epoch in the run."""
         return self.ballot.number
 
-    @property
+    @cached_property
     def id(self) -> bytes:
         """32 bytes that bind everything above."""
         digest = hashlib.sha256(_EPOCH_DOMAIN)

@@ -25,10 +25,9 @@ import math
 from functools import lru_cache
 from typing import Any, Final
 
-import attrs
 import numpy as np
 
-from gossip.collective.call import AUTO, EXACT, Call, Kind, Reduce
+from gossip.collective.call import AUTO, EXACT, Call, Kind, Path, Reduce
 from gossip.collective.elements import elements_of
 from gossip.collective.formats.registry import format_named
 from gossip.errors import InvalidOperation
@@ -85,22 +84,18 @@ def choose(call: Call, dtype: np.dtype[Any], size: int, world: int) -> Algorithm
         UnknownFormat: there is no wire format of that name.
     """
     # Of the same length and kind again and again, as in training, it is thought about once.
-    return _choose(attrs.evolve(call, **_NO_MATTER), dtype, size, world)
+    what = (call.kind, call.reduce, call.wire, call.algorithm, call.sites, call.path)
+    return _choose(what, dtype, size, world)
 
 
-_NO_MATTER: Final[dict[str, Any]] = {
-    "weight": 1.0,
-    "root": None,
-    "order": (),
-    "careful": False,
-    "sequence": 0,
-    "descriptor": b"",
-}
-"""What the choice does not depend on."""
+_What = tuple[Kind, Reduce, str, str, tuple[int, ...], Path | None]
+"""Of a call, what the choice depends on."""
 
 
 @lru_cache(maxsize=256)
-def _choose(call: Call, dtype: np.dtype[Any], size: int, world: int) -> Algorithm:
+def _choose(what: _What, dtype: np.dtype[Any], size: int, world: int) -> Algorithm:
+    kind, reduce, wire, algorithm, sites, path = what
+    call = Call(kind, reduce, wire=wire, algorithm=algorithm, sites=sites, path=path)
     if call.wire != EXACT:
         format_named(call.wire)  # or it is an error by itself
         if dtype != np.float32:

@@ -374,13 +374,11 @@ class Group:
             self.on_measured(measure)
 
     def _set_alarm(self) -> None:
-        """Let the timer's sleep end no later than the machine wants.
-
-        A later deadline is left for the timer to find: waking it costs more than an operation should pay.
-        """
+        """Let the timer's sleep end when the machine wants: it is moved, and not woken to find that nothing is due any more."""
         deadline = self.machine.next_deadline()
-        if deadline is not None and deadline < self._alarm.deadline:
-            self._alarm.deadline = deadline
+        due = math.inf if deadline is None else deadline
+        if due != self._alarm.deadline:
+            self._alarm.deadline = due
 
     def _remember_epoch(self) -> None:
         """Before the first vote in an epoch leaves this node, it is where a restart finds it."""

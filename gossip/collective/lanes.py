@@ -117,7 +117,9 @@ class Lanes:
     def awaited(self, lane: int) -> bool:
         """True when another member has begun what comes next in that lane, and this node has not."""
         here = self._lanes[lane]
-        return here.running is None and bool(here.begun(here.sequence))
+        if here.running is not None or not (here.begins or here.votes):
+            return False
+        return bool(here.begun(here.sequence))
 
     @property
     def pending(self) -> bool:
