@@ -21,7 +21,7 @@ from gossip.decentralized.free_running import FreeRunning
 from gossip.decentralized.mixing import KEPT_LOCAL
 from gossip.decentralized.poisson import PoissonTimers, UnitClock
 from gossip.decentralized.protocol import AnyVector, Context, Vector
-from gossip.decentralized.topology import Graph
+from gossip.decentralized.topology import Graph, check_lasting
 from transport.identity import NodeId
 
 
@@ -33,7 +33,7 @@ class PairSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = "random-regular"
     """Who may meet whom. All nodes derive it from the run's id and the list of its members."""
     degree: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
-    """Neighbours of each node ("random-regular", "small-world"), or links that a new node brings ("barabasi-albert"). Others have no choice."""
+    """Neighbours of each node ("random-regular", there at least 2; "small-world"), or links that a new node brings ("barabasi-albert"). Others have no choice."""
     patience: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 10.0
     """Seconds for the answer to the first offer; later ones have four of the round trips measured. While it waits, a node refuses others."""
     forget: Annotated[float, msgspec.Meta(gt=0, le=86400)] = 300.0
@@ -44,6 +44,14 @@ class Pairwise(FreeRunning):
     """One node that trains and meets others in pairs."""
 
     settings: PairSettings
+
+    @classmethod
+    def parse_settings(cls, raw: Mapping[str, Any]) -> msgspec.Struct:
+        """As all protocols; also a graph that falls apart is refused."""
+        parsed = super().parse_settings(raw)
+        assert isinstance(parsed, PairSettings), "the class says so"
+        check_lasting(cls.name, parsed.graph, parsed.degree)
+        return parsed
 
     def __init__(
         self,

@@ -109,7 +109,7 @@ def graph(
         round_: names one of many graphs of the kind; 0 for one that lasts.
 
     Raises:
-        InvalidSettings: no such kind, or a degree below 1.
+        InvalidSettings: no such kind, or a degree below 1. For graphs that last see also `check_lasting`.
     """
     if kind not in KINDS:
         raise InvalidSettings(f"no graph {kind!r}", hint=f"there are: {', '.join(KINDS)}")
@@ -130,6 +130,27 @@ def _graph(kind: str, nodes: tuple[NodeId, ...], run: bytes, degree: int, round_
     return MappingProxyType(
         {node: tuple(nodes[j] for j in sorted(edges[i])) for i, node in enumerate(nodes)}
     )
+
+
+def check_lasting(protocol: str, kind: str, degree: int) -> None:
+    """Refuse a graph that is never connected among more than two nodes; for settings of protocols whose graph lasts.
+
+    Pairs that are drawn anew in every round (`round_`) do mix; pairs that last never do: each half would
+    train on what its own two nodes have. All other kinds are connected with any degree.
+
+    Args:
+        protocol: its name, for the message.
+        kind: one of KINDS.
+        degree: as `graph` has it.
+
+    Raises:
+        InvalidSettings: the graph would fall apart into pairs.
+    """
+    if kind == "random-regular" and degree == 1:
+        raise InvalidSettings(
+            f"protocol {protocol!r}: degree = 1 makes lasting pairs of a random-regular graph, which never learn of each other",
+            hint='set degree = 2 or more (two nodes are a pair with any), or graph = "ring"',
+        )
 
 
 def metropolis(neighbours: Graph) -> Mapping[NodeId, Mapping[NodeId, float]]:

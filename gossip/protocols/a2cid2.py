@@ -33,7 +33,6 @@ from gossip.decentralized.arithmetic import is_finite
 from gossip.decentralized.graph_numbers import neighbour_rates, numbers_of
 from gossip.decentralized.pairs import PairSettings, Pairwise
 from gossip.decentralized.protocol import Context, LocalWork, Vector
-from gossip.decentralized.topology import components
 from transport.identity import NodeId
 
 
@@ -95,9 +94,7 @@ class A2CiD2(Pairwise):
     def rates(self) -> Mapping[NodeId, float]:
         """Edges to higher ids are this node's to start."""
         me = self.context.me
-        drawn = self.neighbourhood()
-        part = next(part for part in components(drawn) if me in part)
-        graph = {node: drawn[node] for node in part}
+        graph = self.neighbourhood()
         rated = neighbour_rates(graph, self.settings.exchanges)
         found = numbers_of(graph, rated)
         self._eta, self._gain = 0.0, 0.5

@@ -147,10 +147,8 @@ class ADPSGD(Pairwise):
         """Also try again."""
         if self._tries_again and self._again_at is not None and now >= self._again_at:
             near = self.neighbourhood()[self.context.me]
-            peer = self.context.rng.choice(near or [self.context.me])
-            if not (
-                near and self.turn_to(peer, now)
-            ):  # of an odd number with degree 1 one has none
+            peer = self.context.rng.choice(near)
+            if not self.turn_to(peer, now):
                 self.refused(peer, now)
         super().tick(now)
 

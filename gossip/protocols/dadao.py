@@ -29,7 +29,6 @@ from gossip.decentralized.exchange import MOST_GAIN
 from gossip.decentralized.graph_numbers import edges, numbers_of, uniform_rates
 from gossip.decentralized.pairs import PairSettings, Pairwise
 from gossip.decentralized.protocol import Context, LocalRule, LocalWork, Vector
-from gossip.decentralized.topology import components
 from gossip.errors import InvalidSettings
 from gossip.protocols.dadao_dynamics import Coefficients, State, X
 from transport.identity import NodeId
@@ -140,9 +139,7 @@ class Dadao(Pairwise):
     def rates(self) -> Mapping[NodeId, float]:
         """Edges to higher ids are this node's to start, gradients are under its own id."""
         me = self.context.me
-        drawn = self.neighbourhood()
-        part = next(part for part in components(drawn) if me in part)
-        graph = {node: drawn[node] for node in part}
+        graph = self.neighbourhood()
         uniform = uniform_rates(edges(graph))
         found = numbers_of(graph, uniform)
         together = math.sqrt(2 * found.chi1 * found.chi2)

@@ -26,7 +26,15 @@ from gossip.decentralized.inbox import Received
 from gossip.decentralized.model_rounds import MixingSettings, ModelRounds
 from gossip.decentralized.protocol import Context
 from gossip.decentralized.rounds import Plan
-from gossip.decentralized.topology import CHANGING, DIRECTED, Graph, Kind, graph, metropolis_row
+from gossip.decentralized.topology import (
+    CHANGING,
+    DIRECTED,
+    Graph,
+    Kind,
+    check_lasting,
+    graph,
+    metropolis_row,
+)
 from transport.identity import NodeId
 
 
@@ -36,7 +44,7 @@ class DPSGDSettings(MixingSettings, frozen=True, forbid_unknown_fields=True):
     graph: Kind = "random-regular"
     """Who is whose neighbour. All nodes derive it from the run's id and the list of its members, and anew when members come or go."""
     degree: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
-    """Neighbours of each node ("random-regular", "small-world"), or links that a new node brings ("barabasi-albert"). Others have no choice."""
+    """Neighbours of each node ("random-regular", there at least 2; "small-world"), or links that a new node brings ("barabasi-albert"). Others have no choice."""
     self_weight: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     """Share that a node's own model keeps; 0: Metropolis-Hastings weights, which give it what its neighbours leave."""
 
@@ -51,9 +59,10 @@ class DPSGD(ModelRounds):
 
     @classmethod
     def parse_settings(cls, raw: Mapping[str, Any]) -> msgspec.Struct:
-        """As for all; a trim that leaves nothing on the chosen graph is refused."""
+        """As for all; a graph that falls apart and a trim that leaves nothing on the chosen one are refused."""
         parsed = super().parse_settings(raw)
         assert isinstance(parsed, DPSGDSettings), "these are its settings"
+        check_lasting(cls.name, parsed.graph, parsed.degree)
         fixed = {"ring": 2, "one-peer-exponential": 1, "full": None, "exponential": None}
         neighbours = fixed.get(parsed.graph, parsed.degree)
         models = None if neighbours is None else 1 + neighbours

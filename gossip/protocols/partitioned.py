@@ -42,6 +42,7 @@ from gossip.decentralized.protocol import (
     frozen,
 )
 from gossip.decentralized.token_account import TokenAccount
+from gossip.decentralized.topology import check_lasting
 from gossip.errors import InvalidSettings
 from transport.codec import decode_untrusted, pack
 from transport.errors import MalformedMessage
@@ -78,7 +79,7 @@ class PartitionedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     ] = "full"
     """Whom a node may send to; "full": anybody. All nodes derive it from the run's id and the list of its members."""
     degree: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
-    """Neighbours of each node ("random-regular", "small-world"), or links that a new node brings ("barabasi-albert"). Others have no choice."""
+    """Neighbours of each node ("random-regular", there at least 2; "small-world"), or links that a new node brings ("barabasi-albert"). Others have no choice."""
     mixing: Literal["mean", "variance-corrected"] = "mean"
     """How a model is merged. "variance-corrected" is for models that began apart, and needs whole models."""
     variance_target: VarianceTarget | None = None
@@ -127,9 +128,10 @@ class Partitioned(FreeRunning):
 
     @classmethod
     def parse_settings(cls, raw: Mapping[str, Any]) -> msgspec.Struct:
-        """As all protocols; also what only whole models can do, and the account's two marks."""
+        """As all protocols; also the graph, what only whole models can do, and the account's two marks."""
         settings = super().parse_settings(raw)
         assert isinstance(settings, PartitionedSettings), "the class says so"
+        check_lasting(cls.name, settings.graph, settings.degree)
         if settings.mixing != "mean" and settings.cut != 1:
             raise InvalidSettings(
                 f"protocol 'partitioned': mixing = {settings.mixing!r} looks at whole tensors, and parts cut through them",
@@ -242,7 +244,7 @@ class Partitioned(FreeRunning):
         if not self.others:
             return
         near = self.graph(self.settings.graph, self.settings.degree)[self.context.me]
-        for _ in range(count if near else 0):  # of an odd number with degree 1 one has none
+        for _ in range(count):
             part = self.context.rng.randrange(len(self.ages))
             peer = self.context.rng.choice(near)
             start, stop = self.bounds[part : part + 2]

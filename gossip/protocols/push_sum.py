@@ -52,6 +52,7 @@ from gossip.decentralized.protocol import (
     frozen,
 )
 from gossip.decentralized.session import RETIRED_SESSIONS, Count, Session, draw_session
+from gossip.decentralized.topology import check_lasting
 from transport.codec import decode_untrusted, pack
 from transport.errors import MalformedMessage
 from transport.identity import NodeId
@@ -83,7 +84,7 @@ class PushSumSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = "one-peer-exponential"
     """Where shares go. "one-peer-exponential": the t-th time to the one 2**t places on, in the order of ids; others: to random neighbours in that graph."""
     degree: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
-    """Neighbours of each node ("random-regular", "small-world"), or links that a new node brings ("barabasi-albert"). Others have no choice."""
+    """Neighbours of each node ("random-regular", there at least 2; "small-world"), or links that a new node brings ("barabasi-albert"). Others have no choice."""
     out: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     """Neighbours that get a share after a leg; "one-peer-exponential" has one."""
     scaling: Literal["weight", "plain"] = "weight"
@@ -150,6 +151,14 @@ class PushSum(FreeRunning):
     settings: PushSumSettings
     conserves_mean = True
     depends_on_mean = True
+
+    @classmethod
+    def parse_settings(cls, raw: Mapping[str, Any]) -> msgspec.Struct:
+        """As all protocols; also a graph that falls apart is refused."""
+        parsed = super().parse_settings(raw)
+        assert isinstance(parsed, PushSumSettings), "the class says so"
+        check_lasting(cls.name, parsed.graph, parsed.degree)
+        return parsed
 
     def __init__(self, settings: PushSumSettings, context: Context) -> None:
         super().__init__(settings, context)

@@ -52,7 +52,7 @@ from gossip.decentralized.protocol import (
     Vector,
     frozen,
 )
-from gossip.decentralized.topology import DIRECTED, graph
+from gossip.decentralized.topology import DIRECTED, check_lasting, graph
 from gossip.errors import InvalidSettings
 from gossip.protocols.token_walk import messages
 from gossip.protocols.token_walk.kernel import Place, Visits, draw, weights
@@ -87,7 +87,7 @@ class TokenWalk(DecentralizedProtocol):
 
     @classmethod
     def parse_settings(cls, raw: Mapping[str, Any]) -> msgspec.Struct:
-        """As `DecentralizedProtocol`; a graph with directions and a > b are refused, too."""
+        """As `DecentralizedProtocol`; a graph with directions or that falls apart and a > b are refused, too."""
         settings = super().parse_settings(raw)
         assert isinstance(settings, TokenWalkSettings)
         if settings.graph in DIRECTED:
@@ -95,6 +95,7 @@ class TokenWalk(DecentralizedProtocol):
                 f"protocol {cls.name!r}: graph = {settings.graph!r} has directions",
                 hint="the walk needs edges that lead both ways: choose another graph",
             )
+        check_lasting(cls.name, settings.graph, settings.degree)
         if settings.visit_exponent > settings.step_exponent:
             raise InvalidSettings(
                 f"protocol {cls.name!r}: visit_exponent is more than step_exponent",

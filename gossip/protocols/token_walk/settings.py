@@ -18,7 +18,7 @@ class TokenWalkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     graph: Kind = "small-world"
     """Along whose edges the token goes. All nodes derive it from the run's id and the list of its members."""
     degree: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
-    """Neighbours of each node ("random-regular", "small-world"), or links that a new node brings ("barabasi-albert")."""
+    """Neighbours of each node ("random-regular", there at least 2; "small-world"), or links that a new node brings ("barabasi-albert")."""
     alpha: Annotated[float, msgspec.Meta(ge=0, le=100)] = 5.0
     """How strongly the token shuns nodes that it has visited much; 0 is a plain Metropolis-Hastings walk. More helps on graphs that mix slowly, and does little on expanders."""
     visit_exponent: Exponent = 0.8

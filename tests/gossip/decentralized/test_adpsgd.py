@@ -132,13 +132,6 @@ def test_pairs_that_all_turn_to_each_other_at_once_do_not_wait_in_a_circle():
     assert sum(node.core.exchanges.counts.refused for node in world.alive) > 0
 
 
-def test_a_node_without_neighbours_trains_alone():
-    settings = {"exchanges": 0, "graph": "random-regular", "degree": 1}
-    world = World(ADPSGD, 3, settings=settings, rounds=10)
-    world.start()
-    world.run_rounds(10)
-
-
 def test_models_that_began_apart_keep_their_variance_with_the_correction():
     def spread(mixing: str) -> float:
         rng = np.random.default_rng(2)

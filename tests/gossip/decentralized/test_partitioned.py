@@ -110,13 +110,6 @@ def test_who_begins_late_catches_up_within_some_messages():
     assert made.ages[0] == 10_000
 
 
-@pytest.mark.parametrize("count", [3, 5])
-def test_a_node_without_neighbours_trains_alone(count):
-    swarm = World(Partitioned, count, settings={"graph": "random-regular", "degree": 1}, rounds=20)
-    swarm.start()
-    swarm.run_rounds(20)
-
-
 def test_a_part_that_comes_during_a_leg_is_merged_at_once_and_another_leg_follows():
     made = started()
     (leg,) = legs(made)

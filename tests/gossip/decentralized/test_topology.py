@@ -17,12 +17,14 @@ from gossip.decentralized.topology import (
     DIRECTED,
     KINDS,
     HashStream,
+    check_lasting,
     components,
     graph,
     metropolis,
     metropolis_row,
 )
 from gossip.errors import InvalidSettings
+from gossip.protocol import installed_protocols, load_plugin
 from tests.gossip.decentralized.spectra import mixing_matrix, second_eigenvalue
 
 RUN = hashlib.sha256(b"a run").digest()
@@ -122,6 +124,36 @@ def test_one_peer_graphs_average_exactly_at_powers_of_two():
                 following[order.index(edges[node][0])] += current[i] / 2
             current = following
         np.testing.assert_allclose(current, values.mean(), atol=1e-15)
+
+
+WITH_GRAPH = [
+    protocol
+    for protocol in map(load_plugin, sorted(installed_protocols()))
+    if {"graph", "degree"} <= set(protocol.Settings.__struct_fields__)
+]
+
+
+@pytest.mark.parametrize("protocol", WITH_GRAPH, ids=lambda protocol: protocol.name)
+def test_every_protocol_refuses_pairs_that_last(protocol):
+    """Of a random-regular graph of degree 1 each pair would train for itself for ever, with nothing to tell."""
+    pairs = {"graph": "random-regular", "degree": 1}
+    with pytest.raises(InvalidSettings, match="lasting pairs") as refused:
+        protocol.parse_settings(pairs)
+    assert "degree = 2" in refused.value.hint
+    protocol.parse_settings({**pairs, "degree": 2})
+    protocol.parse_settings({**pairs, "graph": "barabasi-albert"})
+
+
+@pytest.mark.parametrize("kind", UNDIRECTED)
+@pytest.mark.parametrize("degree", [1, 2, 3])
+@pytest.mark.parametrize("count", [2, 3, 4, 7, 8, 100, 400])
+def test_what_is_not_refused_is_connected(kind, degree, count):
+    try:
+        check_lasting("dpsgd", kind, degree)
+    except InvalidSettings:
+        assert count == 2 or len(components(graph(kind, ids(count), RUN, degree=degree))) > 1
+    else:
+        assert len(components(graph(kind, ids(count), RUN, degree=degree))) == 1
 
 
 def test_an_unknown_kind_and_no_degree_are_refused():
