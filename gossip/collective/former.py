@@ -403,7 +403,10 @@ class Former:
             doubt for doubt in standing.doubts if not history.settles(doubt, self._follows)
         )
         mine = standing.previous
-        if history.last != mine and (mine is None or history.supersedes(mine, self._follows)):
+        if mine is None or (
+            history.last != mine
+            and history.supersedes(mine, self._follows, standing.departed(mine))
+        ):
             standing.establish(history.last, step.links)
             standing.last_certificate = step.certificate
 

@@ -148,17 +148,19 @@ class History:
             return True
         return self.supersedes(doubt, quorum)
 
-    def supersedes(self, epoch: Epoch, quorum: Quorum) -> bool:
+    def supersedes(
+        self, epoch: Epoch, quorum: Quorum, gone: frozenset[NodeId] = frozenset()
+    ) -> bool:
         """True when the run has left `epoch` for a later one of these.
 
-        `quorum(later, earlier, left)` says whether the members of the one may follow on the other.
+        `quorum(later, earlier, left)` says whether the members of the one may follow on the other. `gone` are members known to have
+        left `epoch` in good order, who count for none, however long ago that was.
         """
         if any(one.id == epoch.id for one in self.epochs[:-1]):
             return True
-        nobody: frozenset[NodeId] = frozenset()
         return any(
             one.ballot > epoch.ballot
-            and quorum(one, epoch, left if one.previous == epoch.id else nobody)
+            and quorum(one, epoch, left | gone if one.previous == epoch.id else gone)
             for one, left in zip(self.epochs, self.left, strict=True)
         )
 

@@ -105,7 +105,7 @@ class Scrutiny:
         assert mine is not None
         assert head is not None
         left = standing.left_from(mine) | (gone if head.id == mine.id else frozenset())
-        superseded = history.supersedes(mine, self._follows)
+        superseded = history.supersedes(mine, self._follows, standing.departed(mine))
         related = superseded or head.id == mine.id or own.names(head.id)
         if self._settings.quorum == "majority":
             if not superseded and not self.quorum(members, mine, fresh=fresh, left=left):

@@ -170,6 +170,10 @@ class Standing:
         """The nodes that said these farewells."""
         return {NodeId.of_public_key(one.public_key) for one in self.farewells_to(epoch)}
 
+    def departed(self, epoch: Epoch) -> frozenset[NodeId]:
+        """This node, if it has left `epoch` in good order itself: the others may have gone on without counting it, and fewer of them."""
+        return frozenset(self.left_from(epoch) & {self.me})
+
     def farewell(self) -> SignedBy:
         """This node's own."""
         signature = self.identity.sign(leave_statement(self.base))

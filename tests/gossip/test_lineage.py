@@ -182,6 +182,18 @@ def test_what_a_history_leaves_behind() -> None:
     assert not history.supersedes(lonely, quorum)
 
 
+def test_who_left_in_good_order_long_ago_does_not_hold_up_those_who_went_on() -> None:
+    """The proof reaches back no further than the newest epochs, and its farewell is in none of them."""
+    low, high = sorted([A, B], key=lambda identity: identity.node_id)
+    left_long_ago = epoch_of(link([low, high], 1))
+    between = link([high, C], 70)
+    history = verifier().history((between, link([high, C], 71, previous=between)), None)
+    assert history is not None
+    assert not history.supersedes(left_long_ago, quorum), "half of it, without its first member"
+    assert history.supersedes(left_long_ago, quorum, frozenset({low.node_id}))
+    assert not history.supersedes(left_long_ago, quorum, frozenset({high.node_id}))
+
+
 def test_farewells() -> None:
     first = link([A, B, C], 1)
     identity = epoch_of(first).id
