@@ -254,7 +254,9 @@ class BulkLink:
 
     def _complete(self) -> memoryview:
         """What goes on the wire for the transfer that was begun: its records, or the notice of them."""
-        if self._promised != 0:
+        if self._promised is None:
+            raise UsageError("no transfer is begun")
+        if self._promised:
             raise UsageError(f"{self._promised} bytes of the transfer have not been put")
         self._promised = None
         end = self._sealed
