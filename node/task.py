@@ -25,7 +25,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 import attrs
 import msgspec
@@ -45,12 +45,18 @@ __all__ = [
     "TaskContext",
     "TaskError",
     "UnknownTask",
+    "check_settings",
     "installed_tasks",
     "load_approved",
     "load_task",
+    "parse_settings",
 ]
 
 ENTRY_POINT_GROUP: Final = "noded.tasks"
+SETTINGS_GROUP: Final = "noded.task_settings"
+"""Where a task may register its `Settings`, in a module that does not import torch."""
+
+AnySettings = TypeVar("AnySettings", bound=msgspec.Struct)
 
 
 class TaskError(NodedError):
@@ -122,14 +128,7 @@ class Task(ABC):
     @classmethod
     def parse_settings(cls, raw: Mapping[str, Setting]) -> Any:
         """Validate a settings table (no data is loaded); raises `InvalidTaskSettings`."""
-        try:
-            return msgspec.convert(dict(raw), cls.Settings)
-        except msgspec.ValidationError as error:
-            wrong = complaint(error, cls.Settings)
-            known = ", ".join(cls.Settings.__struct_fields__)
-            raise InvalidTaskSettings(
-                f"task {cls.name!r}: {wrong}", hint=wrong.hint or f"its settings are: {known}"
-            ) from None
+        return parse_settings(cls.name, cls.Settings, raw)
 
     @abstractmethod
     def build_model(self) -> torch.nn.Module:
@@ -171,6 +170,32 @@ class Task(ABC):
     def describe(self) -> str:
         """One line about the data, for the log."""
         return self.name
+
+
+def parse_settings(task: str, struct: type[AnySettings], raw: Mapping[str, Setting]) -> AnySettings:
+    """A table of settings as the task's struct; raises `InvalidTaskSettings`, which names the key."""
+    try:
+        return msgspec.convert(dict(raw), struct)
+    except msgspec.ValidationError as error:
+        wrong = complaint(error, struct)
+        known = ", ".join(struct.__struct_fields__)
+        raise InvalidTaskSettings(
+            f"task {task!r}: {wrong}", hint=wrong.hint or f"its settings are: {known}"
+        ) from None
+
+
+def check_settings(task: str, raw: Mapping[str, Setting]) -> None:
+    """Refuse wrong settings of an installed task without importing it, and so without torch.
+
+    The struct is looked up under the entry-point group ``noded.task_settings``, by the task's name. Settings of a task that
+    registers none there are checked where it is built: in the trainer.
+
+    Raises:
+        InvalidTaskSettings: an unknown key or a value out of range.
+    """
+    for point in entry_points(group=SETTINGS_GROUP):
+        if point.name == task:
+            parse_settings(task, point.load(), raw)
 
 
 def installed_tasks() -> dict[str, str]:

@@ -89,6 +89,24 @@ def test_no_module_of_the_daemon_loads_torch():
     assert fresh_interpreter(IMPORT_EACH, names) == {}
 
 
+CHECK_SETTINGS = """
+import json, sys
+from node.task import InvalidTaskSettings, check_settings, installed_tasks
+refused = []
+for name in json.loads(sys.argv[1]):
+    try:
+        check_settings(name, {"no_such_setting": 1})
+    except InvalidTaskSettings:
+        refused.append(name)
+print(json.dumps([refused, "torch" in sys.modules]))
+"""
+
+
+def test_settings_of_tasks_are_checked_without_torch():
+    tasks = ["byte-gpt", "digits", "images", "ratings"]
+    assert fresh_interpreter(CHECK_SETTINGS, tasks) == [tasks, False]
+
+
 def test_the_check_would_notice():
     pytest.importorskip("safetensors")
     assert fresh_interpreter(IMPORT_EACH, ["json", "safetensors"]) == {

@@ -16,7 +16,7 @@ from gossip.protocol import installed_protocols, load_plugin
 from node.errors import ConfigError
 from node.simulation.scenario import Scenario
 from node.task import UnknownTask, load_task
-from node.tasks.perceptron import ImagesSettings, PerceptronSettings
+from node.tasks.settings import ImagesSettings, PerceptronSettings
 
 __all__ = ["check_assigned", "places"]
 

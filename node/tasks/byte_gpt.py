@@ -14,19 +14,19 @@ clipped by the foreach kernels.
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Final, cast
+from typing import ClassVar, Final, cast
 
 import msgspec
 import numpy as np
 import torch
-from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional
 
-from node.task import Evaluation, InvalidTaskSettings, Task, TaskContext
+from node.task import Evaluation, Task, TaskContext
+from node.tasks.settings import ByteGPTSettings
 from node.training.corpus import load_corpus
 
-__all__ = ["ByteGPT", "ByteGPTSettings", "Transformer"]
+__all__ = ["ByteGPT", "Transformer"]
 
 BYTE_VALUES: Final = 256
 _EVALUATION_SEED: Final = 20_231_114
@@ -34,33 +34,6 @@ _EVALUATION_SEED: Final = 20_231_114
 
 Batch = tuple[Tensor, Tensor]
 """(input, target), int64, both B x T; the target is the input one byte later."""
-
-
-class ByteGPTSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[run.task_settings]` of the byte-level GPT."""
-
-    layers: Annotated[int, Meta(ge=1, le=64)] = 3
-    """Blocks of attention and perceptron."""
-    width: Annotated[int, Meta(ge=8, le=8192)] = 64
-    """Length of the vector of each position; a multiple of `heads`."""
-    heads: Annotated[int, Meta(ge=1, le=128)] = 4
-    """Attention heads of a block."""
-    context: Annotated[int, Meta(ge=8, le=65536)] = 64
-    """Bytes per window."""
-    batch: Annotated[int, Meta(ge=1, le=65536)] = 8
-    """Windows per local step."""
-    learning_rate: Annotated[float, Meta(gt=0, le=1)] = 3e-3
-    """Peak of the local AdamW."""
-    weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.1
-    """Of the local AdamW, on matrices only."""
-    warmup: Annotated[int, Meta(ge=0, le=1_000_000)] = 50
-    """Steps of linear warm-up; then a cosine down to a tenth of the peak."""
-    clip: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
-    """Largest norm of a gradient."""
-    evaluation_windows: Annotated[int, Meta(ge=1, le=65536)] = 192
-    """Windows of the held-out text that are scored."""
-    sample_bytes: Annotated[int, Meta(ge=0, le=4096)] = 400
-    """Length of the sample that is written at the end; 0: none."""
 
 
 class _Block(nn.Module):
@@ -123,12 +96,6 @@ class ByteGPT(Task):
 
     def __init__(self, context: TaskContext) -> None:
         super().__init__(context)
-        if self.parsed.width % self.parsed.heads:
-            raise InvalidTaskSettings(
-                f"task {self.name!r}: width {self.parsed.width} is no multiple of"
-                f" {self.parsed.heads} heads",
-                hint="choose a width that the number of heads divides",
-            )
         self.corpus = load_corpus(context.data)
         self._offsets = np.arange(self.parsed.context + 1)
 

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from node.data.labelled import Labelled
 from node.task import Evaluation, Task, TaskContext
-from node.tasks.perceptron import PerceptronSettings, Recipe
+from node.tasks.perceptron import Recipe
 from node.tasks.portion import Portion
+from node.tasks.settings import PerceptronSettings
 
 __all__ = ["Batch", "Classification", "Perceptron"]
 

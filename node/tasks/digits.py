@@ -12,7 +12,8 @@ import msgspec
 from node.data.digits import load_digits
 from node.data.labelled import Labelled
 from node.tasks.classification import Classification, Perceptron
-from node.tasks.perceptron import PerceptronSettings, Recipe
+from node.tasks.perceptron import Recipe
+from node.tasks.settings import PerceptronSettings
 
 __all__ = ["Digits"]
 

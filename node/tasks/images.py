@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from node.data.labelled import Labelled
 from node.tasks.classification import Classification, Perceptron
-from node.tasks.perceptron import ImagesSettings, Recipe, draw, load_images
+from node.tasks.perceptron import Recipe, draw, load_images
+from node.tasks.settings import ImagesSettings
 
 __all__ = ["Images", "SmallCNN"]
 

@@ -12,15 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Literal, TypeVar
 
 import attrs
-import msgspec
 import numpy as np
-from msgspec import Meta
 
 from gossip.decentralized.protocol import TensorSpec, Vector
-from gossip.invalid import complaint
 from node.data.cifar import load_cifar
 from node.data.digits import load_digits
 from node.data.errors import DataMissing
@@ -30,50 +26,16 @@ from node.data.labelled import Labelled
 from node.data.sampling import stream_of, uniform
 from node.run.layout import Layout
 from node.run.manifest import Setting
-from node.task import InvalidTaskSettings
-from node.tasks.portion import SplitSettings
+from node.task import parse_settings
+from node.tasks.settings import ImagesSettings, PerceptronSettings
 
 __all__ = [
-    "ImagesSettings",
-    "PerceptronSettings",
     "Recipe",
     "draw",
     "load_images",
     "own_seed",
     "recipe",
 ]
-
-Settings = TypeVar("Settings", bound="PerceptronSettings")
-
-
-class PerceptronSettings(SplitSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[run.task_settings]` of a perceptron."""
-
-    hidden: Annotated[int, Meta(ge=1, le=4096)] = 64
-    """Width of each hidden layer."""
-    depth: Annotated[int, Meta(ge=0, le=32)] = 1
-    """Hidden layers; 0 is softmax regression, a convex problem."""
-    batch: Annotated[int, Meta(ge=0, le=65536)] = 16
-    """Examples of a local step; 0: all that the node holds."""
-    learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.1
-    """Of stochastic gradient descent."""
-    decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    """Factor on the learning rate after each local step."""
-    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    """Of the local optimizer."""
-    weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    """Added to the gradient by the optimizer; no part of the loss."""
-    l2: Annotated[float, Meta(ge=0, le=100)] = 0.0
-    """The loss gets l2 / 2 times the squared norm of all parameters: strongly convex if depth is 0."""
-
-
-class ImagesSettings(PerceptronSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[run.task_settings]` of the task `images`."""
-
-    format: Literal["idx", "cifar", "femnist"] = "idx"
-    """idx: MNIST, Fashion-MNIST and whatever has their format; cifar: CIFAR-10, binary version; femnist: as LEAF writes it."""
-    model: Literal["cnn", "mlp"] = "cnn"
-    """cnn: two convolutions and a linear layer, `hidden` channels in the second; mlp: a perceptron of `hidden` and `depth`."""
 
 
 @attrs.frozen(eq=False)
@@ -167,20 +129,10 @@ def recipe(task: str, raw: Mapping[str, Setting], data: str) -> Recipe | None:
         DataError: what is wrong with the data.
     """
     if task == "digits":
-        settings = _parsed(task, raw, PerceptronSettings)
+        settings = parse_settings(task, PerceptronSettings, raw)
         return Recipe.of(settings, load_digits(data, any_version=settings.any_version))
     if task == "images":
-        images = _parsed(task, raw, ImagesSettings)
+        images = parse_settings(task, ImagesSettings, raw)
         if images.model == "mlp":
             return Recipe.of(images, load_images(images, data))
     return None
-
-
-def _parsed(task: str, raw: Mapping[str, Setting], class_: type[Settings]) -> Settings:
-    try:
-        return msgspec.convert(dict(raw), class_)
-    except msgspec.ValidationError as error:
-        wrong = complaint(error, class_)
-        raise InvalidTaskSettings(
-            f"task {task!r}: {wrong}", hint=wrong.hint or f"see:  noded config explain {task}"
-        ) from None

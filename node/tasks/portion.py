@@ -5,38 +5,20 @@ Free of torch: the simulator's batched engine draws the same batches as the task
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 import attrs
-import msgspec
 import numpy as np
 import numpy.typing as npt
-from msgspec import Meta
 
 from node.data.sampling import batch_draws, stream_of, uniform
 from node.data.splits import split
 from node.task import InvalidTaskSettings
+from node.tasks.settings import SplitSettings
 
-__all__ = ["Portion", "SplitSettings"]
+__all__ = ["Portion", "all_parts"]
 
 Indices = npt.NDArray[np.int64]
-
-
-class SplitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the examples are dealt to the nodes; without effect where no part is named (`[run] part`)."""
-
-    split: Literal["iid", "dirichlet", "shards", "user"] = "iid"
-    """iid: alike; dirichlet: unequal shares of each class; shards: a few classes for each node; user: by who made them."""
-    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 0.5
-    """Concentration of the Dirichlet split: 0.1 is very uneven, 100 nearly even."""
-    shards: Annotated[int, Meta(ge=1, le=1024)] = 2
-    """Pieces of equal class for each node in the split by shards."""
-    minimum: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
-    """Least examples of a node."""
-    examples: Annotated[int, Meta(ge=0, le=100_000_000)] = 0
-    """Train on so many examples in all, chosen at random with the run's seed, alike on all nodes; 0: all there are."""
-    any_version: bool = False
-    """Accept files whose checksums are not those of the published data set."""
 
 
 @attrs.frozen(eq=False)

@@ -7,12 +7,11 @@ squared error alone, so its root is the RMSE that papers report. There is no acc
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import msgspec
 import numpy as np
 import torch
-from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,27 +19,13 @@ from node.data.errors import DataMissing
 from node.data.movielens import Ratings, load_movielens
 from node.data.sampling import stream_of, uniform
 from node.task import Evaluation, Task, TaskContext
-from node.tasks.portion import Portion, SplitSettings
+from node.tasks.portion import Portion
+from node.tasks.settings import RatingsSettings
 
-__all__ = ["Factors", "MovieRatings", "RatingsSettings"]
+__all__ = ["Factors", "MovieRatings"]
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """(users, films, ratings)."""
-
-
-class RatingsSettings(SplitSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[run.task_settings]` of the film ratings."""
-
-    factors: Annotated[int, Meta(ge=1, le=1024)] = 16
-    """Length of the vector of each user and film."""
-    batch: Annotated[int, Meta(ge=1, le=1_000_000)] = 64
-    """Ratings of a local step."""
-    learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.05
-    """Of plain stochastic gradient descent."""
-    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    """Of the local optimizer."""
-    penalty: Annotated[float, Meta(ge=0, le=10)] = 0.02
-    """On the squares of the factors that a batch uses."""
 
 
 class Factors(nn.Module):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import sys
+from importlib.metadata import entry_points
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from node.errors import ExitCode
 from node.run.manifest import RunManifest
 from node.task import (
+    SETTINGS_GROUP,
     InvalidTaskSettings,
     Task,
     TaskContext,
@@ -94,6 +96,17 @@ def test_wrong_settings_are_one_clear_error(settings, text):
         ByteGPT(TaskContext(settings=settings, data=text))
     assert next(iter(settings)) in str(caught.value)
     assert caught.value.hint
+
+
+def test_every_task_that_comes_along_registers_its_settings():
+    """So that a daemon can check them; the group and the classes must not part ways."""
+    registered = {
+        point.name: point.load()
+        for point in entry_points(group=SETTINGS_GROUP)
+        if point.value.startswith("node.")
+    }
+    ours = {name for name, value in installed_tasks().items() if value.startswith("node.")}
+    assert registered == {name: load_task(name).Settings for name in ours}
 
 
 def test_batches_depend_on_seed_node_and_index_alone(text):

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import msgspec
 
-from node.tasks.byte_gpt import ByteGPT, ByteGPTSettings
+from node.tasks.byte_gpt import ByteGPT
+from node.tasks.settings import ByteGPTSettings
 
 
 class GatedSettings(ByteGPTSettings, frozen=True, forbid_unknown_fields=True):
