@@ -15,7 +15,8 @@ Folders:
     cli        the `noded` command; `local` is `noded local`, a swarm on one machine
 
 Beside them:
-    schema, config, config_text, plugin_text             the configuration: its keys, how it is loaded, and as text
+    schema, knobs, config, overrides, config_checks      the configuration: its keys, how it is loaded, and what is wrong with it
+    config_text, plugin_text                             it and the settings of protocols and tasks as text
     paths, keys, initialise, private_socket              what is in the data directory, and for nobody else's eyes
     daemon, control, systemd, log, status, health        the daemon, and how it can be asked how it is
     wall_clock, probe, traffic, pinging, netcheck, reach_report, punch_trial, relay_budget    what it knows of itself and of the network

@@ -15,8 +15,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any, Final, get_args, get_origin
 
-from node.config import Knob, knobs
 from node.errors import ConfigError
+from node.knobs import Knob, knobs
 
 __all__ = ["explain", "render_config", "toml_value"]
 

@@ -21,12 +21,12 @@ from typing import Any, Final
 import attrs
 
 from node import keys
-from node.config import PRESETS, parse_config
+from node.config import parse_config
 from node.config_text import render_config
 from node.errors import ConfigError, NodedError, Refused, UsageError
 from node.joining.facts import SwarmFacts, load_facts, store_facts
 from node.paths import NodePaths, ensure_private_dir, node_paths
-from node.schema import Config
+from node.schema import PRESETS, Config
 from transport.errors import TransportError
 from transport.identity import Identity
 from transport.swarm import Swarm

@@ -6,7 +6,7 @@ a renamed one fails the test, and their values come from the modules.
 
 import importlib
 
-from node.config import knobs
+from node.knobs import knobs
 
 HEAD = """\
 # Limits

@@ -258,7 +258,8 @@ def run(assignments: tuple[str, ...], parent_pid: int | None) -> None:
 
         die_with_parent(parent_pid)
     from node import log
-    from node.config import check_environment, load_config
+    from node.config import load_config
+    from node.config_checks import check_environment
 
     overrides = _overrides(assignments)
     if settings.verbosity and "log.level" not in overrides:
@@ -358,7 +359,8 @@ def config_show(assignments: tuple[str, ...]) -> None:
 @_set_option
 def config_check(assignments: tuple[str, ...]) -> None:
     """Whether the configuration is valid; 7 if it is not."""
-    from node.config import check_environment, load_config
+    from node.config import load_config
+    from node.config_checks import check_environment
 
     settings = current_settings()
     loaded = load_config(settings.config, overrides=_overrides(assignments))
@@ -379,8 +381,8 @@ def config_explain(key: str | None) -> None:
     Without KEY, everything but the tasks.
     """
     from node.cli.text import knob_json
-    from node.config import knob, knobs
     from node.config_text import explain
+    from node.knobs import knob, knobs
     from node.plugin_text import (
         all_protocols,
         all_tasks,

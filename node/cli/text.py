@@ -12,9 +12,11 @@ from typing import Any
 import msgspec
 
 from node.cli.render import printable
-from node.config import Knob, LoadedConfig, assign, knobs
+from node.config import LoadedConfig
 from node.config_text import toml_value
 from node.initialise import Initialised
+from node.knobs import Knob, knobs
+from node.overrides import assign
 
 __all__ = ["effective", "initialised_text", "knob_json", "parse_assignments"]
 

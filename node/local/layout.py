@@ -19,7 +19,8 @@ from typing import Any, Final
 from gossip.protocol import installed_protocols
 from node import keys
 from node.cli.text import parse_assignments
-from node.config import check_environment, parse_config
+from node.config import parse_config
+from node.config_checks import check_environment
 from node.config_text import render_config
 from node.errors import NodedError, UsageError
 from node.local import LocalOptions

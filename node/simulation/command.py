@@ -19,8 +19,8 @@ import attrs
 import click
 
 from node.cli.render import style_for
-from node.config import plain_value
 from node.errors import ExitCode, NodedError
+from node.overrides import plain_value
 from node.simulation.keys import check_assigned
 from node.simulation.progress import Bar
 from node.simulation.records import Header, Point, Record, Writer

@@ -8,16 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.config import (
-    check_environment,
-    find_config,
-    knob,
-    knobs,
-    load_config,
-    parse_config,
-)
+from node.config import find_config, load_config, parse_config
+from node.config_checks import check_environment
 from node.config_text import explain, render_config, toml_value
 from node.errors import ConfigError, ExitCode
+from node.knobs import knob, knobs
 from node.schema import PRESETS
 
 
@@ -181,6 +176,27 @@ def test_a_missing_corpus_is_found_before_anything_starts(tmp_path):
         check_environment(config)
     assert caught.value.key == "run.data"
     check_environment(parse_config(b"").config)
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "word"),
+    [
+        ("byte-gpt", "{ heads = 3 }", "no multiple of 3 heads"),
+        ("digits", '{ hidden = "x" }', "hidden"),
+        ("images", '{ format = "cipher" }', "idx, cifar, femnist"),
+        ("ratings", "{ hidden = 3 }", "no setting 'hidden'"),
+    ],
+)
+def test_a_wrong_task_setting_is_found_before_a_trainer_is_started(task, settings, word):
+    text = f'[run]\nname = "r"\ncreate = true\ntask = "{task}"\ntask_settings = {settings}\n'
+    config = parse_config(text.encode()).config
+    with pytest.raises(ConfigError, match=word) as caught:
+        check_environment(config)
+    assert caught.value.key == "run.task_settings"
+    assert caught.value.hint
+    # A run of others has its own settings, and a script's task is its own.
+    check_environment(parse_config(text.replace("create = true", "").encode()).config)
+    check_environment(parse_config(f"{text}[trainer]\nauto = false\n".encode()).config)
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path):

@@ -239,6 +239,14 @@ def test_a_configuration_that_cannot_be_written_names_the_key(tmp_path):
         (["--data", "/nowhere/at/all"], 2, "nothing to train on at /nowhere/at/all"),
         (["--set", "run.evrey=3"], 7, "did you mean run.every?"),
         (["--set", "trainer.threads=x"], 7, "trainer.threads"),
+        (["--set", "run.task_settings.widht=8"], 7, "did you mean width?"),
+        (
+            ["--task", "digits", "--set", "run.task_settings.hiden=8"],
+            7,
+            "run.task_settings: task 'digits': there is no setting 'hiden'",
+        ),
+        (["--task", "digits", "--set", "run.task_settings.hidden=0"], 7, "hidden: expected"),
+        (["--task", "ratings", "--set", "run.task_settings.split=usr"], 7, "did you mean user?"),
     ],
 )
 def test_bad_options_are_found_before_anything_is_made(

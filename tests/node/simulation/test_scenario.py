@@ -6,8 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from node.config import plain_value
 from node.errors import ConfigError, ExitCode
+from node.overrides import plain_value
 from node.simulation.scenario import Scenario, parse_scenario, read_scenario
 
 FILE = """
