@@ -98,6 +98,9 @@ class Facts:
     """Whether the run waits here because too few of the last epoch's members are in sight."""
     rounds_alone: int = 0
     """Rounds in a row that nobody else took part in."""
+    alone_reason: str = ""
+    """Why that is so, as far as this node can tell."""
+    alone_hint: str = ""
     slow: Sequence[tuple[str, str, float]] = ()
     """What has become slow: ("member" or "link", in words, how many times)."""
     convicted: Sequence[str] = ()
@@ -365,8 +368,9 @@ def _run(facts: Facts) -> list[HealthWarning]:
             HealthWarning(
                 "training-alone",
                 Severity.WARNING,
-                f"the last {facts.rounds_alone} rounds ended with this node alone",
-                "noded peers shows what the others are doing",
+                f"the last {facts.rounds_alone} rounds ended with this node alone"
+                + (f": {facts.alone_reason}" if facts.alone_reason else ""),
+                facts.alone_hint or "noded peers shows what the others are doing",
             )
         )
     return found + _slow(facts)

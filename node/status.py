@@ -16,7 +16,7 @@ import trio
 from crdt.record import Progress
 from dht.service import Dht
 from gossip.collective.rhythm import Ailment, Rhythm
-from gossip.decentralized.driver import Driver
+from gossip.decentralized.delivery import Traffic
 from gossip.membership.service import Membership
 from gossip.membership.table import MemberState, MemberView
 from gossip.swarm.renewal import is_due
@@ -26,6 +26,7 @@ from node.health import Facts, assess, verdict
 from node.probe import LagProbe, descriptor_limit, open_descriptors, process_snapshot
 from node.run.measured import rhythm_report, sentence
 from node.run.run import RunService
+from node.run.taking_part import TakingPart
 from node.run.trainer import TrainerStatus
 from node.schema import Config
 from node.traffic import TrafficMeter
@@ -133,11 +134,16 @@ def _together(run: RunService) -> bool:
     return part.group is not None and part.group.epoch is not None
 
 
-def _gossip(driver: Driver | None) -> dict[str, Any] | None:
-    """A decentralized protocol at work: its neighbours, what it says of itself, messages and bytes, losses by reason."""
-    if driver is None:
+def _gossip(part: TakingPart[Any] | None) -> dict[str, Any] | None:
+    """A decentralized protocol at work: its neighbours, what it says of itself, messages and bytes, losses by reason.
+
+    `peers` says the same by neighbour, and how old its last model is (null: none came); `alone`, whether this node learns alone
+    though it should not, for how many rounds, and why.
+    """
+    if part is None or part.driver is None:
         return None
-    statistics = driver.statistics
+    driver = part.driver
+    statistics, alone = driver.statistics, part.solitude
     return {
         "neighbours": [str(node) for node in driver.neighbours.nodes],
         "core": driver.described,
@@ -147,6 +153,23 @@ def _gossip(driver: Driver | None) -> dict[str, Any] | None:
         "bytes_received": statistics.bytes_received,
         "lost": dict(sorted(statistics.lost.items())),
         "greetings": dict(sorted(driver.neighbours.counters.items())),
+        "peers": [
+            _exchanged(node, driver.delivery.traffic.get(node, Traffic()))
+            for node in driver.neighbours.nodes
+        ],
+        "alone": None if alone is None else attrs.asdict(alone),
+    }
+
+
+def _exchanged(node: NodeId, traffic: Traffic) -> dict[str, Any]:
+    last = traffic.last_model_at
+    return {
+        "id": str(node),
+        "models_sent": traffic.models_sent,
+        "models_received": traffic.models_received,
+        "bytes_sent": traffic.bytes_sent,
+        "bytes_received": traffic.bytes_received,
+        "last_model_s": None if last is None else round(trio.current_time() - last, 1),
     }
 
 
@@ -187,7 +210,7 @@ def _run(run: RunService | None) -> dict[str, Any] | None:
         "rhythm": None if group is None else rhythm_report(group.rhythm),
         "aborted_operations": 0 if group is None else group.aborted_operations,
         "events": [] if group is None else list(group.notes),
-        "gossip": None if run.part is None else _gossip(run.part.driver),
+        "gossip": _gossip(run.part),
     }
 
 
@@ -426,6 +449,7 @@ def _facts(parts: Parts) -> Facts:
     part = None if run is None else run.part
     trainers = None if part is None else part.trainers
     group = None if part is None else part.group
+    solitude = None if part is None else part.solitude
     checkpoint = None if run is None else run.saves.newest
     ended = None if figures is None else figures.round_ended_at
     refusal = parts.standing.own_refusal(endpoint.identity)
@@ -466,7 +490,13 @@ def _facts(parts: Parts) -> Facts:
         else trio.current_time() - ended,
         round_usual_s=None if figures is None else figures.usual_round_s,
         quorum_missing=group is not None and group.machine.quorum_missing,
-        rounds_alone=0 if figures is None or group is None else figures.rounds_alone,
+        rounds_alone=solitude.rounds
+        if solitude is not None
+        else 0
+        if figures is None or group is None
+        else figures.rounds_alone,
+        alone_reason="" if solitude is None else solitude.reason,
+        alone_hint="" if solitude is None else solitude.hint,
         checkpoint_error="" if run is None else run.saves.error,
         checkpoint_damaged="" if run is None else run.saves.damaged,
         disk_free_bytes=_disk_free(parts.config),

@@ -31,7 +31,7 @@ from transport.peer import Peer
 from transport.streams.frames import ResetCode
 from transport.streams.stream import Stream
 
-__all__ = ["Delivery", "Statistics"]
+__all__ = ["Delivery", "Statistics", "Traffic"]
 
 QUEUE_MESSAGES: Final = 256
 """For one neighbour and kind; more are lost, and the protocol hears of it."""
@@ -58,6 +58,20 @@ class Statistics:
     bytes_sent: int = 0
     bytes_received: int = 0
     lost: Counter[str] = attrs.field(factory=Counter)
+
+
+@attrs.define
+class Traffic:
+    """What went to one node and came from it, as long as it is a neighbour; models are messages with vectors."""
+
+    models_sent: int = 0
+    """With a receipt."""
+    models_received: int = 0
+    bytes_sent: int = 0
+    """Of models and small messages alike."""
+    bytes_received: int = 0
+    last_model_at: float | None = None
+    """When the last one came, by the event loop's clock."""
 
 
 @attrs.define(eq=False)
@@ -95,6 +109,8 @@ class Delivery:
         on_lost: Callable[[Send], None],
     ) -> None:
         self.statistics = Statistics()
+        self.traffic: dict[NodeId, Traffic] = {}
+        """By neighbour; nodes that are none any more are forgotten when another one is added."""
         self.room = Room(RoomLimits.of(numel))
         self._endpoint = endpoint
         self._protocol = f"gossip/{run.hex()[:32]}"
@@ -151,6 +167,9 @@ class Delivery:
                 else:
                     self.statistics.messages_sent += 1
                     self.statistics.bytes_sent += size
+                    account = self._account(node)
+                    account.models_sent += large
+                    account.bytes_sent += size
         finally:
             queue.workers -= 1
             if not queue.workers:
@@ -180,6 +199,13 @@ class Delivery:
     def _lose(self, message: Send, reason: str) -> None:
         self.statistics.lost[reason] += 1
         self._on_lost(message)
+
+    def _account(self, node: NodeId) -> Traffic:
+        if node not in self.traffic:
+            here = {*self._neighbours.nodes, node}
+            self.traffic = {known: old for known, old in self.traffic.items() if known in here}
+            self.traffic[node] = Traffic()
+        return self.traffic[node]
 
     # In
 
@@ -245,6 +271,11 @@ class Delivery:
             raise
         self.statistics.messages_received += 1
         self.statistics.bytes_received += size
+        account = self._account(node)
+        account.bytes_received += size
+        if decoder.has_vectors:
+            account.models_received += 1
+            account.last_model_at = trio.current_time()
         self._on_message(node, decoder)
         stream.finish()
 

@@ -36,6 +36,7 @@ from gossip.decentralized.protocol import (
     Finished,
     LocalWork,
     Send,
+    Solitude,
     Train,
     Vector,
 )
@@ -136,6 +137,8 @@ class Driver:
         self.finished = trio.Event()
         self.described: dict[str, Any] = {}
         """What the core said of itself after its last call."""
+        self.solitude: Solitude | None = None
+        """Whether this node learns alone though it should not, as of then."""
         self.neighbours = Neighbours(
             endpoint, context.run, model=model, on_change=self._members_changed
         )
@@ -278,6 +281,7 @@ class Driver:
             while (event := self.core.next_event()) is not None:
                 asked.append(_look_at(event))
             self.described = dict(self.core.describe())
+            self.solitude = self.core.solitude()
             return asked
 
         try:

@@ -125,6 +125,10 @@ class FreeRunning(DecentralizedProtocol):
         if not self._finish_if_done():
             self.after_leg(now)
 
+    def expects_others(self) -> bool:
+        """There is somebody to meet."""
+        return bool(self.others)
+
     def describe(self) -> Mapping[str, Any]:
         """Legs done and peers known."""
         phase = "finished" if self.finished else "training" if self.training else "waiting"

@@ -49,6 +49,9 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024
 MAX_VECTORS: Final = 8
 """Of one `Send`; together they take no more than four models in float32 do, or 4 MiB."""
 
+ALONE_AFTER: Final = 20
+"""Rounds: where meetings are drawn, a node that has one in each on average misses so many in a row once in 10**8 times."""
+
 Vector = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
 AnyVector = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -158,6 +161,18 @@ class Finished:
     """Event: `Context.rounds` are done; the core goes on to answer others, but trains no more."""
 
 
+@attrs.frozen
+class Solitude:
+    """A node learns alone that should not: nothing of others has come into its model for some rounds."""
+
+    rounds: int
+    """In a row."""
+    reason: str = ""
+    """As far as this node can tell; "" if it cannot."""
+    hint: str = ""
+    """What to do about that reason."""
+
+
 Event = Train | Cancel | Send | Completed | Finished
 
 
@@ -209,6 +224,8 @@ class DecentralizedProtocol(Plugin):
         super().__init__(settings)
         self.context = context
         self._events: deque[Event] = deque()
+        self._alone = 0
+        """Rounds in a row that should have had the work of others in them, and had none."""
 
     # ---- inputs ------------------------------------------------------------------------------
 
@@ -261,11 +278,33 @@ class DecentralizedProtocol(Plugin):
         """A few plain values for status output (JSON), for example {"round": 12, "neighbours": 4}."""
         return {}
 
+    @property
+    def alone_after(self) -> int:
+        """So many rounds in a row with nothing of others in them are worth telling people; 0: none are."""
+        return ALONE_AFTER
+
+    def expects_others(self) -> bool:
+        """Whether the round that is completed now should have had the work of others in it."""
+        return True
+
+    def why_alone(self) -> tuple[str, str]:
+        """Why nothing of others comes into the model, and what to do about it, as far as this node can tell."""
+        return "", ""
+
+    def solitude(self) -> Solitude | None:
+        """Whether this node learns alone though it should not; what people are told, once."""
+        if not 0 < self.alone_after <= self._alone:
+            return None
+        return Solitude(self._alone, *self.why_alone())
+
     def is_model(self, vector: AnyVector) -> TypeGuard[Vector]:
         """Whether a received vector is as long as the run's parameters, in float32."""
         return vector.dtype == np.float32 and vector.size == self.context.numel
 
     def _emit(self, event: Event) -> None:
+        if isinstance(event, Completed):
+            alone = event.members == 1 and self.expects_others()
+            self._alone = self._alone + 1 if alone else 0
         self._events.append(event)
 
 

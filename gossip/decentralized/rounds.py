@@ -43,6 +43,7 @@ import numpy as np
 from gossip.decentralized import arithmetic
 from gossip.decentralized.inbox import Inbox, Received
 from gossip.decentralized.protocol import (
+    ALONE_AFTER,
     TASK_RULE,
     AnyVector,
     Cancel,
@@ -77,6 +78,8 @@ MAX_JUMPS: Final = 3
 """With the work of one leg: the others may go on while word of where they are is under way."""
 HEARD: Final = 3
 """At least so many of the peers heard last decide how far the others are."""
+WAITED_ALONE: Final = 5
+"""Rounds in a row whose models were all waited for in vain, until it is worth a word to people."""
 FAR_ROUNDS: Final = 2
 """Of a lead that no node gets over neighbours that wait for each other."""
 
@@ -119,6 +122,8 @@ class RoundProtocol(DecentralizedProtocol):
         self._leg_began = 0.0
         self._leg_s = 0.0
         self._jumps_left = 0
+        self._waits = True  # as the plan of the last exchange had it: for certain nodes' models,
+        self._expects = False  # and for anybody's at all
         self._fresh = False  # has not mixed with anybody since it began
         self._listening = False
         self._finished = False
@@ -286,6 +291,24 @@ class RoundProtocol(DecentralizedProtocol):
             "caught_up": self.jumps,
         }
 
+    @property
+    def alone_after(self) -> int:
+        """Who waits for certain nodes' models and mixes none is alone for a reason."""
+        return WAITED_ALONE if self._waits else ALONE_AFTER
+
+    def expects_others(self) -> bool:
+        """Somebody's model should have been in this exchange."""
+        return self._expects
+
+    def why_alone(self) -> tuple[str, str]:
+        """Models that come too late tell of a patience that is too short."""
+        if not self.late:
+            return "", ""
+        return (
+            f"{self.late} models came too late: it waits {self.patience:g} s for them",
+            "give models time to arrive: a longer patience (or window) in run.protocol_settings, on all nodes",
+        )
+
     # ---- the round ---------------------------------------------------------------------------
 
     def _enter(self, stamp: int, now: float) -> None:
@@ -305,6 +328,8 @@ class RoundProtocol(DecentralizedProtocol):
     def _open(self, now: float, *, extra_s: float = 0.0) -> None:
         """Send the model to this stamp's targets and wait for those of its sources."""
         plan = self._plan_now()
+        self._waits = plan.sources is not None
+        self._expects = bool(plan.targets if plan.sources is None else plan.sources)
         if self._listening:
             for target in plan.targets:
                 self._skip(target, self.stamp)

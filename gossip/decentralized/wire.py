@@ -92,6 +92,11 @@ class Decoder:
         """Whether the last byte has come."""
         return self._admitted and not self._places
 
+    @property
+    def has_vectors(self) -> bool:
+        """Whether the message that has come carries any."""
+        return bool(self._vectors)
+
     def feed(self, data: Buffer) -> None:
         """Take the next bytes of the stream.
 

@@ -6,7 +6,7 @@ makes them raise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from node.cli.render import (
@@ -45,6 +45,8 @@ def figures(
     late = {str(row.get("id")): row.get("late_s") for row in _rows(rhythm.get("members"))}
     links = _rows(rhythm.get("links"))
     me = str(node.get("id"))
+    gossip = run.get("gossip")
+    near = {str(row.get("id")): row for row in _rows(_map(gossip).get("peers"))}
     process = _map(status.get("process"))
     traffic, traffic_before = _map(status.get("traffic")), _map((before or {}).get("traffic"))
     return {
@@ -62,10 +64,13 @@ def figures(
                 "loss",
                 "tokens_per_s",
                 "round_seconds",
+                "members_last_round",
                 "phase",
                 "aborted_operations",
             )
         },
+        "agreement": not isinstance(gossip, Mapping),
+        "alone": _map(gossip).get("alone"),
         "sent_per_s": _rate(traffic, traffic_before, "bytes_sent", elapsed_s),
         "received_per_s": _rate(traffic, traffic_before, "bytes_received", elapsed_s),
         "rss_bytes": process.get("rss_bytes"),
@@ -83,6 +88,7 @@ def figures(
                 "late_s": late.get(str(row.get("id"))),
                 "link_in": _link(links, str(row.get("id")), me),
                 "link_out": _link(links, me, str(row.get("id"))),
+                "gossip": near.get(str(row.get("id"))),
             }
             for row in _rows(status.get("peers"))
             if row.get("state") not in {"lost", "left"}
@@ -113,42 +119,88 @@ def top_text(shown: Mapping[str, Any], style: Style | None = None, *, height: in
     ]
     lines = ["  ".join(head), "  ".join(net), _run_line(run, shown)]
     lines += _findings(shown, names, style)
+    lines += _alone(shown, style)
     members = _rows(shown.get("members"))
+    columns = _TOGETHER if shown.get("agreement") is not False else _GOSSIP
     rows = [
-        [
-            _who(row.get("id"), names),
-            _text(row.get("state")),
-            _text(row.get("path")),
-            rtt(row.get("rtt_s")),
-            _per_s(row.get("sent_per_s")),
-            _per_s(row.get("received_per_s")),
-            _late(row.get("late_s")),
-            _per_s(row.get("link_in")),
-            _per_s(row.get("link_out")),
-            number(row.get("round")),
-            number(row.get("loss"), 3),
-            number(row.get("tokens_per_s"), 0),
-        ]
-        for row in members
+        [_who(row.get("id"), names), *(cell(row) for cell in columns.values())] for row in members
     ]
     room = max(1, height - len(lines) - 3) if height else len(rows)
-    header = ["MEMBER", "STATE", "PATH", "RTT", "SENT", "RECEIVED", "LATE", "LINK IN", "LINK OUT"]
-    lines += ["", table([*header, "ROUND", "LOSS", "TOK/S"], rows[:room], style)]
+    lines += ["", table(["MEMBER", *columns], rows[:room], style)]
     if len(rows) > room:
         lines.append(f"and {len(rows) - room} more: noded peers")
     return "\n".join(lines)
+
+
+Column = Callable[[Mapping[str, Any]], str]
+
+_WHERE: Final[Mapping[str, Column]] = {
+    "STATE": lambda row: _text(row.get("state")),
+    "PATH": lambda row: _text(row.get("path")),
+    "RTT": lambda row: rtt(row.get("rtt_s")),
+    "SENT": lambda row: _per_s(row.get("sent_per_s")),
+    "RECEIVED": lambda row: _per_s(row.get("received_per_s")),
+}
+_TRAINS: Final[Mapping[str, Column]] = {
+    "ROUND": lambda row: number(row.get("round")),
+    "LOSS": lambda row: number(row.get("loss"), 3),
+    "TOK/S": lambda row: number(row.get("tokens_per_s"), 0),
+}
+_TOGETHER: Final[Mapping[str, Column]] = {
+    **_WHERE,
+    "LATE": lambda row: _late(row.get("late_s")),
+    "LINK IN": lambda row: _per_s(row.get("link_in")),
+    "LINK OUT": lambda row: _per_s(row.get("link_out")),
+    **_TRAINS,
+}
+"""Of a protocol whose members wait for each other in operations."""
+_GOSSIP: Final[Mapping[str, Column]] = {
+    **_WHERE,
+    "LAST MODEL": lambda row: _last_model(row.get("gossip")),
+    "MODELS IN": lambda row: _count(row.get("gossip"), "models_received", "bytes_received"),
+    "MODELS OUT": lambda row: _count(row.get("gossip"), "models_sent", "bytes_sent"),
+    **_TRAINS,
+}
+"""Of one without agreement: there are no operations to be late in, and no links to measure in them."""
+
+
+def _last_model(gossip: object) -> str:
+    if not isinstance(gossip, Mapping):
+        return "no neighbour"
+    age_s = gossip.get("last_model_s")
+    return "none yet" if age_s is None else f"{duration(age_s)} ago"
+
+
+def _count(gossip: object, models: str, size: str) -> str:
+    if not isinstance(gossip, Mapping):
+        return "none"
+    return f"{number(gossip.get(models))} ({human_bytes(gossip.get(size))})"
+
+
+def _alone(shown: Mapping[str, Any], style: Style) -> list[str]:
+    """A line where this node learns alone though it should not."""
+    alone = _map(shown.get("alone"))
+    if not alone:
+        return []
+    reason = f": {_text(alone.get('reason'))}" if alone.get("reason") else ""
+    words = f"no other node's model in the last {number(alone.get('rounds'))} rounds{reason}"
+    return [f"{style.word('alone', 'warning')} {words}"]
 
 
 def _run_line(run: Mapping[str, Any], shown: Mapping[str, Any]) -> str:
     if not run.get("name"):
         return "run   none"
     total = f" of {number(run.get('rounds_total'))}" if run.get("rounds_total") else ""
-    return (
+    seconds = run.get("round_seconds")
+    took = "" if seconds is None else f" ({duration(seconds)})"
+    line = (
         f"run   {_text(run.get('name'))} by {_text(run.get('protocol'))}"
-        f"  round {number(run.get('round'))}{total} ({duration(run.get('round_seconds'))})"
+        f"  round {number(run.get('round'))}{total}{took}"
         f"  loss {number(run.get('loss'), 3)}  {number(run.get('tokens_per_s'), 0)} tokens/s"
-        f"  late {_late(shown.get('late_s'))}  aborted {number(run.get('aborted_operations'))}"
     )
+    if shown.get("agreement") is False:
+        return f"{line}  {number(run.get('members_last_round'))} models in the last round"
+    return f"{line}  late {_late(shown.get('late_s'))}  aborted {number(run.get('aborted_operations'))}"
 
 
 def _findings(shown: Mapping[str, Any], names: Mapping[str, Any], style: Style) -> list[str]:

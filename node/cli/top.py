@@ -48,6 +48,9 @@ def top(every_s: float, once: bool) -> None:
     LATE is how long after the first a member usually begins an operation; the others wait for it. LINK IN and
     LINK OUT are what the operations themselves got over the link to this node and from it; links within one
     machine, where values pass through shared memory, are not measured.
+
+    With a protocol without agreement nobody waits in operations, so there is the age of each neighbour's LAST MODEL
+    instead, and how many models came and went, with their bytes.
     """
     from node.cli.render_top import figures, top_text
 

@@ -120,6 +120,7 @@ class Decentralized(TakingPart[LegLink]):
         self._latest: tuple[int, Vector] | None = None
         self._evaluated_round = self._saved_round = -1
         """The rounds whose model was evaluated and saved last."""
+        self._said_alone = False
         self._wanted = _Wanted()
         self._wake = trio.Event()
         self._idle = trio.Event()
@@ -208,12 +209,25 @@ class Decentralized(TakingPart[LegLink]):
         self._latest = (progress.round, progress.model)
         self._legs.round, self._legs.peers = progress.round, progress.members - 1
         self._journal.on_progress(progress)
+        self._say_if_alone()
         trainer = self._around.config.trainer
         evaluate, save = trainer.evaluate_every, trainer.checkpoint_every
         if evaluate and progress.round - max(self._evaluated_round, 0) >= evaluate:
             self._want(evaluate=True)
         if save and progress.round - self._saved_round >= save:
             self._want(save=True)
+
+    def _say_if_alone(self) -> None:
+        """Once in the log; the status goes on to say so for as long as it lasts."""
+        told = self.solitude
+        if told is not None and not self._said_alone:
+            self._said_alone = True
+            reason = f": {told.reason}; {told.hint}" if told.reason else ""
+            _log.warning(
+                "no other node's model came into this one's in the last %d rounds%s",
+                told.rounds,
+                reason,
+            )
 
     def _want(self, *, evaluate: bool = False, save: bool = False, sample: bool = False) -> None:
         wanted = self._wanted

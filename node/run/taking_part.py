@@ -18,6 +18,7 @@ import trio
 
 from gossip.collective.group import Group
 from gossip.decentralized.driver import Driver
+from gossip.decentralized.protocol import Solitude
 from gossip.replication import open_replication
 from node.blocks.gate import Permission
 from node.blocks.service import NodeBlocks
@@ -103,6 +104,20 @@ class TakingPart(ABC, Generic[Link]):
         """Connected peers that take part in another run of this name."""
         self._around = around
         self._journal = journal
+
+    @property
+    def solitude(self) -> Solitude | None:
+        """Whether this node learns alone though others do, too; of a decentralized protocol."""
+        told = None if self.driver is None else self.driver.solitude
+        return told if told is not None and self._others_train() else None
+
+    def _others_train(self) -> bool:
+        """Not all neighbours have done the run's rounds."""
+        if self.driver is None or not self.manifest.rounds:
+            return True
+        done, rounds = self.presence.state.progress(), self.manifest.rounds
+        near = [done.get(bytes(node)) for node in self.driver.neighbours.nodes]
+        return not near or any(one is None or one.round < rounds for one in near)
 
     @abstractmethod
     async def train(self, nonce: Callable[[], bytes]) -> None:

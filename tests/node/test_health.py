@@ -53,6 +53,14 @@ def test_a_quiet_node_and_a_young_one_have_no_warnings():
     assert assess(Facts(**RUN, trainer="running", loss=2.0, round_age_s=50, round_usual_s=3)) == []
 
 
+def test_who_learns_alone_is_told_why_where_that_is_known():
+    (warning,) = assess(
+        Facts(**RUN, rounds_alone=7, alone_reason="12 came too late", alone_hint="be patient")
+    )
+    assert warning.text == "the last 7 rounds ended with this node alone: 12 came too late"
+    assert warning.hint == "be patient"
+
+
 def test_who_has_the_model_of_most_is_not_blamed():
     assert assess(Facts(**RUN, other_models=(1, 3))) == []
     assert assess(Facts(**RUN, other_models=(0, 0))) == []

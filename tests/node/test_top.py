@@ -94,6 +94,56 @@ def test_the_slow_ones_are_named_in_words():
     assert "50.0 MiB/s" in row
 
 
+def gossiping(**alone) -> dict:
+    """As `status`, of a protocol without agreement; shed is a peer that does not take part."""
+    shown = status(5, 5)
+    shown["run"] |= {
+        "protocol": "dpsgd",
+        "rhythm": None,
+        "round_seconds": None,
+        "members_last_round": 2,
+        "gossip": {
+            "peers": [
+                {
+                    "id": BARN,
+                    "models_sent": 6,
+                    "models_received": 7,
+                    "bytes_sent": 3 << 20,
+                    "bytes_received": 4 << 20,
+                    "last_model_s": 3.0,
+                },
+                {"id": "nd-new", "models_received": 0, "bytes_received": 0, "last_model_s": None},
+            ],
+            "alone": alone or None,
+        },
+    }
+    shown["peers"].append(peer("nd-new", "new", 1, 1))
+    return shown
+
+
+def test_without_agreement_it_is_models_that_count():
+    shown = figures(gossiping(), gossiping(), 1.0)
+    assert shown["agreement"] is False
+    assert shown["members"][0]["gossip"]["models_received"] == 7
+    text = top_text(shown)
+    assert "2 models in the last round" in text
+    assert not {"LATE", "LINK"} & set(text.split())
+    rows = {line.split()[0]: line for line in text.splitlines() if line}
+    assert "3.0 s ago" in rows["barn"]
+    assert "7 (4.0 MiB)" in rows["barn"]
+    assert "6 (3.0 MiB)" in rows["barn"]
+    assert "none yet" in rows["new"]
+    assert "no neighbour" in rows["shed"]
+    assert "n/a" not in rows["barn"] + rows["shed"] + rows["run"]
+    assert "alone" not in rows
+
+
+def test_a_node_that_learns_alone_is_told_so_and_why():
+    told = gossiping(rounds=7, reason="12 models came too late", hint="more patience")
+    text = top_text(figures(told, None, 0.0))
+    assert "alone no other node's model in the last 7 rounds: 12 models came too late" in text
+
+
 def test_rows_that_do_not_fit_are_counted():
     text = top_text(figures(status(), status(), 1.0), height=11)
     assert "and 1 more: noded peers" in text
@@ -109,7 +159,19 @@ json_values = st.recursive(
 )
 keys = st.sampled_from(sorted(status()))
 parts = st.sampled_from(
-    ["members", "links", "findings", "rhythm", "id", "name", "factor", "ailment"]
+    [
+        "members",
+        "links",
+        "findings",
+        "rhythm",
+        "id",
+        "name",
+        "factor",
+        "ailment",
+        "gossip",
+        "peers",
+        "alone",
+    ]
 )
 inner = st.dictionaries(
     parts, json_values | st.lists(st.dictionaries(parts, json_values), max_size=2)

@@ -306,6 +306,11 @@ class TokenWalk(DecentralizedProtocol):
         """Term and step that `model` is of."""
         return self._state
 
+    @property
+    def alone_after(self) -> int:
+        """There is one model, and nobody learns beside it."""
+        return 0
+
     def describe(self) -> Mapping[str, Any]:
         """Step, term, what this node does with the token, and counts since the start."""
         phase = self._phase if isinstance(self._phase, str) else type(self._phase).__name__.lower()

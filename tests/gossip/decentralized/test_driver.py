@@ -9,10 +9,12 @@ from gossip.decentralized.arithmetic import model_digest
 from gossip.decentralized.delivery import QUEUE_MESSAGES
 from gossip.decentralized.protocol import Cancel, Send, Train
 from gossip.errors import ProtocolFailed
+from gossip.protocols.dpsgd import DPSGD
 from tests.gossip.decentralized.gossips import RUN, Gossips
 from tests.gossip.decentralized.toy import Everybody, Quadratic, Said
 from transport.codec import pack
 from transport.simulated.deterministic import run_deterministically
+from transport.simulated.link_model import LinkSettings
 
 
 def everybody(context):
@@ -117,6 +119,39 @@ def test_a_node_leaves_one_is_killed_and_one_comes_late():
             nursery.cancel_scope.cancel()
 
     run_deterministically(5, scenario)
+
+
+def test_a_patience_below_the_way_of_a_model_is_told_and_so_is_what_came():
+    """Three nodes learn side by side: each model comes after the round that it is of."""
+
+    def impatient(context):
+        return DPSGD(DPSGD.parse_settings({"graph": "full", "patience": 0.01}), context)
+
+    async def scenario(latency_s, rounds):
+        gossips = Gossips(
+            2, impatient, quadratic, rounds=rounds, link=LinkSettings(latency_s=latency_s)
+        )
+        await together(gossips, 3)
+        return gossips
+
+    told = run_deterministically(2, scenario, 0.1, 12)
+    for index in (0, 1):  # the slowest catches up with what came for later rounds
+        life = told.lives[index]
+        assert life.driver.solitude is not None
+        assert life.driver.solitude.rounds >= 5
+        assert "came too late" in life.driver.solitude.reason
+        traffic = life.driver.delivery.traffic
+        others = {told.identity(other).node_id for other in range(3) if other != index}
+        assert set(traffic) == others
+        for each in traffic.values():
+            assert each.models_received > 0
+            assert each.bytes_received > each.models_received * 4 * told.numel
+            assert each.last_model_at is not None
+        assert (
+            sum(each.bytes_sent for each in traffic.values()) == life.driver.statistics.bytes_sent
+        )
+    quick = run_deterministically(2, scenario, 0.001, 12)
+    assert all(life.driver.solitude is None for life in quick.lives.values())
 
 
 def test_only_equal_models_are_mixed():

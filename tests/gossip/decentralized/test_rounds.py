@@ -9,8 +9,10 @@ from gossip.decentralized.inbox import MAX_STRANGERS, Inbox, Received
 from gossip.decentralized.protocol import Cancel, Completed, LocalWork, Send, Train
 from gossip.decentralized.rehearsal import Links, Quadratic, World, idle, node_id
 from gossip.decentralized.round_messages import AnyMessage, Model, Skip, Taken, Waiting
+from gossip.decentralized.rounds import WAITED_ALONE
 from gossip.decentralized.topology import graph
 from gossip.protocols.dpsgd import DPSGD
+from gossip.protocols.noloco import NoLoCo
 from tests.gossip.decentralized.spectra import mixing_matrix
 from transport.codec import decode_untrusted, pack
 from transport.errors import MalformedMessage
@@ -115,6 +117,50 @@ def sent(events):
         for event in events
         if isinstance(event, Send)
     ]
+
+
+def alone(hand, rounds):
+    """Each round's models come a moment after it was closed."""
+    now = 0.0
+    for stamp in range(rounds):
+        hand.leg(now)
+        while hand.core.next_deadline() is not None:
+            now = hand.core.next_deadline()
+            hand.core.tick(now)
+        now += 0.1
+        hand.model(hand.a, stamp, 1.0, now)
+        hand.model(hand.b, stamp, 1.0, now)
+    return now
+
+
+def test_a_patience_shorter_than_the_way_of_a_model_is_said_and_not_suffered():
+    hand = Hand()
+    alone(hand, WAITED_ALONE - 1)
+    assert hand.core.solitude() is None, "a hitch"
+    hand = Hand()
+    now = alone(hand, WAITED_ALONE)
+    told = hand.core.solitude()
+    assert told.rounds == WAITED_ALONE
+    assert told.reason == f"{hand.core.late} models came too late: it waits 5 s for them"
+    assert hand.core.late >= WAITED_ALONE
+    assert "patience" in told.hint
+    stamp = hand.core.stamp
+    hand.leg(now)
+    hand.model(hand.a, stamp, 1.0, now)
+    hand.model(hand.b, stamp, 1.0, now)
+    assert hand.core.solitude() is None
+
+
+def test_who_has_nobody_to_wait_for_is_not_told_so():
+    made = world(1, rounds=3 * WAITED_ALONE)
+    made.run_rounds(3 * WAITED_ALONE)
+    assert made.nodes[0].core.solitude() is None
+    odd = World(NoLoCo, 3, rounds=60)
+    odd.start()
+    said = []
+    odd.on_event = lambda node, event, _now: said.append(odd.nodes[node].core.solitude())
+    odd.run_rounds(60)
+    assert set(said) == {None}, "one of three has no partner in each round"
 
 
 def test_a_round_in_single_steps():
