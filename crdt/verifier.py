@@ -1,6 +1,6 @@
 """What checking signatures may cost: each entry once, and no more than a bounded rate of them.
 
-An Ed25519 verification takes about 0.1 ms, the only expensive thing a stranger can make this room do.
+An Ed25519 verification takes about 0.05 ms, the only expensive thing a stranger can make this room do.
 So: an entry is verified only if it would change something, its verdict is kept by id, and two
 buckets bound the rest, one for each writer (a writer that floods is slowed down alone) and one for
 the node. An entry beyond them is put off, not refused: a later comparison brings it again, or by

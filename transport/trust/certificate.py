@@ -121,7 +121,7 @@ class Certificate(RawValue):
         return NodeId.of_public_key(self.issuer)
 
     def is_signed(self) -> bool:
-        """Whether the issuer's key made the signature. Costs one Ed25519 verification, 0.1 ms."""
+        """Whether the issuer's key made the signature. Costs one Ed25519 verification, 0.05 ms."""
         body, signature = self.raw[:-SIGNATURE_BYTES], self.raw[-SIGNATURE_BYTES:]
         return verify(self.issuer, signature, _DOMAIN + body)
 
