@@ -55,11 +55,10 @@ from gossip.decentralized.protocol import (
     frozen,
 )
 from gossip.protocols.modest import messages, votes
-from gossip.protocols.modest.averages import average
-from gossip.protocols.modest.errand import Errand
-from gossip.protocols.modest.inbox import Held, OpenRound, RoundInbox
+from gossip.protocols.modest.aggregator import Aggregator
+from gossip.protocols.modest.errand import Errand, Errands
+from gossip.protocols.modest.inbox import Held, OpenRound
 from gossip.protocols.modest.membership import Standing
-from gossip.protocols.modest.sampling import LivenessProbe
 from gossip.protocols.modest.settings import MoDeSTSettings
 from gossip.protocols.modest.stall import Stall
 from gossip.protocols.modest.view import MAX_ROUND
@@ -101,14 +100,16 @@ class MoDeST(DecentralizedProtocol):
         """Trainers of round `_k_train`, as its aggregator said."""
         self._diverged = 0
         """The round whose training ended here with values that are not finite."""
-        self._handing: Errand | None = None
         self._poll = votes.Poll(2 * self.settings.aggregators, self.settings.vote_timeout)
         # the aggregator
-        self._k_aggregated = 0
-        self._inbox = RoundInbox(2 * self.settings.sample_size)
-        self._offer: Errand | None = None
+        self._aggregator = Aggregator(self.settings)
         # looking after a run that stands still
-        self._nonce = self._rng.getrandbits(16)
+        self._errands = Errands(
+            context.me,
+            self._rng.getrandbits(16),
+            timeout_s=self.settings.ping_timeout,
+            resend_s=self.settings.ping_resend,
+        )
         self._stall = Stall(self.settings.stall_timeout, self._rng.random())
         self._told: dict[NodeId, float] = {}
         self._counts = {"draws": 0, "aggregated": 0, "pings": 0, "used": 0, "late": 0, "retries": 0}
@@ -158,8 +159,8 @@ class MoDeST(DecentralizedProtocol):
         self._stall.news(now)
         if np.isfinite(work.params).all():
             model = frozen(work.params)
-            self._handing = Errand(self._k_train + 1, model, self._sample)
-            self._seek(self._handing, self.settings.aggregators, now)
+            self._errands.handing = Errand(self._k_train + 1, model, self._sample)
+            self._seek(self._errands.handing, self.settings.aggregators, now)
         else:
             self._diverged = self._k_train
         self._work(now)
@@ -199,22 +200,15 @@ class MoDeST(DecentralizedProtocol):
 
     def undelivered(self, to: NodeId, key: int, now: float) -> None:
         """A ping that did not get there need not be waited for."""
-        for errand in self._errands():
-            if errand.probe is not None and errand.nonce == key:
-                errand.probe.unreachable(to, now)
+        self._errands.unreachable(to, key, now)
         self._work(now)
 
     def tick(self, now: float) -> None:
         """Pings to repeat, rounds to close, rounds to look after."""
-        for errand in self._errands():
-            if errand.probe is not None:
-                errand.probe.tick(now)
-        for k, each in sorted(self._inbox.rounds.items()):
-            if each.since + self.settings.aggregation_timeout <= now and k in self._inbox.rounds:
-                if len(each.held) >= self._floor(k):
-                    self._aggregate(k, each, now)
-                else:
-                    each.since = now
+        self._errands.tick(now)
+        for k, each in self._aggregator.overdue(now):
+            if len(each.held) >= self._floor(k):
+                self._aggregate(k, each, now)
         if self._stall_at() <= now:
             self._retry(now)
         self._count_votes(now)
@@ -231,8 +225,8 @@ class MoDeST(DecentralizedProtocol):
             self._standing.leave(self._heard)
             self._advertise(self._random_peers())
         self._training = False
-        self._handing = self._offer = None
-        self._inbox.clear()
+        self._errands.drop()
+        self._aggregator.inbox.clear()
         self._poll.clear()
         del now
 
@@ -243,20 +237,19 @@ class MoDeST(DecentralizedProtocol):
         if not self._started or self._left:
             return None
         times = [self._stall_at(), self._poll.due(self._aggregators)]
-        times += [
-            deadline
-            for errand in self._errands()
-            if errand.probe is not None and (deadline := errand.probe.next_deadline()) is not None
-        ]
-        wait = self.settings.aggregation_timeout
-        times += [each.since + wait for each in self._inbox.rounds.values()]
-        first = min(times)
+        if (answers := self._errands.next_deadline()) is not None:
+            times.append(answers)
+        first = min(*times, self._aggregator.next_deadline())
         return None if math.isinf(first) else first
 
     @property
     def model(self) -> Vector:
         """The newest average that this node has had."""
         return self._model
+
+    def expects_others(self) -> bool:
+        """A sample of one is alone by intention."""
+        return self.settings.sample_size > 1 and bool(self._reachable)
 
     def describe(self) -> Mapping[str, Any]:
         """Round, candidates, what this node does, and counts since the start."""
@@ -267,7 +260,9 @@ class MoDeST(DecentralizedProtocol):
             "candidates": len(view.candidates(self._heard, self.settings.inactivity_window)),
             "known": len(view),
             "training": self._training,
-            "aggregating": {str(k): len(v.held) for k, v in sorted(self._inbox.rounds.items())},
+            "aggregating": {
+                str(k): len(v.held) for k, v in sorted(self._aggregator.inbox.rounds.items())
+            },
             **self._counts,
         }
 
@@ -325,48 +320,29 @@ class MoDeST(DecentralizedProtocol):
 
     def _on_pong(self, sender: NodeId, said: messages.Pong, now: float) -> None:
         self._standing.seen(sender, said.round, said.counter)
-        for errand in self._errands():
-            if errand.probe is not None and errand.nonce == said.nonce:
-                errand.heard_of(sender, said.holds, self._me)
-                if said.holds > errand.round:  # alive, but past this round
-                    errand.probe.unreachable(sender, now)
-                else:
-                    errand.probe.answered(sender, now)
+        self._errands.answered(sender, said.nonce, said.holds, now)
 
     def _seek(self, errand: Errand, count: int, now: float) -> None:
         """Find the live receivers of an errand."""
-        self._nonce = (self._nonce + 1) % 2**32
-        errand.nonce, errand.ahead = self._nonce, 0
-        errand.probe = LivenessProbe(
-            self._standing.view.order(errand.round, self.settings.inactivity_window),
-            count,
-            self._me,
-            now,
-            timeout_s=self.settings.ping_timeout,
-            resend_s=self.settings.ping_resend,
-        )
-
-    def _errands(self) -> list[Errand]:
-        return [errand for errand in (self._handing, self._offer) if errand is not None]
+        order = self._standing.view.order(errand.round, self.settings.inactivity_window)
+        self._errands.seek(errand, order, count, now)
 
     def _work(self, now: float) -> None:
         """Send the pings that are due, and do the errands whose receivers are known."""
         busy = True
         while busy and not self._left:
             busy = False
-            for errand in self._errands():
-                if (probe := errand.probe) is None:
-                    continue
-                while (node := probe.next_ping()) is not None:
+            for errand in self._errands:
+                for node in self._errands.due_pings(errand):
                     self._counts["pings"] += 1
                     ping = messages.Ping(errand.round, self._standing.counter, errand.nonce)
                     self._send(node, ping, key=errand.nonce)
-                if (sample := probe.sample) is not None:
-                    errand.probe, busy = None, True
-                    if errand is self._handing:
-                        self._hand_over(errand, sample, now)
+                if (receivers := self._errands.ready(errand)) is not None:
+                    busy = True
+                    if errand is self._errands.handing:
+                        self._hand_over(errand, receivers, now)
                     else:
-                        self._give_out(errand, sample, now)
+                        self._give_out(errand, receivers, now)
 
     # ---- the trainer -------------------------------------------------------------------------
 
@@ -414,17 +390,18 @@ class MoDeST(DecentralizedProtocol):
             self._training = False
             self._emit(Cancel())
         if k < self._model_round:
-            self._model_round, self._offer, self._handing = 0, None, None
-            self._k_aggregated = min(self._k_aggregated, k)
-            self._inbox.clear()
+            self._model_round = 0
+            self._errands.drop()
+            self._aggregator.round = min(self._aggregator.round, k)
+            self._aggregator.inbox.clear()
         self._k_train = k
         self._sample = min(decision.sample, self.settings.sample_size)
         self._poll.close_through(max(k, self._model_round))
-        self._inbox.close_through(k - 1)
-        if self._offer is not None and self._offer.round < k:
-            self._offer = None
-        if self._handing is not None and self._handing.round <= k:
-            self._handing = None
+        self._aggregator.inbox.close_through(k - 1)
+        if self._errands.offer is not None and self._errands.offer.round < k:
+            self._errands.offer = None
+        if self._errands.handing is not None and self._errands.handing.round <= k:
+            self._errands.handing = None
         if k >= self._model_round:
             self._hold(model, k, members)
         self._heard = max(self._heard, k)
@@ -468,42 +445,27 @@ class MoDeST(DecentralizedProtocol):
 
     def _collect(self, sender: NodeId, k: int, model: Vector, sample: int, now: float) -> None:
         """A trainer's model for round `k`."""
-        last = max(self._k_aggregated, self._k_train - 1, 1)
+        last = max(self._aggregator.round, self._k_train - 1, 1)
         if self._finished or not last < k < MAX_ROUND:
             if sender != self._me:
                 self._send(sender, messages.Ack(k, ok=False))
             return
-        if not self._inbox.has(k, sender):  # what is sent again is no news
+        if not self._aggregator.inbox.has(k, sender):  # what is sent again is no news
             self._stall.news(now)
-        each = self._inbox.add(k, sender, Held.copy_of(model, sample), now)
-        if each is not None and len(each.held) >= self._wanted(k, each):
+        each = self._aggregator.inbox.add(k, sender, Held.copy_of(model, sample), now)
+        if each is not None and len(each.held) >= self._aggregator.wanted(each, self._floor(k)):
             self._aggregate(k, each, now)
 
-    def _wanted(self, k: int, each: OpenRound) -> int:
-        """Models that complete round `k`: the success fraction of as many trainers as it was given to."""
-        trainers = max(held.sample for held in each.held.values())
-        wanted = self.settings.success_fraction * min(trainers, self.settings.sample_size)
-        return max(math.ceil(wanted - 1e-9), self._floor(k))
-
     def _floor(self, k: int) -> int:
-        """No average of fewer, unless there are no more nodes; none was seen in a round far ahead, so at most this node's own counts."""
-        own = max(self._k_train, self._k_aggregated, self._model_round)
-        seen = self._standing.view.candidates(min(k - 1, own), self.settings.inactivity_window)
-        there = min(len(seen), 1 + len(self._reachable))
-        return max(1, min(self.settings.aggregation_floor, self.settings.sample_size, there))
+        own = max(self._k_train, self._aggregator.round, self._model_round)
+        return self._aggregator.floor(k, own, self._standing.view, 1 + len(self._reachable))
 
     def _aggregate(self, k: int, each: OpenRound, now: float) -> None:
         """Average round `k` and look for its trainers."""
-        support = max(1, votes.tolerated(self._aggregators), len(each.held) // 2) + 1
-        newer = self._inbox.newer(k, support)
-        self._k_aggregated = k
-        self._inbox.close_through(k)
-        with np.errstate(over="ignore"):
-            model = average(each.ascending(), self.settings.mixing, self.settings.trim or 1)
-        if not np.isfinite(model).all():
+        average = self._aggregator.close(k, each, self._aggregators)
+        if average is None:
             return
-        model.flags.writeable = False
-        contributors = tuple(sorted(each.held))
+        model, contributors = average.model, average.contributors
         self._counts["aggregated"] += 1
         self._heard = max(self._heard, k)
         self._standing.here(k)
@@ -511,14 +473,16 @@ class MoDeST(DecentralizedProtocol):
         if k > self._model_round:
             self._hold(model, k, len(contributors))
             self._complete(k - 1, model, len(contributors))
-        if newer:  # the run is further already: nobody would train this
+        if average.is_superseded:
             return
-        self._offer = Errand(k, model, len(contributors), contributors)
+        self._errands.offer = Errand(k, model, len(contributors), contributors)
         if self._is_last(k):
             everybody = [node for node in self._standing.view if not self._standing.view[node].left]
-            self._give_out(self._offer, sorted({*everybody, *self._reachable, self._me}), now)
+            self._give_out(
+                self._errands.offer, sorted({*everybody, *self._reachable, self._me}), now
+            )
         else:
-            self._seek(self._offer, self.settings.sample_size, now)
+            self._seek(self._errands.offer, self.settings.sample_size, now)
 
     def _give_out(self, errand: Errand, trainers: Sequence[NodeId], now: float) -> None:
         """AGGREGATED to the trainers."""
@@ -546,29 +510,32 @@ class MoDeST(DecentralizedProtocol):
 
     def _finish(self) -> None:
         self._finished = True
-        self._inbox.clear()
+        self._aggregator.inbox.clear()
         self._poll.clear()
-        self._handing = None
+        self._errands.handing = None
         self._emit(Finished())
 
     def _stall_at(self) -> float:
         if self._training or self._left or self._finished or not self._started:
             return math.inf
-        return self._stall.due(involved=bool(self._errands()))
+        return self._stall.due(involved=bool(self._errands))
 
     def _retry(self, now: float) -> None:
         """Nothing was heard for long: look once more for those who should go on."""
         attempt = self._stall.attempt(now)
         again = attempt > 1
         self._counts["retries"] += 1
-        if self._handing is not None:
-            self._handing.again = again
-            self._seek(self._handing, self.settings.aggregators, now)
-        if self._handing is None or self._offer is not None or again:
-            if self._offer is None or self._offer.round < self._model_round:
-                self._offer = Errand(self._model_round, self._model, self._model_members)
-            self._offer.cautious, self._offer.again = attempt <= CAUTIOUS_RETRIES, again
-            self._seek(self._offer, self.settings.sample_size, now)
+        if self._errands.handing is not None:
+            self._errands.handing.again = again
+            self._seek(self._errands.handing, self.settings.aggregators, now)
+        if self._errands.handing is None or self._errands.offer is not None or again:
+            if self._errands.offer is None or self._errands.offer.round < self._model_round:
+                self._errands.offer = Errand(self._model_round, self._model, self._model_members)
+            self._errands.offer.cautious, self._errands.offer.again = (
+                attempt <= CAUTIOUS_RETRIES,
+                again,
+            )
+            self._seek(self._errands.offer, self.settings.sample_size, now)
 
     # ---- small things ------------------------------------------------------------------------
 

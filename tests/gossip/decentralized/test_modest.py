@@ -431,7 +431,7 @@ def test_a_joiner_does_not_enter_the_sample_that_is_being_formed():
     assert node_id(30) not in order
     assert asked <= set(order[:2])
     for node in list(asked):
-        nonce = made._handing.nonce
+        nonce = made._errands.handing.nonce
         made.receive(node, pack(messages.Pong(5, 0, nonce, 0)), [], 2.1)
     sent = said(events(made), messages.Trained)
     assert len(sent) == 1 or order[0] == made.context.me
