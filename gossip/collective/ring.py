@@ -416,10 +416,12 @@ class _Run:
         else:
             onward = _Segment(_REDUCE, step + 1, chunk, start, stop, weight)
         # The digest in the head of a chunk's last segment is of what has not arrived yet.
-        relayed = not (complete and last) and self._begin_relay(onward)
+        may_relay, relayed = not (complete and last) and self._is_here(segment), False
         for first, after in self._pieces(segment):
             arrived = self._scratch[: after - first]
             await self._from_previous.receive_data(self._scratch_bytes[: arrived.nbytes])
+            if first == start:
+                relayed = may_relay and self._begin_relay(onward)
             total = arrived if relayed and not complete else self._out[first:after]
             self._add(came, first, after, arrived, total)
             if (complete or self._careful) and not self._elements.finite(total):
@@ -471,10 +473,12 @@ class _Run:
         _, step, chunk, _, stop, weight, digest = segment
         onward = segment._replace(step=step + 1)
         further = step < self._world - 2
-        relayed = further and self._begin_relay(onward)
+        may_relay, relayed = further and self._is_here(segment), False
         for first, after in self._pieces(segment):
             piece = self._kept(first, after)
             await self._from_previous.receive_data(piece)
+            if first == segment.start:
+                relayed = may_relay and self._begin_relay(onward)
             if self._careful and not self._elements.finite(self._out[first:after]):
                 raise RefusedPayload(self._previous, _NOT_FINITE)
             if relayed:
@@ -489,6 +493,11 @@ class _Run:
             self._pass_on(onward, relayed=relayed)
         else:
             self.pump()
+
+    def _is_here(self, segment: _Segment) -> bool:
+        """Nothing of it is waited for once its first piece has come: nothing else could leave meanwhile."""
+        one = segment.stop - segment.start <= self._per_piece
+        return one or self._from_previous.shares_memory
 
     def _begin_relay(self, onward: _Segment) -> bool:
         """Send what arrives as it arrives; False when it has to be kept in its place in `out` for a while."""

@@ -15,6 +15,7 @@ from tests.transport.pool_links import ignore, result
 from transport.address import Address
 from transport.bulk.link import BulkLink, LinkClosed
 from transport.bulk.striped import StripedLink
+from transport.errors import UsageError
 from transport.tcp import TcpStream
 
 HERE, THERE = Address("127.0.0.1", 1), Address("127.0.0.2", 2)
@@ -63,6 +64,29 @@ async def test_transfers_come_in_their_order_whatever_their_size(count: int) -> 
                 data = bytearray(size)
                 await into.receive_data(memoryview(data))
                 assert data == bytes([number]) * size
+
+
+async def test_transfers_may_come_in_parts_and_nothing_comes_between_them() -> None:
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery, opened(3, nursery) as (out, into, _):
+            for number in range(12):
+                payload = bytes([number]) * 3000
+                assert out.try_begin(b"%d" % number, len(payload))
+                assert out.busy
+                assert not out.try_begin(b"", 1)
+                assert not out.try_send(b"", b"x")
+                with pytest.raises(UsageError):
+                    await out.send(b"", b"x")
+                out.put(payload[:1000])
+                out.put(payload[1000:])
+                out.end()
+                assert (await into.receive_head()) == (b"%d" % number, len(payload))
+                data = bytearray(len(payload))
+                await into.receive_data(memoryview(data))
+                assert data == payload
+            for act in (lambda: out.put(b""), out.end):
+                with pytest.raises(UsageError):
+                    act()
 
 
 async def test_a_link_that_ends_ends_all() -> None:

@@ -45,6 +45,7 @@ class StripedLink:
         self._reason = ""
         self._sent = self._received = 0
         self._sending = False
+        self._begun: int | None = None  # the link of the transfer that was begun and not ended
         self._draining: set[int] = set()
         self._turn = 0
         self._heads: dict[int, tuple[BulkLink, trio.Event, bytes, int]] = {}  # at most one per link
@@ -87,44 +88,59 @@ class StripedLink:
     @property
     def busy(self) -> bool:
         """True while `try_send` would send nothing."""
-        return self._sending or all(link.busy for link in self._links)
+        return self._sending or self._begun is not None or all(link.busy for link in self._links)
 
     def try_send(self, header: bytes, payload: Buffer) -> bool:
         """As `BulkLink.try_send`."""
         return not self._sending and self._send_now(header, payload)
 
-    def _send_now(self, header: bytes, payload: Buffer) -> bool:
+    def _begin_now(self, header: bytes, size: int) -> bool:
         if self.closed:
             self.abort("one of its links has ended")
             raise LinkClosed(self._reason)
+        if self._begun is not None:
+            return False
         for step in range(len(self._links)):
             at = (self._turn + step) % len(self._links)
-            link = self._links[at]
-            if not link.try_send(_NUMBER.pack(self._sent) + header, payload):
-                continue
-            self._sent += 1
-            self._turn = (at + 1) % len(self._links)
-            if link.waiting and at not in self._draining:
-                self._draining.add(at)
-                self._start(self._drain, at)
-            return True
+            if self._links[at].try_begin(_NUMBER.pack(self._sent) + header, size):
+                self._sent += 1
+                self._turn = (at + 1) % len(self._links)
+                self._begun = at
+                return True
         return False
 
-    def try_begin(self, _header: bytes, _size: int) -> bool:
-        """As `BulkLink.try_begin`: never, since transfers go out whole over whichever link is free."""
-        return False
+    def _send_now(self, header: bytes, payload: Buffer) -> bool:
+        if not self._begin_now(header, memoryview(payload).nbytes):
+            return False
+        self.put(payload)
+        self.end()
+        return True
 
-    def put(self, _part: Buffer) -> None:
+    def try_begin(self, header: bytes, size: int) -> bool:
+        """As `BulkLink.try_begin`, on a link that takes it."""
+        return not self._sending and self._begin_now(header, size)
+
+    def put(self, part: Buffer) -> None:
         """As `BulkLink.put`."""
-        raise UsageError("no transfer is begun")
+        if self._begun is None:
+            raise UsageError("no transfer is begun")
+        self._links[self._begun].put(part)
 
     def end(self) -> None:
         """As `BulkLink.end`."""
-        raise UsageError("no transfer is begun")
+        if self._begun is None:
+            raise UsageError("no transfer is begun")
+        at = self._begun
+        link = self._links[at]
+        link.end()
+        self._begun = None
+        if link.waiting and at not in self._draining:
+            self._draining.add(at)
+            self._start(self._drain, at)
 
     async def send(self, header: bytes, payload: Buffer) -> None:
         """As `BulkLink.send`; returns once the transfer is sealed, perhaps before the network has taken it."""
-        if self._sending:
+        if self._sending or self._begun is not None:
             raise UsageError("another task is sending on this link")
         self._sending = True  # what is sent meanwhile must not overtake
         try:
