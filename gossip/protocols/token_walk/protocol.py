@@ -37,7 +37,6 @@ from typing import Any, ClassVar, Final
 import msgspec
 import numpy as np
 
-from gossip.decentralized.hearsay import Hearsay
 from gossip.decentralized.protocol import (
     AnyVector,
     Cancel,
@@ -60,17 +59,14 @@ from gossip.protocols.token_walk.lease import NO_TERM, Admission, Fence, Lease, 
 from gossip.protocols.token_walk.phases import Looking, Sending
 from gossip.protocols.token_walk.search import Search, State, precedence
 from gossip.protocols.token_walk.settings import TokenWalkSettings
+from gossip.protocols.token_walk.silence import Silence
+from gossip.protocols.token_walk.step import stepped
 from transport.codec import pack
 from transport.errors import MalformedMessage
 from transport.identity import NodeId
 
 TRIES: Final = 3
 """So often the token is sent before its sender asks where it is."""
-MAX_PRECEDING: Final = 10
-"""After silence the nodes ask one after the other; those behind the tenth at about the same time."""
-FAR_TERMS: Final = 1 << 20
-FAR_STEPS: Final = 1 << 32
-"""What is further ahead of all that is known here takes two to say so."""
 ANSWER_LAST: Final = 3
 """So many nodes send the last model to one that asks everybody where the token is."""
 
@@ -109,8 +105,6 @@ class TokenWalk(DecentralizedProtocol):
         self._reachable: tuple[NodeId, ...] = ()
         self._near: tuple[NodeId, ...] | None = None
         """Neighbours in the graph over `_reachable` and this node; None: not looked up yet."""
-        self._preceding = 0
-        """Reachable nodes that come before this one where several could do something."""
         self._started = self._left = self._finished = False
         self._theta: Vector = np.zeros(context.numel, np.float32)
         self._state = (NO_TERM, 0)
@@ -126,12 +120,7 @@ class TokenWalk(DecentralizedProtocol):
         # while it is not
         self._lease = Lease(self.settings.lease)
         self._search: Search | None = None
-        self._news_at = 0.0
-        self._silence_s = self.settings.silence
-        self._newest = (NO_TERM, 0)
-        """The highest (term, step) that was heard of."""
-        self._terms_named, self._steps_named = Hearsay(FAR_TERMS), Hearsay(FAR_STEPS)
-        self._impatience = self._rng.random()
+        self._silence = Silence(self.settings.silence, self._rng.random())
         self._counts = {"visits": 0, "hops": 0, "stays": 0, "terms": 0, "searches": 0, "refused": 0}
 
     # ---- inputs ------------------------------------------------------------------------------
@@ -145,12 +134,12 @@ class TokenWalk(DecentralizedProtocol):
         self._theta = frozen(params)
         self._state, self._completed = (NO_TERM, round_), round_
         self._visits = Visits(1.0 / (1 + len(self._reachable)), self.settings.visit_exponent)
-        self._news_at = now
+        self._silence.begin(now)
         if self.context.rounds and round_ >= self.context.rounds:
             self._finish()
         elif round_:  # others may be coming back, too, and have a newer state
-            self._silence_s = self.settings.lease
-        elif self._preceding == 0:
+            self._silence.shorten(self.settings.lease)
+        elif self._silence.preceding == 0:
             self._ask(now)
 
     def members(self, others: Sequence[NodeId], now: float) -> None:
@@ -158,7 +147,9 @@ class TokenWalk(DecentralizedProtocol):
         before, after = set(self._reachable), set(others)
         mine = precedence(self.context.run, self._me)
         for group, sign in ((before - after, -1), (after - before, 1)):
-            self._preceding += sign * sum(precedence(self.context.run, n) < mine for n in group)
+            self._silence.preceding += sign * sum(
+                precedence(self.context.run, n) < mine for n in group
+            )
         self._reachable, self._near = tuple(others), None
         for node in sorted(before - after):
             self._absent(node, now)
@@ -166,19 +157,7 @@ class TokenWalk(DecentralizedProtocol):
     def trained(self, work: LocalWork, now: float) -> None:
         """Make the step, and look where to go."""
         n = self._state[1] + 1
-        beta = self.settings.learning_rate * (n + 1) ** -self.settings.step_exponent
-        theta = self._theta
-        if self.settings.local == "gradient":
-            assert work.gradient is not None, "the rule was to give a gradient"
-            stepped = theta - beta * work.gradient.astype(np.float64)
-        else:
-            share = min(1.0, beta)
-            stepped = theta + share * (work.params.astype(np.float64) - theta)
-        with np.errstate(over="ignore"):
-            narrow = stepped.astype(np.float32)
-        if np.isfinite(narrow).all():
-            theta = narrow
-            theta.flags.writeable = False
+        theta = stepped(self._theta, work, n, self.settings)
         self._visits.visit(n)
         self._counts["visits"] += 1
         self._keep(theta, n, now)
@@ -202,13 +181,12 @@ class TokenWalk(DecentralizedProtocol):
         if self._left or not self._started:
             return
         if self._finished:
-            asks = isinstance(said, messages.Ask) and self._preceding < ANSWER_LAST
+            asks = isinstance(said, messages.Ask) and self._silence.preceding < ANSWER_LAST
             if asks or isinstance(said, messages.Token | messages.VisitQ):
                 self._tell_last([sender])
             return
         step = getattr(said, "n", 0)
-        near = self._terms_named.believes(sender, said.number, self._fence.term.number)
-        if not (near and self._steps_named.believes(sender, step, self._newest[1])):
+        if not self._silence.believes(sender, said.number, step, self._fence.term.number):
             return
         self._heard(said.term, now)
         match said:
@@ -218,10 +196,10 @@ class TokenWalk(DecentralizedProtocol):
                 self._on_receipt(sender, said, now)
             case messages.Hold():
                 self._lease.renew(sender, said.term, now)
-                self._news(said.term, said.n, now)
+                self._silence.news(said.term, said.n, now)
             case messages.Release():
                 self._lease.release(sender, said.term)
-                self._news(said.term, said.n, now)
+                self._silence.news(said.term, said.n, now)
             case messages.VisitQ():
                 self._on_visit_q(sender, said, now)
             case messages.VisitA():
@@ -262,7 +240,7 @@ class TokenWalk(DecentralizedProtocol):
             self._lease.drop()
             self._ask(now)
         if self._silent_at() <= now:
-            self._news_at = now
+            self._silence.begin(now)
             self._ask(now)
 
     def leave(self, now: float) -> None:
@@ -318,7 +296,7 @@ class TokenWalk(DecentralizedProtocol):
             "round": self._completed,
             "term": self._fence.term.number,
             "token": phase,
-            "newest_step": self._newest[1],
+            "newest_step": self._silence.newest[1],
             "neighbours": len(self._neighbours()) if self._started else 0,
             **self._counts,
         }
@@ -336,7 +314,7 @@ class TokenWalk(DecentralizedProtocol):
             return
         self._stop()
         self._lease.drop()
-        self._news(said.term, said.n, now)
+        self._silence.news(said.term, said.n, now)
         self._theta = frozen(model)
         self._state = (said.term, said.n)
         self._guard = NodeId(said.guard)
@@ -361,7 +339,7 @@ class TokenWalk(DecentralizedProtocol):
         if said.term < self._fence.term:
             self._say(sender, messages.Fenced)
             return
-        self._news(said.term, said.n, now)
+        self._silence.news(said.term, said.n, now)
         visits, degree = self._visits.at(said.n), len(self._neighbours())
         self._say(sender, messages.VisitA, n=said.n, visits=visits, degree=degree, life=self._life)
 
@@ -421,7 +399,7 @@ class TokenWalk(DecentralizedProtocol):
         self._counts["hops"] += 1
         self._stop()
         self._lease.watch(sending.to, self._fence.term, now)
-        self._news_at = now
+        self._silence.begin(now)
 
     # ---- the token is elsewhere, or lost -----------------------------------------------------
 
@@ -430,19 +408,12 @@ class TokenWalk(DecentralizedProtocol):
         if self._fence.heard(term):
             self._stop()
             self._lease.drop()
-            self._news_at = now
-
-    def _news(self, term: Term, n: int, now: float) -> None:
-        if (term, n) > self._newest:
-            self._newest = (term, n)
-            self._news_at = now
-            self._silence_s = self.settings.silence
+            self._silence.begin(now)
 
     def _silent_at(self) -> float:
         if self._phase != "away" or self._search is not None or self._finished:
             return math.inf
-        place = 1 + min(self._preceding, MAX_PRECEDING) + self._impatience
-        return self._news_at + self._silence_s * place
+        return self._silence.due()
 
     def _ask(self, now: float) -> None:
         """Where is the token?"""
@@ -459,12 +430,12 @@ class TokenWalk(DecentralizedProtocol):
             timeout_s=self.settings.ask_timeout,
         )
         for node in self._reachable:
-            self._say(node, messages.Ask, n=self._newest[1], nonce=nonce)
+            self._say(node, messages.Ask, n=self._silence.newest[1], nonce=nonce)
         if self._search.over(now):
             self._conclude(self._search, now)
 
     def _on_ask(self, sender: NodeId, said: messages.Ask, now: float) -> None:
-        self._news_at = now  # somebody looks after it
+        self._silence.begin(now)  # somebody looks after it
         term, n = self._state
         self._say(
             sender,
@@ -497,7 +468,7 @@ class TokenWalk(DecentralizedProtocol):
 
     def _conclude(self, search: Search, now: float) -> None:
         self._search = None
-        self._news_at = now
+        self._silence.begin(now)
         if self._phase != "away" and not isinstance(self._phase, Sending):
             return  # it came here meanwhile
         if search.held:
@@ -523,7 +494,7 @@ class TokenWalk(DecentralizedProtocol):
         self._fence.heard(self._fence.term.next(mark(self._me, self._life)))
         self._fence.stayed(self._state[1])
         self._state = (self._fence.term, self._state[1])
-        self._news(*self._state, now)
+        self._silence.news(*self._state, now)
         self._counts["terms"] += 1
         self._look(now)
 
@@ -558,7 +529,7 @@ class TokenWalk(DecentralizedProtocol):
     def _keep(self, theta: Vector, n: int, now: float) -> None:
         self._theta, self._state = theta, (self._fence.term, n)
         self._phase = "away"
-        self._news(*self._state, now)
+        self._silence.news(*self._state, now)
         if n > self._completed:
             self._completed = n
             self._emit(Completed(n, theta, self._contributors(n)))
