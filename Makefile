@@ -3,11 +3,15 @@
 VENV ?= .venv
 PEERS ?= 4
 BENCH ?= allreduce
+WORKERS ?= auto
 ARGS ?=
 
 BIN := $(VENV)/bin
 ROOMS := node transport gossip dht crdt
 CODE := $(wildcard $(ROOMS) tests benchmarks examples)
+
+# Who runs beside whom: tests/workers.py. Not in pytest's own settings: a single file, a debugger, `-s` are better off without.
+PARALLEL := -n $(WORKERS) --dist loadfile
 
 # A stamp means nothing once the folder was moved or the system's Python went away: then the set-up runs again.
 $(shell { [ "$$(cat $(VENV)/.made-in)" = "$(CURDIR)" ] && $(BIN)/python -c ''; } 2>/dev/null || rm -f $(VENV)/.stamp-*)
@@ -24,7 +28,7 @@ demo: $(VENV)/.stamp-demo  ## set up, then four daemons on this machine train on
 
 test: $(VENV)/.stamp-test  ## set up, then the test suite
 	@sh packaging/lab.sh
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 coverage: $(VENV)/.stamp-test  ## the test suite with branch coverage
 	$(BIN)/python -m coverage erase

@@ -3,6 +3,7 @@
 import hashlib
 import heapq
 import itertools
+import math
 import random
 from pathlib import Path
 
@@ -300,6 +301,10 @@ class World:
             self.edges.add(tuple(self.rng.sample(range(count), 2)))
         self.states = [None] * count
         self.sides = {}
+        self.neighbours = [[] for _ in range(count)]  # in ascending order
+        for here, there in sorted(self.edges | {(b, a) for a, b in self.edges}):
+            self.neighbours[here].append(there)
+        self.due = {}  # of each side: when its next tick comes
         self.said = [None] * count
         # Clocks off by up to 20 s each way.
         self.offsets_ms = [self.rng.randint(-20_000, 20_000) for _ in range(count)]
@@ -310,29 +315,34 @@ class World:
         """Begin (again) with nothing but the identity."""
         wall_ms = lambda: NOW_MS + self.offsets_ms[index] + int(self.now * 1000)  # noqa: E731
         self.states[index] = new_state(index, wall_ms)
-        for a, b in sorted(self.edges):
-            for here, there in ((a, b), (b, a)):
-                if here == index:
-                    self.sides[here, there] = AntiEntropy(
-                        self.states[here],
-                        interval_s=2.0,
-                        rng=random.Random(self.rng.random()),
-                        now=self.now,
-                    )
-                    self.wake(here, there)
+        for other in self.neighbours[index]:
+            self.sides[index, other] = AntiEntropy(
+                self.states[index],
+                interval_s=2.0,
+                rng=random.Random(self.rng.random()),
+                now=self.now,
+            )
+            self.wake(index, other)
 
     def at(self, when, action):
         heapq.heappush(self.heap, (when, next(self.order), action))
 
     def wake(self, here, there):
+        """Have a tick at the deadline, unless one comes no later than that anyway."""
         side = self.sides[here, there]
+        when = max(self.now, side.next_deadline())
+        if when >= self.due.get(side, math.inf):
+            return
+        self.due[side] = when
 
         def fire():
-            if self.sides[here, there] is side:  # else it was restarted
+            # Else it was restarted, or is woken earlier.
+            if self.sides[here, there] is side and self.due[side] == when:
+                del self.due[side]
                 self.tick(here, there)
-                self.at(side.next_deadline(), fire)
+                self.wake(here, there)
 
-        self.at(max(self.now, side.next_deadline()), fire)
+        self.at(when, fire)
 
     def tick(self, here, there):
         self.sides[here, there].tick(self.now)
@@ -352,8 +362,10 @@ class World:
     def deliver(self, here, there, data):
         news = self.sides[there, here].receive(unpack_untrusted(data), self.now)
         self.flush(there, here)
-        others = [other for at, other in sorted(self.sides) if at == there and other != here]
-        for other in self.rng.sample(others, min(FANOUT, len(others))) if news else []:
+        if not news:
+            return
+        others = [other for other in self.neighbours[there] if other != here]
+        for other in self.rng.sample(others, min(FANOUT, len(others))):
             self.sides[there, other].pass_on(news, self.now)
             self.wake(there, other)
 
@@ -369,9 +381,8 @@ class World:
             step = self.rng.randrange(1000)
             state.set_progress(Progress(step // 10, step, self.rng.random(), step, 1.0, HASH))
         self.said[index] = (state.members().get(state.node), state.progress().get(state.node))
-        for here, there in sorted(self.sides):
-            if here == index:
-                self.tick(here, there)
+        for other in self.neighbours[index]:
+            self.tick(index, other)
 
     def run(self, until):
         while self.heap and self.heap[0][0] <= until:
