@@ -40,9 +40,9 @@ class EpochChanged(CollectiveAborted):
 
 
 class DescriptorMismatch(CollectiveAborted):
-    """Members called the same operation with different type, length, kind or state."""
+    """Members called the same operation with different type, length, kind or state, or wait for each other in different tags."""
 
-    hint = "members call the operations of a tag in the same order, with the same kind, type, length, format and label; in rounds: the same task, settings and model"
+    hint = "all members call the same operations under the same tags, those of a tag in the same order, with the same kind, type, length, format and label; in rounds: the same task, settings and model"
 
 
 class Indeterminate(GossipError):

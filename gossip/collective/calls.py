@@ -4,6 +4,9 @@ Each lane has a queue: calls of one tag are carried out one after another, those
 epoch's end cut off is done again in the next one from its source, which is never written, unless it turns out that the
 others hold a certificate for what this node has signed: then that is the result. The data plane runs in the
 task of the call, and is cancelled when its operation is aborted.
+
+A call may be the only one (`Job.sole`): its caller calls from one place, and waits there. Then members that call different tags are told at
+once (`deadlock`). That is held to: while such a call is under way, others are refused.
 """
 
 from __future__ import annotations
@@ -76,6 +79,8 @@ class Job:
         tag: the lane, 0 to 15; 0 is that of the rounds.
         deadline: trio time by which it ends, one way or another.
         within: id of the only epoch it may be done in; None: any.
+        sole: nothing else is called at this node, in tags 1 to 15, before this has ended. Others may have been called before. Members that
+            wait so for each other in different tags get DescriptorMismatch at once, and not at their deadlines.
     """
 
     call: Call
@@ -84,11 +89,16 @@ class Job:
     tag: int = ROUND_LANE
     deadline: float = math.inf
     within: bytes | None = None
+    sole: bool = False
 
     def check(self) -> None:
         """Refuse with InvalidOperation what cannot be carried out, before anybody hears of it."""
         if not 0 <= self.tag < LANES:
             raise InvalidOperation(f"a tag is a number from 0 to {LANES - 1}, not {self.tag}")
+        if self.sole and self.tag == ROUND_LANE:
+            raise InvalidOperation(
+                "a round (tag 0) is not the sole call of a node: who calls the other tags is not known to it"
+            )
         check_call(self.call, self.source, self.out)
         if self.call.kind is not Kind.BARRIER:
             world = len(self.call.sites) or 2
@@ -184,6 +194,8 @@ class Calls:
         self._behind = behind
         self._queues: list[deque[object]] = [deque() for _ in range(LANES)]
         self._running: list[_Running | None] = [None] * LANES
+        self._sole: object | None = None
+        """The place of a job beside which nothing more is called."""
 
     # ---- what callers call -------------------------------------------------------------------
 
@@ -191,15 +203,22 @@ class Calls:
         """Take a place in the queue of the job's lane; `carry_out` needs it, or `leave`.
 
         Raises:
-            InvalidOperation: it cannot be carried out, or MAX_CALLS are under way.
+            InvalidOperation: it cannot be carried out, MAX_CALLS are under way, or the sole one is.
         """
         job.check()
+        if self._sole is not None and job.tag != ROUND_LANE:
+            raise InvalidOperation(
+                "a call is under way here that said that nothing else is called before it has ended",
+                hint="wait for it first; where several tasks or threads call, none of their calls is sole",
+            )
         if sum(map(len, self._queues)) >= MAX_CALLS:
             raise InvalidOperation(
                 f"{MAX_CALLS} collectives are under way here", hint="wait for one of them first"
             )
         place = object()
         self._queues[job.tag].append(place)
+        if job.sole:
+            self._sole = place
         return place
 
     async def carry_out(self, job: Job, place: object) -> Reduced:
@@ -224,6 +243,8 @@ class Calls:
             )
         finally:
             queue.remove(place)
+            if self._sole is place:
+                self._sole = None
             if queue:
                 self._notify()
 
@@ -281,6 +302,8 @@ class Calls:
         operation = self._machine.begin(job.call.descriptor, trio.current_time(), lane)
         running = _Running(operation, job.out, trio.current_time(), trio.CancelScope())
         self._running[lane] = running
+        if job.sole:
+            self._machine.wait_for(lane, self._queued(), trio.current_time())
         self._flush()
         fatal: GossipError | None = None
         try:
@@ -306,6 +329,11 @@ class Calls:
         if running.certificate is None and running.mismatch:
             raise DescriptorMismatch(running.reason)
         return self._take_certified(lane)
+
+    def _queued(self) -> dict[int, int]:
+        """How many operations of each lane will still begin here by themselves; one that has just ended may be counted, too."""
+        begun = {operation.lane for operation in self._machine.operations}
+        return {lane: len(queue) - (lane in begun) for lane, queue in enumerate(self._queues)}
 
     def _check_root(self, call: Call) -> None:
         epoch = self._machine.epoch

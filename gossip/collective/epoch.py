@@ -37,7 +37,7 @@ Invariants:
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from gossip.collective.certificate import GENESIS, Certificate, Epoch
 from gossip.collective.epoch_events import (
@@ -301,6 +301,10 @@ class EpochMachine:
         """The data plane holds the result of the operation that runs there."""
         self._lanes.result(lane, root, now)
 
+    def wait_for(self, lane: int, queued: Mapping[int, int], now: float) -> None:
+        """In lanes other than 0 nothing more is called here before what runs in this one has ended; `queued` was before, by lane."""
+        self._lanes.wait_for(lane, queued, now)
+
     def moves(self, lane: int, now: float) -> None:
         """Values of the operation in that lane came in a moment ago; to be told before a `tick` that may give it up."""
         self._lanes.moves(lane, now)
@@ -313,7 +317,7 @@ class EpochMachine:
         `mismatch` says that a member called a different one, so that no retry can help anybody.
         """
         if self._lanes.operation(lane) is not None:
-            self._break(reason, now, mismatch=mismatch, lane=lane)
+            self._break(reason, now, mismatched=(lane,) if mismatch else ())
 
     def forget_unsettled(self, lane: int = ROUND_LANE) -> None:
         """The caller does not want the outcome of what it gave up any more."""
@@ -524,11 +528,10 @@ class EpochMachine:
         now: float,
         *,
         tell: bool = True,
-        mismatch: bool = False,
-        lane: int = ROUND_LANE,
+        mismatched: Collection[int] = (),
     ) -> None:
         """The epoch cannot go on: abort what runs, leave, and form the next one."""
-        for operation in self._lanes.abort(reason, tell=tell, mismatch=mismatch, lane=lane):
+        for operation in self._lanes.abort(reason, tell=tell, mismatched=mismatched):
             if operation.state is OperationState.VOTED:
                 if operation.lane == ROUND_LANE:
                     self._standing.unsettled = operation

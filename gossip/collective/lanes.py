@@ -11,18 +11,22 @@ With a handful of members or more, each sends its vote to one of them, another o
 certificate: 2 (N-1) messages where all to all were N (N-1). That one is trusted with nothing, since a certificate proves itself, and waited for only a
 moment: a vote that has not brought one by then goes to everybody, and so everybody can make it.
 
+A caller may say that nothing more is called at this node before its operation has ended (`wait_for`). Members that wait so for each other, in
+different lanes, would wait for ever: `deadlock` has the rule, and why it finds nobody who is right.
+
 What fails in one lane ends the epoch, and so the operations of all lanes: the owner is told (`on_failure`) and calls `abort`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, Protocol
 
 import attrs
 
 from gossip.collective.certificate import LANES, Certificate, Epoch
+from gossip.collective.deadlock import Wait, circle_through, dead_operations, in_words
 from gossip.collective.epoch_events import EpochSettings, MembersWaiting, OperationAborted
 from gossip.collective.messages import Abort, Begin, Certified, Vote
 from gossip.collective.operation import Operation, OperationState
@@ -36,7 +40,7 @@ ROUND_LANE: Final = 0
 
 
 class Failed(Protocol):
-    """Told that the epoch cannot go on, and in which lane that showed."""
+    """Told that the epoch cannot go on."""
 
     def __call__(
         self,
@@ -45,10 +49,9 @@ class Failed(Protocol):
         /,
         *,
         tell: bool = True,
-        mismatch: bool = False,
-        lane: int = ROUND_LANE,
+        mismatched: Collection[int] = (),
     ) -> None:
-        """End the epoch; `tell` the others, `mismatch` as in `OperationAborted`."""
+        """End the epoch; `tell` the others, `mismatched` are lanes whose operation has a mismatch as in `OperationAborted`."""
 
 
 @attrs.define
@@ -60,6 +63,8 @@ class _Running:
     unspread: Vote | None = None
     """The own vote, as long as only the collector has it."""
     spread_due: float = math.inf
+    wait: Wait | None = None
+    """What is announced with it, if its caller calls nothing more before it has ended."""
 
     @property
     def due(self) -> float:
@@ -100,6 +105,8 @@ class Lanes:
         self._on_failure = on_failure
         self._on_certified = on_certified
         self._lanes = [_Lane() for _ in range(LANES)]
+        self._waits: dict[NodeId, Wait] = {}
+        """What members have announced, this one included; one may be over, see `deadlock`."""
         self._aborted: dict[int, Operation] = {}
 
     # ---- what can be seen --------------------------------------------------------------------
@@ -160,9 +167,11 @@ class Lanes:
     def clear(self) -> None:
         """An epoch begins or ends: every lane is at number 0, and nothing is known."""
         self._lanes = [_Lane() for _ in range(LANES)]
+        self._waits = {}
 
     def forget(self, member: NodeId) -> None:
         """What a lost member has said does not count any more."""
+        self._waits.pop(member, None)
         for lane in self._lanes:
             lane.begins.pop(member, None)
             lane.votes.pop(member, None)
@@ -183,6 +192,19 @@ class Lanes:
                 self._count(operation, member, vote, now)
         return operation
 
+    def wait_for(self, lane: int, queued: Mapping[int, int], now: float) -> None:
+        """In lanes other than 0 nothing more is called here before what runs in this one has ended.
+
+        `queued` are operations by lane that were called before, and wait for their turn.
+        """
+        running = self._lanes[lane].running
+        if running is None or lane == ROUND_LANE:
+            return
+        operation = running.operation
+        called = tuple(here.sequence + queued.get(n, 0) for n, here in enumerate(self._lanes))
+        running.wait = Wait(lane, operation.sequence, called)
+        running.announce_due = max(now, running.began + self._settings.announce_s)
+
     def result(self, lane: int, root: bytes, now: float) -> None:
         """The data plane holds the result of what runs there."""
         operation = self.operation(lane)
@@ -192,7 +214,8 @@ class Lanes:
         running = self._lanes[lane].running
         assert running is not None, "what has an operation runs"
         running.straggler_due = now + self._settings.straggler_s  # the others may need as long
-        running.announce_due = None  # the vote says so
+        if running.wait is None:
+            running.announce_due = None  # the vote says so
         self._standing.doubt(operation.epoch)
         collector = self._collector(operation)
         if collector is None:
@@ -223,14 +246,11 @@ class Lanes:
         if running is not None:
             running.straggler_due = max(running.straggler_due, now + MOVING_S)
 
-    def abort(self, reason: str, *, tell: bool, mismatch: bool, lane: int) -> list[Operation]:
-        """End everything that runs without a result; returns it.
-
-        `lane` is the one that failed; `mismatch` is about that one alone.
-        """
+    def abort(self, reason: str, *, tell: bool, mismatched: Collection[int]) -> list[Operation]:
+        """End everything that runs without a result; returns it. `mismatched` as in `Failed`."""
         ended = self.operations
         for operation in ended:
-            wrong = mismatch and operation.lane == lane
+            wrong = operation.lane in mismatched
             if tell:
                 self._standing.send_all(
                     operation.epoch.members,
@@ -245,7 +265,8 @@ class Lanes:
                 )
             self._standing.events.append(OperationAborted(operation, reason, wrong))
         if ended:
-            self._aborted = {operation.lane: operation for operation in ended}
+            # Of those a mismatch may be heard of later.
+            self._aborted = {op.lane: op for op in ended if op.lane not in mismatched}
         self.clear()
         return ended
 
@@ -263,6 +284,29 @@ class Lanes:
         elif begin.sequence == here.sequence and begin.lane == ROUND_LANE:
             waiting = len(here.begun(here.sequence))
             self._standing.events.append(MembersWaiting(waiting, len(epoch.members)))
+        wait = Wait(begin.lane, begin.sequence, begin.called)
+        if begin.called and begin.lane != ROUND_LANE and self._present() is epoch:
+            self._note_wait(sender, wait, now)
+
+    def _note_wait(self, member: NodeId, wait: Wait, now: float) -> None:
+        """End what can never end, if `member` closes a circle of those that wait for each other."""
+        if not wait.counts(wait.lane, wait.sequence):
+            return  # nobody waits for what it has not called
+        self._waits[member] = wait
+        circle = circle_through(member, self._waits)
+        if not circle:
+            return
+        reason, dead = in_words(circle, self._waits), dead_operations(circle, self._waits)
+        epoch = self._present()
+        assert epoch is not None
+        for lane, sequence in sorted(dead):
+            # Those that run here are aborted below; but each of the others has to hear of its own.
+            operation = self.operation(lane)
+            if operation is None or operation.sequence != sequence:
+                word = Abort(epoch.id, sequence, reason[:200], mismatch=True, lane=lane)
+                self._standing.send_all(epoch.members, word)
+        here = [op.lane for op in self.operations if (op.lane, op.sequence) in dead]
+        self._on_failure(reason, now, mismatched=here)
 
     def _check_begin(self, operation: Operation, sender: NodeId, begin: Begin, now: float) -> None:
         if (
@@ -271,7 +315,7 @@ class Lanes:
             and begin.descriptor != operation.descriptor
         ):
             reason = f"{sender.short} called another operation than this node"
-            self._on_failure(reason, now, mismatch=True, lane=operation.lane)
+            self._on_failure(reason, now, mismatched=(operation.lane,))
 
     def on_vote(self, sender: NodeId, vote: Vote, now: float) -> None:
         """A member of the present epoch has signed a result."""
@@ -290,8 +334,8 @@ class Lanes:
         if not operation.is_signed(key, vote):
             self._standing.accuse(sender, "signed a result with a wrong signature", now)
         # Its `Begin` may come later, or never: the vote says as well that it means another operation.
-        mismatch = vote.descriptor != operation.descriptor
-        self._on_failure(reason, now, mismatch=mismatch, lane=operation.lane)
+        differs = vote.descriptor != operation.descriptor
+        self._on_failure(reason, now, mismatched=(operation.lane,) if differs else ())
 
     def _certify(self, operation: Operation, now: float) -> None:
         keys = self._keys()
@@ -299,7 +343,7 @@ class Lanes:
             return
         reason = operation.certify(keys)
         if reason is not None:
-            self._on_failure(reason, now, lane=operation.lane)
+            self._on_failure(reason, now)
         elif operation.certificate is not None:
             if self._collector(operation) == self._standing.me:
                 self._standing.send_all(operation.epoch.members, Certified(operation.certificate))
@@ -324,7 +368,7 @@ class Lanes:
             self._end(operation, now)
             return
         self._standing.accuse(sender, "sent a certificate that proves nothing", now)
-        self._on_failure(f"{sender.short} sent a wrong certificate", now, lane=operation.lane)
+        self._on_failure(f"{sender.short} sent a wrong certificate", now)
 
     def on_abort(self, sender: NodeId, abort: Abort, now: float) -> None:
         """A member gave up on an operation of the present epoch, or of the last one here."""
@@ -340,7 +384,8 @@ class Lanes:
                 # Believed only as far as this node has waited in vain for them itself.
                 late = self._late(running.operation)
                 self._bench([member for member in late if member in abort.late])
-            self._on_failure(reason, now, tell=False, mismatch=abort.mismatch, lane=abort.lane)
+            mismatched = (abort.lane,) if abort.mismatch else ()
+            self._on_failure(reason, now, tell=False, mismatched=mismatched)
             return
         aborted = self._aborted.get(abort.lane)
         if (
@@ -363,16 +408,29 @@ class Lanes:
         """Announce what takes long, and end what somebody never begins."""
         for run in self._runs():
             operation = run.operation
-            if run.announce_due is not None and now >= run.announce_due:
-                run.announce_due = None
-                begin = Begin(
-                    operation.epoch_id, operation.sequence, operation.descriptor, operation.lane
-                )
-                self._standing.send_all(operation.epoch.members, begin)
+            if self.operation(operation.lane) is not operation:
+                continue  # another one's end was that of the epoch
             if now >= run.spread_due:
                 self._spread(run)
-            if now >= run.straggler_due and self.operation(operation.lane) is operation:
+            if now >= run.straggler_due:
                 self._bench_stragglers(run, now)
+            elif run.announce_due is not None and now >= run.announce_due:
+                self._announce(run, now)
+
+    def _announce(self, run: _Running, now: float) -> None:
+        """Tell the others that this node has begun it, and if nothing more is called here until it has ended."""
+        run.announce_due = None
+        operation, wait = run.operation, run.wait
+        begin = Begin(
+            operation.epoch_id,
+            operation.sequence,
+            operation.descriptor,
+            operation.lane,
+            () if wait is None else wait.called,
+        )
+        self._standing.send_all(operation.epoch.members, begin)
+        if wait is not None:
+            self._note_wait(self._standing.me, wait, now)
 
     def _bench_stragglers(self, run: _Running, now: float) -> None:
         """Go on without members that are connected, but have not begun what the others have."""
@@ -380,7 +438,7 @@ class Lanes:
         run.straggler_due = now + wait_s
         late = self._late(operation)
         if not late:
-            self._on_failure(f"no result in {wait_s:.0f} s", now, lane=operation.lane)
+            self._on_failure(f"no result in {wait_s:.0f} s", now)
             return
         self._bench(late)
         names = ", ".join(member.short for member in late)
@@ -395,7 +453,7 @@ class Lanes:
                 lane=operation.lane,
             ),
         )
-        self._on_failure(reason, now, tell=False, lane=operation.lane)
+        self._on_failure(reason, now, tell=False)
 
     def _late(self, operation: Operation) -> list[NodeId]:
         """Members that have not said that they began `operation`, or have not voted when this one has."""

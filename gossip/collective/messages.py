@@ -28,6 +28,7 @@ from typing import Annotated
 import msgspec
 
 from gossip.collective.certificate import (
+    LANES,
     Ballot,
     Bytes16,
     Bytes32,
@@ -134,12 +135,17 @@ class Accept(Message, frozen=True, tag="accept"):
 
 
 class Begin(Message, frozen=True, omit_defaults=True, tag="begin"):
-    """An operation has been started by the sender."""
+    """An operation has been started by the sender.
+
+    `called` comes from one that calls nothing more, in lanes other than 0, before this has ended: how many operations of
+    each lane it has called in this epoch.
+    """
 
     epoch: Bytes32
     sequence: Count
     descriptor: Bytes32
     lane: LaneNumber = 0
+    called: Annotated[tuple[Count, ...], msgspec.Meta(max_length=LANES)] = ()
 
 
 class Vote(Message, frozen=True, omit_defaults=True, tag="vote"):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import random
 
+import attrs
 import numpy as np
 import pytest
 import trio
 
-from gossip.collective.call import Call
+from gossip.collective.call import Call, Kind
 from gossip.collective.calls import MAX_CALLS
 from gossip.collective.epoch_events import EpochSettings
 from gossip.collective.group import Handle, Job, Reduced
@@ -284,6 +285,137 @@ async def test_members_that_call_other_tags_are_told_who_waits_where(
         with pytest.raises(CollectiveAborted):
             await handles[1].wait()
         assert trio.current_time() <= soon + 2
+
+
+def sole(node: Node, index: int, tag: int, step: int = 0, deadline: float = np.inf) -> Job:
+    """As `job`; nothing else is called at that node before it has ended."""
+    return attrs.evolve(job(node, index, tag, step, deadline), sole=True)
+
+
+@pytest.mark.parametrize("kind", [Kind.ALL_REDUCE, Kind.BARRIER])
+async def test_members_that_call_other_tags_and_wait_there_are_told_at_once(
+    kind: Kind, autojump_clock: object
+) -> None:
+    """The third waits for one of them; what was called before under another tag is done again, and right calls go on."""
+    async with open_swarm(3) as (_, nodes):
+        for node in nodes:
+            node.group.set_position(0, START)
+        await nodes[0].group.wait_entered()
+        before = [job(nodes[i], i, 2) for i in range(3)]
+        others = [nodes[i].group.start(before[i]) for i in range(2)]
+
+        def call(index: int, tag: int) -> Handle:
+            if kind is Kind.ALL_REDUCE:
+                return nodes[index].group.start(sole(nodes[index], index, tag))
+            nothing = np.empty(0, np.float32)
+            barrier = Call(Kind.BARRIER).bind(b"x", nothing)
+            return nodes[index].group.start(Job(barrier, nothing, nothing, tag, sole=True))
+
+        began = trio.current_time()
+        wrong = [call(index, tag) for index, tag in enumerate((4, 9, 4))]
+        for handle in wrong:
+            with pytest.raises(DescriptorMismatch, match="different tags") as raised:
+                await handle.wait()
+            assert "under the same tags" in raised.value.hint
+        assert trio.current_time() - began < 1.0
+        with trio.fail_after(30):
+            others.append(nodes[2].group.start(before[2]))
+            for handle in others:
+                await handle.wait()
+            works = [sole(nodes[i], i, 4, 1) for i in range(3)]
+            for handle in [nodes[i].group.start(works[i]) for i in range(3)]:
+                await handle.wait()
+        np.testing.assert_allclose(before[0].out, expected([0, 1, 2], 2), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(works[0].out, expected([0, 1, 2], 4, 1), rtol=1e-5, atol=1e-4)
+
+
+async def test_a_circle_of_three_tags_is_told_to_each_of_them(autojump_clock: object) -> None:
+    """Each has called what the one before it waits for, so no two are wrong; all three are."""
+    async with open_swarm(3) as (_, nodes):
+        for node in nodes:
+            node.group.set_position(0, START)
+        await nodes[0].group.wait_entered()
+        soon = trio.current_time() + 1.0
+        early = [
+            nodes[i].group.start(job(nodes[i], i, tag, deadline=soon))
+            for i, tag in enumerate((3, 1, 2))
+        ]
+        waits = [nodes[i].group.start(sole(nodes[i], i, tag)) for i, tag in enumerate((1, 2, 3))]
+        for handle in (*waits, *early):
+            with pytest.raises(DescriptorMismatch, match="different tags"):
+                await handle.wait()
+        assert trio.current_time() < soon
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_all_tags_in_random_order_are_no_mismatch_wherever_members_wait(
+    seed: int, autojump_clock: object
+) -> None:
+    """Each calls the tags of a window in an order of its own; the last call of it is one that it waits for."""
+    rng = random.Random(seed)
+    windows = [rng.sample(range(1, 16), rng.randint(3, 15)) for _ in range(4)]
+    async with open_swarm(3) as (_, nodes):
+        for node in nodes:
+            node.group.set_position(0, START)
+        await nodes[0].group.wait_entered()
+
+        async def member(index: int) -> None:
+            mine = random.Random(f"{seed}/{index}")
+            group = nodes[index].group
+            for step, window in enumerate(windows):
+                *first, last = mine.sample(window, len(window))
+                handles = []
+                for tag in first:
+                    handles.append(group.start(job(nodes[index], index, tag, step)))
+                    await trio.sleep(mine.choice([0.0, 0.0, 0.05]))
+                await group.run_job(sole(nodes[index], index, last, step))
+                for handle in handles:
+                    await handle.wait()
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for index in range(3):
+                    nursery.start_soon(member, index)
+        assert all(node.group.aborted_operations == 0 for node in nodes)
+
+
+async def test_beside_a_sole_call_no_other_is_taken(autojump_clock: object) -> None:
+    async with open_swarm(2) as (_, nodes):
+        for node in nodes:
+            node.group.set_position(0, START)
+        await nodes[0].group.wait_entered()
+        group = nodes[0].group
+        early = [group.start(job(nodes[0], 0, tag)) for tag in (1, 2)]
+        waited = group.start(sole(nodes[0], 0, 1, 1))
+        for more in (job(nodes[0], 0, 5), sole(nodes[0], 0, 1, 2)):
+            with pytest.raises(InvalidOperation, match="nothing else is called") as raised:
+                group.start(more)
+            assert "wait for it first" in raised.value.hint
+        with pytest.raises(InvalidOperation, match="tag 0"):
+            group.start(sole(nodes[0], 0, 0))
+        rounds = [
+            nodes[i].group.start(job(nodes[i], i, 0)) for i in range(2)
+        ]  # of the run, beside it
+        theirs = [nodes[1].group.start(job(nodes[1], 1, *what)) for what in ((2,), (1,), (1, 1))]
+        with trio.fail_after(30):
+            for handle in (*rounds, *theirs, *early, waited):
+                await handle.wait()
+        group.start(job(nodes[0], 0, 5)).cancel()  # again
+
+
+async def test_a_sole_call_that_was_given_up_is_not_in_the_way(autojump_clock: object) -> None:
+    async with open_swarm(2) as (_, nodes):
+        for node in nodes:
+            node.group.set_position(0, START)
+        await nodes[0].group.wait_entered()
+        soon = trio.current_time() + 1
+        late = nodes[0].group.start(sole(nodes[0], 0, 4, deadline=soon))
+        with pytest.raises(CollectiveAborted):
+            await late.wait()
+        works = [sole(nodes[i], i, 9) for i in range(2)]
+        with trio.fail_after(30):
+            for handle in [nodes[i].group.start(works[i]) for i in range(2)]:
+                await handle.wait()
 
 
 @pytest.mark.parametrize("tag", [0, 5])
