@@ -13,7 +13,8 @@ What is modelled, beyond messages and delays:
 
 A `Call` is what a caller of `Group.all_reduce` sees: one deadline, one outcome. With `tags`, every node also calls operations of
 that many other lanes, each again and again at moments of its own; in the even ones the result needs the first member alone, as in a
-broadcast, so that votes come before others have begun. The rules checked at every step are in `Checker`.
+broadcast, so that votes come before others have begun. With `sole` there is one caller for all of them: it calls every lane once, in an order of
+its own, waits for each (and says so), and does it again. The rules checked at every step are in `Checker`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ import gossip.collective.certificate as certificate_module
 import gossip.collective.former as former_module
 import gossip.collective.lineage as lineage_module
 import gossip.collective.operation as operation_module
-from gossip.collective.certificate import Certificate, Epoch
+from gossip.collective.certificate import LANES, Certificate, Epoch
+from gossip.collective.deadlock import Wait, circle_through
 from gossip.collective.epoch import EpochMachine
 from gossip.collective.epoch_events import (
     EpochEntered,
@@ -121,6 +123,22 @@ class Checker:
         """Per epoch: when the first vote for its first and for its last certified operation was cast. A frozen
         member that wakes may complete what the others have redone without it; that is no progress."""
         self.voted: dict[tuple[bytes, int, int], float] = {}
+        self.waits: dict[bytes, dict[NodeId, Wait]] = defaultdict(dict)
+        """Per epoch: what each member waits for there and has called, as it is now and not as others have heard."""
+
+    def waiting(self, operation: Operation, node: NodeId, called: tuple[int, ...]) -> None:
+        self.waits[operation.epoch_id][node] = Wait(operation.lane, operation.sequence, called)
+
+    def goes_on(self, operation: Operation, node: NodeId) -> None:
+        """What the node waited for there has ended with a certificate."""
+        wait = self.waits[operation.epoch_id].get(node)
+        if wait is not None and (wait.lane, wait.sequence) == (operation.lane, operation.sequence):
+            del self.waits[operation.epoch_id][node]
+
+    def mismatch(self, operation: Operation) -> None:
+        """Nobody calls another operation: only who waits in a circle may be told so, and that is seen from outside, too."""
+        waits = self.waits[operation.epoch_id]
+        assert any(circle_through(member, waits) for member in waits), "a false alarm"
 
     def entered(self, node: NodeId, epoch: Epoch) -> None:
         assert self.epochs.setdefault(epoch.id, epoch) == epoch, "two contents of one epoch"
@@ -178,6 +196,8 @@ class Node:
         self.round, self.state = 0, START
         self.call: Call | None = None
         self.tagged: dict[int, Call] = {}
+        self.order: list[int] = []
+        """Lanes in which a sole caller waits, one after another."""
         self.applying = False
         self.epoch: Epoch | None = None
         self.machine = self._new_machine()
@@ -206,7 +226,7 @@ class Node:
         self.life += 1
         self.round, self.state = self.disk.round, self.disk.state
         self.call, self.applying, self.epoch = None, False, None
-        self.tagged = {}
+        self.tagged, self.order = {}, []
         self.paused_until = 0.0
         self.machine = self._new_machine()
         self.alive = True
@@ -222,6 +242,7 @@ class Swarm:
         train: tuple[float, float] = (0.02, 0.15),
         wanted_rounds: int = 1 << 30,
         tags: int = 0,
+        sole: bool = False,
     ) -> None:
         self.seed = seed
         self.rng = random.Random(f"swarm/{seed}")
@@ -229,6 +250,7 @@ class Swarm:
         self.train = train
         self.wanted_rounds = wanted_rounds
         self.tags = tags
+        self.sole = sole
         self.tag_pause = (0.0, 0.2)
         self.now = 0.0
         self.heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -509,9 +531,8 @@ class Swarm:
 
     def ready(self, node: Node) -> None:
         node.machine.set_ready(node.round, node.state, self.now)
-        for lane in range(1, self.tags + 1):
-            if lane not in node.tagged:
-                self.calls_tag(node, lane)
+        if not node.tagged:
+            self.calls_tags(node)
         self.pump(node)
 
     def pump(self, node: Node) -> None:
@@ -560,7 +581,10 @@ class Swarm:
                 self.later(node, 0.004, lambda: self.applied(node, certificate))
             case OperationAborted(operation, _, mismatch):
                 self.markers["aborted"] += 1
-                assert not mismatch, "nobody called another operation"
+                if mismatch:
+                    self.markers["mismatch"] += 1
+                    self.checker.mismatch(operation)
+                    self.tag_mismatch(node, operation)
             case MembersWaiting():
                 self.markers["waiting"] += 1
             case MemberAccused(accused, reason):
@@ -652,6 +676,41 @@ class Swarm:
 
     # ---- operations of other lanes -------------------------------------------------------------
 
+    def calls_tags(self, node: Node) -> None:
+        """All lanes, in an order of this node's own; a sole caller then waits for them, again in its own order."""
+        lanes = list(range(1, self.tags + 1))
+        if self.sole:
+            self.rng.shuffle(lanes)
+            node.order = self.rng.sample(lanes, len(lanes))
+            node.tagged = {}
+        for lane in lanes:
+            self.calls_tag(node, lane)
+
+    def waits_on(self, node: Node) -> None:
+        """A sole caller says what it waits for, as soon as that has begun."""
+        while node.order and node.tagged[node.order[0]].outcome:
+            del node.order[0]
+        lane = node.order[0] if node.order else 0
+        operation = node.machine._lanes.operation(lane) if lane else None
+        if operation is None:
+            return
+        begun = {running.lane for running in node.machine.operations}
+        queued = {
+            number: 1
+            for number, call in node.tagged.items()
+            if not call.outcome and number not in begun
+        }
+        node.machine.wait_for(lane, queued, self.now)
+        lanes = node.machine._lanes._lanes
+        called = tuple(lanes[n].sequence + queued.get(n, 0) for n in range(LANES))
+        self.checker.waiting(operation, node.id, called)
+
+    def tag_mismatch(self, node: Node, operation: Operation) -> None:
+        call = node.tagged[operation.lane]
+        if not call.outcome and node.machine._lanes.operation(operation.lane) is None:
+            node.machine.forget_unsettled(operation.lane)
+            self._tag_ends(node, call, "mismatch")
+
     def calls_tag(self, node: Node, lane: int) -> None:
         call = node.tagged[lane] = Call(0, self.now + CALL_S, lane=lane)
         self.later(node, CALL_S, lambda: self.tag_expired(node, call))
@@ -679,6 +738,7 @@ class Swarm:
         if operation.state is OperationState.ABORTED:
             self.markers["tag settled"] += 1
             assert operation in call.signed, "settled for another call"
+        self.checker.goes_on(operation, node.id)
         self._tag_ends(node, call, "certified")
 
     def _tag_ends(self, node: Node, call: Call, outcome: str) -> None:
@@ -687,10 +747,19 @@ class Swarm:
         self.markers[f"tag call {outcome}"] += 1
 
         def again() -> None:
-            if node.tagged.get(call.lane) is call:
+            if node.tagged.get(call.lane) is not call:
+                return
+            if self.sole:
+                self.calls_tags(node)
+            else:
                 self.calls_tag(node, call.lane)
-                self.try_begin(node)
+            self.try_begin(node)
 
+        if self.sole:
+            if node.order[0] == call.lane:
+                self.waits_on(node)
+            if node.order:
+                return  # it waits for another one, and calls nothing more
         self.later(node, self.rng.uniform(*self.tag_pause), again)
 
     def begin_tags(self, node: Node) -> bool:
@@ -702,6 +771,8 @@ class Swarm:
                 self._not_redone_for_nothing(node, call)
             operation = node.machine.begin(b"%032d" % lane, self.now, lane)
             self.data_plane(operation)
+            if node.order and lane == node.order[0]:
+                self.waits_on(node)
             began = True
         return began
 

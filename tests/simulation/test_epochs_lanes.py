@@ -1,7 +1,8 @@
 """Several operations at once, under every fault: the same worlds as without, with calls of other lanes all the time.
 
 What is checked beside the rules of `Checker`, which hold in every lane: a call of a tag ends once and by its deadline; what a
-member signed and saw cut off is not done again while a member of its new epoch holds the certificate; and a
+member signed and saw cut off is not done again while a member of its new epoch holds the certificate; who waits and calls nothing more is
+told of members that call different tags only where a circle of them waits, seen from outside; and a
 newcomer gets in though something always runs, at the price of no running operation.
 
 All of it (ten minutes of one core) is made by
@@ -11,6 +12,7 @@ All of it (ten minutes of one core) is made by
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 from collections import Counter
@@ -36,7 +38,10 @@ from tests.simulation.test_epochs_random import CLASSES, churn
 from transport.identity import NodeId
 
 SLOW = os.environ.get("NODED_SLOW") == "1"
-STRIDE = {3: 1, 4: 5} if SLOW else {3: 151, 4: 809}
+STRIDE = {3: 1, 4: 5} if SLOW else {3: 307, 4: 1613}
+"""Every message for three members, every fifth (message, member) for four: 5 and 4 have no common factor, so each member is struck."""
+COLLECT = ((3, 9), (3, 2), (4, 9), (4, 4))
+"""Members, and from how many on one collects the votes: all to all, and collected, of three and of four."""
 SEEDS, BATCHES = (25, 12) if SLOW else (4, 2)
 OPERATIONS = 100 if SLOW else 15
 TAGS = 3
@@ -44,8 +49,21 @@ TAGS = 3
 SOMETIMES = ("tag settled", "tag redone", "Ask", "Answer", "tag call certified", "aborted")
 
 
-def swarm_with(count: int, index: int, victim: int, fault: str) -> Swarm:
-    swarm = Swarm(count, f"lanes/{count}", wanted_rounds=10_000, tags=TAGS)
+def swarm_of(count: int, collect_from: int) -> Swarm:
+    settings = EpochSettings(min_members=count, collect_from=collect_from)
+    collected = collect_from <= count
+    return Swarm(
+        count,
+        f"lanes/{count}",
+        settings=settings,
+        wanted_rounds=10_000,
+        tags=TAGS,
+        sole=collected,
+    )
+
+
+def run_with(count: int, collect_from: int, index: int, victim: int, fault: str) -> Swarm:
+    swarm = swarm_of(count, collect_from)
 
     def on_message(_source: NodeId, _target: NodeId, _message: Message) -> None:
         if swarm.delivered == index:
@@ -59,20 +77,23 @@ def swarm_with(count: int, index: int, victim: int, fault: str) -> Swarm:
     return swarm
 
 
-def messages_of(count: int) -> int:
-    swarm = Swarm(count, f"lanes/{count}", wanted_rounds=10_000, tags=TAGS)
+@functools.cache
+def messages_of(count: int, collect_from: int) -> int:
+    """How many messages an undisturbed run delivers until everybody has done two rounds."""
+    swarm = swarm_of(count, collect_from)
     swarm.start()
     swarm.run(60, lambda: swarm.all_reach(2))
     return swarm.delivered
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("count", [3, 4])
-def test_a_fault_at_every_message(count: int, fault: str) -> None:
-    for case in range(0, messages_of(count) * count, STRIDE[count]):
+@pytest.mark.parametrize(("count", "collect_from"), COLLECT, ids=["3", "3c", "4", "4c"])
+def test_a_fault_at_every_message(count: int, collect_from: int, fault: str) -> None:
+    """With all votes to all; and with one member that collects them, and one caller for all tags that waits and says so ("c")."""
+    for case in range(0, messages_of(count, collect_from) * count, STRIDE[count]):
         index, victim = divmod(case, count)
         try:
-            swarm_with(count, index + 1, victim, fault)
+            run_with(count, collect_from, index + 1, victim, fault)
         except AssertionError as error:
             raise AssertionError(f"{count} members, {fault} of {victim} at {index + 1}") from error
 
@@ -84,8 +105,9 @@ def run_seed(seed: int, operations: int) -> Swarm:
     swarm = Swarm(
         count,
         f"lanes/{seed}",
-        settings=EpochSettings(min_members=count),
+        settings=EpochSettings(min_members=count, collect_from=(2, 4, 9)[seed % 3]),
         tags=rng.choice([1, TAGS, 15]) if SLOW else TAGS,
+        sole=seed % 2 == 1,
     )
     swarm.calm_s = rng.choice([0.3, 1.0, 3.0])
     swarm.start()
@@ -113,7 +135,7 @@ def test_a_newcomer_gets_in_though_something_always_runs(seed: int) -> None:
     swarm = Swarm(
         4,
         f"joins/{seed}",
-        settings=EpochSettings(min_members=3),
+        settings=EpochSettings(min_members=3, collect_from=(2, 4, 9)[seed % 3]),
         train=(0.0, 0.001),
         tags=TAGS,
     )
