@@ -18,7 +18,7 @@ import numpy as np
 from common import Trial, band, curve, main, rounded, run, summary, tidy
 from problems import Idle, Logistic
 
-from gossip.decentralized.graph_numbers import edges, numbers_of, uniform_rates
+from gossip.decentralized.asynchronous.graph_numbers import edges, numbers_of, uniform_rates
 from gossip.decentralized.topology import graph
 from node.simulation.run import identities, run_id_of
 from node.simulation.scenario import parse_scenario

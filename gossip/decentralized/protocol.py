@@ -9,7 +9,7 @@ what arrives, and goes on whatever becomes of the rest. Such a protocol is one s
             <-----------------------------------------------------------
                      next_event: Train, Send, Completed, Finished; next_deadline
 
-The same core runs under two drivers: `gossip.decentralized.driver` on real peers with a torch process
+The same core runs under two drivers: `gossip.decentralized.network.driver` on real peers with a torch process
 behind it, and `node.simulation` on a virtual clock with thousands of them. So a core
 
 * reads no clock and draws no randomness but from `Context.rng`, iterates over no set and no dict keyed by
@@ -195,7 +195,7 @@ class DecentralizedProtocol(Plugin):
     """One node's core of a protocol without agreement.
 
     `Settings` documents and bounds every option. Which mixing rules may be combined with a protocol is looked
-    up in `gossip.decentralized.composition` when the settings are read, and refused with the reason.
+    up in `gossip.decentralized.mixing.composition` when the settings are read, and refused with the reason.
     """
 
     conserves_mean: ClassVar[bool] = False
@@ -207,8 +207,8 @@ class DecentralizedProtocol(Plugin):
 
     @classmethod
     def parse_settings(cls, raw: Mapping[str, Any]) -> msgspec.Struct:
-        """As `Plugin`; combinations that do not work are refused with the reason (`composition`)."""
-        from gossip.decentralized import composition
+        """As `Plugin`; combinations that do not work are refused with the reason (`mixing.composition`)."""
+        from gossip.decentralized.mixing import composition
 
         composition.check(
             cls.name, raw, cls.Settings.__struct_fields__, depends_on_mean=cls.depends_on_mean

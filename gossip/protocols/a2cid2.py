@@ -9,7 +9,7 @@ A. Nabli, E. Belilovsky and E. Oyallon, "A2CiD2: Accelerating Asynchronous Commu
 
     eta = 1 / (2 sqrt(chi1 chi2));  at = sqrt(chi1 / chi2) / 2
 
-with chi1 and chi2 of the graph at the rates of its meetings (`gossip.decentralized.graph_numbers`). Disagreement then fades at
+with chi1 and chi2 of the graph at the rates of its meetings (`gossip.decentralized.asynchronous.graph_numbers`). Disagreement then fades at
 sqrt(chi1 chi2) meetings instead of chi1: on a ring n^1.5 for n^2. On well connected graphs both are alike and there is nothing to
 gain; nor over times shorter than sqrt(chi1 chi2).
 
@@ -30,8 +30,8 @@ import msgspec
 import numpy as np
 
 from gossip.decentralized.arithmetic import is_finite
-from gossip.decentralized.graph_numbers import neighbour_rates, numbers_of
-from gossip.decentralized.pairs import PairSettings, Pairwise
+from gossip.decentralized.asynchronous.graph_numbers import neighbour_rates, numbers_of
+from gossip.decentralized.asynchronous.pairs import PairSettings, Pairwise
 from gossip.decentralized.protocol import Context, LocalWork, Vector
 from transport.identity import NodeId
 

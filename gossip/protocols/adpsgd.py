@@ -8,7 +8,7 @@ freely beside each other on one model x::
 
 Because both halves add differences to what x is *then*, a leg that ends between a meeting's offer and its answer is kept, and
 the sum of both models is unchanged by a meeting, to the rounding of float32. The paper avoids deadlock with a bipartite graph;
-here nobody can wait for somebody who waits (`gossip.decentralized.exchange`), and who finds the other busy backs off for a
+here nobody can wait for somebody who waits (`gossip.decentralized.asynchronous.exchange`), and who finds the other busy backs off for a
 random time. A leg's result is as stale as the meetings since it began; `max_staleness` bounds them: beyond it, meetings
 have to wait for the end of the leg.
 
@@ -25,8 +25,8 @@ import msgspec
 import numpy as np
 
 from gossip.decentralized.arithmetic import is_finite
-from gossip.decentralized.mixing import MixRule, VarianceTarget, mix_rule
-from gossip.decentralized.pairs import PairSettings, Pairwise
+from gossip.decentralized.asynchronous.pairs import PairSettings, Pairwise
+from gossip.decentralized.mixing.rules import MixRule, VarianceTarget, mix_rule
 from gossip.decentralized.protocol import Context, LocalWork, Vector, frozen
 from transport.identity import NodeId
 

@@ -4,7 +4,7 @@ Where gossip with a constant step stalls at a distance from the optimum that gro
 converges to it: every node keeps a dual for its own function and one for what it has exchanged, both with momentum
 (`gossip.protocols.dadao_dynamics` has the equations and the paper). Gradients and meetings do not wait for each other; rates of meetings
 follow from the graph: with chi1 and chi2 of the graph whose edges have probability 1/|E|, all edges together meet
-`sqrt(2 chi1 chi2)` times per unit of time (`gossip.decentralized.graph_numbers`), in which each node takes one gradient on average.
+`sqrt(2 chi1 chi2)` times per unit of time (`gossip.decentralized.asynchronous.graph_numbers`), in which each node takes one gradient on average.
 
 It is for losses that are L-smooth and mu-strongly convex at every node: linear and logistic models with weight decay, and the
 optimizer of the task is not used. `smoothness` must not be chosen too small: then it diverges.
@@ -25,9 +25,9 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 import msgspec
 import numpy as np
 
-from gossip.decentralized.exchange import MOST_GAIN
-from gossip.decentralized.graph_numbers import edges, numbers_of, uniform_rates
-from gossip.decentralized.pairs import PairSettings, Pairwise
+from gossip.decentralized.asynchronous.exchange import MOST_GAIN
+from gossip.decentralized.asynchronous.graph_numbers import edges, numbers_of, uniform_rates
+from gossip.decentralized.asynchronous.pairs import PairSettings, Pairwise
 from gossip.decentralized.protocol import Context, LocalRule, LocalWork, Vector
 from gossip.errors import InvalidSettings
 from gossip.protocols.dadao_dynamics import Coefficients, State, X

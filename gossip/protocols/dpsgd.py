@@ -6,7 +6,7 @@ edge's weight from both degrees, which travel with the models.
 
 Sources: X. Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?" (2017), for the algorithm;
 L. Xiao and S. Boyd, "Fast linear iterations for distributed averaging" (2004), for the weights. Rounds, deadlines and
-latecomers: `gossip.decentralized.rounds`.
+latecomers: `gossip.decentralized.rounds.base`.
 
 What is not conserved: when a node crashes, its share of the mean is gone with it; when a message is lost for good, its edge
 may count at one end only, and the mean moves by the difference of the two models, times the edge's weight. On the directed
@@ -21,11 +21,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from gossip.decentralized import composition
-from gossip.decentralized.inbox import Received
-from gossip.decentralized.model_rounds import MixingSettings, ModelRounds
+from gossip.decentralized.mixing import composition
 from gossip.decentralized.protocol import Context
-from gossip.decentralized.rounds import Plan
+from gossip.decentralized.rounds.base import Plan
+from gossip.decentralized.rounds.inbox import Received
+from gossip.decentralized.rounds.models import MixingSettings, ModelRounds
 from gossip.decentralized.topology import (
     CHANGING,
     DIRECTED,

@@ -11,7 +11,7 @@ does. Two ways to draw them (M. de Vos et al., "Epidemic Learning", 2023):
   `window` seconds from sending, and a late model is dropped, not carried over. Rows sum to 1 and columns do not, so that the
   mean drifts a little.
 
-Rounds, deadlines and latecomers: `gossip.decentralized.rounds`. The graph here is simple and exactly regular (`topology`), where
+Rounds, deadlines and latecomers: `gossip.decentralized.rounds.base`. The graph here is simple and exactly regular (`topology`), where
 the authors' code takes a union of cycles that may share edges.
 """
 
@@ -22,10 +22,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gossip.decentralized import composition
-from gossip.decentralized.inbox import Received
-from gossip.decentralized.model_rounds import MixingSettings, ModelRounds
-from gossip.decentralized.rounds import Plan
+from gossip.decentralized.mixing import composition
+from gossip.decentralized.rounds.base import Plan
+from gossip.decentralized.rounds.inbox import Received
+from gossip.decentralized.rounds.models import MixingSettings, ModelRounds
 from gossip.decentralized.topology import graph, metropolis_row
 from transport.identity import NodeId
 

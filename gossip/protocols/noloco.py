@@ -32,9 +32,9 @@ import msgspec
 import numpy as np
 
 from gossip.decentralized import arithmetic
-from gossip.decentralized.inbox import Received
 from gossip.decentralized.protocol import AnyVector, Context, LocalWork, Vector
-from gossip.decentralized.rounds import Plan, RoundProtocol
+from gossip.decentralized.rounds.base import Plan, RoundProtocol
+from gossip.decentralized.rounds.inbox import Received
 from gossip.errors import InvalidSettings
 from transport.errors import MalformedMessage
 from transport.identity import NodeId

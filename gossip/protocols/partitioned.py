@@ -7,7 +7,7 @@ S equal parts, each with an age: the legs of training behind it. A message is on
     on PART{p, v, a}:  w = a / (a + age[p]), 1/2 if both are 0;  x[part p] <- (1 - w) x[part p] + w v;  age[p] <- max(age[p], a)
                        train;  all ages + 1;  send reactively
 
-How often a node sends is up to its token account (`gossip.decentralized.token_account`): one message per period on average,
+How often a node sends is up to its token account (`gossip.decentralized.asynchronous.token_account`): one message per period on average,
 at once when there is news and tokens, and never silent for long. Equal bytes buy S times as many messages, and a model whose parts come
 from different peers: on skewed data more accurate than whole models for the same bytes, and a better worst node.
 
@@ -30,9 +30,10 @@ import msgspec
 import numpy as np
 
 from gossip.decentralized import arithmetic
-from gossip.decentralized.free_running import FreeRunning
-from gossip.decentralized.mixing import KEPT_LOCAL, MixRule, VarianceTarget, mix_rule
-from gossip.decentralized.poisson import UnitClock
+from gossip.decentralized.asynchronous.free_running import FreeRunning
+from gossip.decentralized.asynchronous.poisson import UnitClock
+from gossip.decentralized.asynchronous.token_account import TokenAccount
+from gossip.decentralized.mixing.rules import KEPT_LOCAL, MixRule, VarianceTarget, mix_rule
 from gossip.decentralized.protocol import (
     AnyVector,
     Context,
@@ -41,7 +42,6 @@ from gossip.decentralized.protocol import (
     Vector,
     frozen,
 )
-from gossip.decentralized.token_account import TokenAccount
 from gossip.decentralized.topology import check_lasting
 from gossip.errors import InvalidSettings
 from transport.codec import decode_untrusted, pack

@@ -41,7 +41,8 @@ import msgspec
 import numpy as np
 
 from gossip.decentralized.arithmetic import is_finite
-from gossip.decentralized.free_running import FreeRunning
+from gossip.decentralized.asynchronous.free_running import FreeRunning
+from gossip.decentralized.asynchronous.session import RETIRED_SESSIONS, Count, Session, draw_session
 from gossip.decentralized.protocol import (
     AnyVector,
     Context,
@@ -51,7 +52,6 @@ from gossip.decentralized.protocol import (
     Wide,
     frozen,
 )
-from gossip.decentralized.session import RETIRED_SESSIONS, Count, Session, draw_session
 from gossip.decentralized.topology import check_lasting
 from transport.codec import decode_untrusted, pack
 from transport.errors import MalformedMessage

@@ -1,6 +1,6 @@
 """This node as a member of a run with a decentralized protocol.
 
-No epochs, no group, no hand-over: the protocol's core lives in this process, `gossip.decentralized.driver` runs it, and the
+No epochs, no group, no hand-over: the protocol's core lives in this process, `gossip.decentralized.network.driver` runs it, and the
 trainer does its legs. The core is made when the first trainer has said what the model is, and outlives trainers: when one dies, the
 next one is given the leg anew.
 
@@ -22,7 +22,7 @@ import attrs
 import trio
 
 from gossip.decentralized.arithmetic import model_digest
-from gossip.decentralized.driver import Driver, Progressed, Trainer, open_driver
+from gossip.decentralized.network.driver import Driver, Progressed, Trainer, open_driver
 from gossip.decentralized.protocol import Context, DecentralizedProtocol, LocalWork, Train, Vector
 from gossip.errors import UnknownProtocol
 from gossip.protocol import load_plugin

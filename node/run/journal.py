@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from gossip.decentralized.driver import Progressed
+from gossip.decentralized.network.driver import Progressed
 from gossip.rounds import Position, RunReport
 from node.run.checkpoint import Checkpoint
 from node.run.figures import Figures, MetricsFile

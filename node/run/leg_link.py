@@ -17,7 +17,7 @@ import attrs
 import numpy as np
 import trio
 
-from gossip.decentralized.driver import THREADED_NUMEL
+from gossip.decentralized.network.driver import THREADED_NUMEL
 from gossip.decentralized.protocol import LocalWork, TensorSpec, Train, Vector
 from gossip.rounds import TrainerGone
 from node.run.manifest import RunManifest

@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from gossip.collective.group import Group
-from gossip.decentralized.driver import Driver
+from gossip.decentralized.network.driver import Driver
 from gossip.decentralized.protocol import Solitude
 from gossip.replication import open_replication
 from node.blocks.gate import Permission

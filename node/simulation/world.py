@@ -9,7 +9,7 @@ sends to it afterwards is told one round trip later (a refused connection), unle
 told anything. A node that leaves in good order has its last messages delivered.
 
 Honest limits: nodes are honest, so a `MalformedMessage` here is a fault of the protocol and ends the run; handling a
-message takes no time; and sizes are those of `gossip.decentralized.wire`, without what encryption and TCP add.
+message takes no time; and sizes are those of `gossip.decentralized.network.wire`, without what encryption and TCP add.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import attrs
 import numpy as np
 
 from gossip.decentralized.arithmetic import is_finite
+from gossip.decentralized.network.wire import wire_bytes
 from gossip.decentralized.protocol import (
     MAX_MESSAGE_BYTES,
     MAX_VECTORS,
@@ -33,7 +34,6 @@ from gossip.decentralized.protocol import (
     Train,
     Vector,
 )
-from gossip.decentralized.wire import wire_bytes
 from node.simulation.chance import stream
 from node.simulation.contacts import Contacts
 from node.simulation.engine import Engine

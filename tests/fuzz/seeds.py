@@ -28,7 +28,7 @@ from gossip.blocks import messages as block_messages
 from gossip.blocks.manifest import FileEntry, Manifest
 from gossip.collective.messages import Abort, Begin
 from gossip.collective.messages import encode as encode_gossip
-from gossip.decentralized import wire as decentralized_wire
+from gossip.decentralized.network import wire as decentralized_wire
 from gossip.membership import messages as membership
 from node.joining.answer import hearsay, refuse
 from node.joining.beacon import Beacon

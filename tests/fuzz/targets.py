@@ -30,7 +30,7 @@ from gossip.blocks.manifest import FileEntry, Manifest
 from gossip.blocks.merkle import BLOCK_BYTES
 from gossip.collective.messages import decode_message_untrusted
 from gossip.collective.messages import encode as encode_gossip
-from gossip.decentralized import wire as decentralized_wire
+from gossip.decentralized.network import wire as decentralized_wire
 from gossip.membership import messages as membership
 from node.blocks.approvals import FILE_NAME as APPROVALS_FILE
 from node.blocks.approvals import Approvals

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gossip.decentralized import arithmetic
-from gossip.decentralized.mixing import Median, MixRule, TrimmedMean
+from gossip.decentralized.mixing.rules import Median, MixRule, TrimmedMean
 from gossip.decentralized.protocol import Vector
 from gossip.protocols.modest.settings import OneLineMixing
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 OneLineMixing = Literal["mean", "median", "trimmed-mean"]
-"""Of `gossip.decentralized.mixing.Mixing`, what makes sense where there is one line of models."""
+"""Of `gossip.decentralized.mixing.rules.Mixing`, what makes sense where there is one line of models."""
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
 

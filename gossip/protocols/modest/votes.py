@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import attrs
 import numpy as np
 
-from gossip.decentralized.mixing import Median
+from gossip.decentralized.mixing.rules import Median
 from gossip.decentralized.protocol import Vector
 from gossip.protocols.modest.inbox import Held, OpenRound, RoundInbox
 from transport.identity import NodeId

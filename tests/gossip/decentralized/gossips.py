@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 import trio
 
-from gossip.decentralized.driver import Driver, Progressed, Trainer, open_driver
+from gossip.decentralized.network.driver import Driver, Progressed, Trainer, open_driver
 from gossip.decentralized.protocol import Context, DecentralizedProtocol, TensorSpec
 from tests.trusted import SWARM, trust_of
 from transport.address import Address

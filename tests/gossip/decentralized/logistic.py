@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from gossip.decentralized.kit.rehearsal import World
 from gossip.decentralized.protocol import LocalWork, Train
-from gossip.decentralized.rehearsal import World
 
 DIMENSIONS = 10
 ROWS = 20

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.decentralized.conformance import CHECKS, Subject
+from gossip.decentralized.kit.conformance import CHECKS, Subject
+from gossip.decentralized.kit.rehearsal import Links, Quadratic, World, node_id, run_id
 from gossip.decentralized.protocol import Context, LocalWork, TensorSpec
-from gossip.decentralized.rehearsal import Links, Quadratic, World, node_id, run_id
 from gossip.errors import InvalidSettings
 from gossip.protocols.a2cid2 import A2CiD2
 from gossip.protocols.adpsgd import ADPSGD

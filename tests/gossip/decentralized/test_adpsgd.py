@@ -7,9 +7,9 @@ import random
 import numpy as np
 import pytest
 
-from gossip.decentralized.conformance import CHECKS, Subject
+from gossip.decentralized.kit.conformance import CHECKS, Subject
+from gossip.decentralized.kit.rehearsal import Links, Quadratic, World, idle, node_id, run_id
 from gossip.decentralized.protocol import Context, LocalWork, Send, TensorSpec, Train
-from gossip.decentralized.rehearsal import Links, Quadratic, World, idle, node_id, run_id
 from gossip.errors import InvalidSettings
 from gossip.protocols.adpsgd import ADPSGD
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import trio
 
-from gossip.decentralized.pairs import Pairwise
+from gossip.decentralized.asynchronous.pairs import Pairwise
 from gossip.decentralized.protocol import LocalWork, Train
 from gossip.protocol import load_plugin
 from gossip.protocols.push_sum import PushSum

@@ -14,8 +14,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from gossip.decentralized.kit.rehearsal import Links, Quadratic, World
 from gossip.decentralized.protocol import Cancel, Train
-from gossip.decentralized.rehearsal import Links, Quadratic, World
 from gossip.protocols.modest.protocol import MoDeST
 from gossip.protocols.token_walk.protocol import TokenWalk
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from gossip.decentralized import composition
-from gossip.decentralized.mixing import MIXINGS, Mixing
+from gossip.decentralized.mixing import composition
+from gossip.decentralized.mixing.rules import MIXINGS, Mixing
 from gossip.decentralized.protocol import DecentralizedProtocol
 from gossip.errors import InvalidSettings
 from gossip.protocol import Plugin, installed_protocols, load_plugin

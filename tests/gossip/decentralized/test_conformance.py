@@ -10,8 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from gossip.decentralized import composition
-from gossip.decentralized.conformance import (
+from gossip.decentralized.kit.conformance import (
     CHECKS,
     Nonconforming,
     Subject,
@@ -20,8 +19,9 @@ from gossip.decentralized.conformance import (
     main,
     templates,
 )
+from gossip.decentralized.kit.rehearsal import World, node_id
+from gossip.decentralized.mixing import composition
 from gossip.decentralized.protocol import Completed, DecentralizedProtocol, Finished, Train
-from gossip.decentralized.rehearsal import World, node_id
 from gossip.decentralized.topology import KINDS
 from gossip.errors import GossipError, InvalidSettings
 from gossip.protocol import installed_protocols, load_plugin
@@ -84,7 +84,7 @@ def test_other_settings_keep_all_rules(protocol, settings):
 
 def test_the_same_run_in_every_process(capsys):
     output = same_under_two_hash_seeds(
-        "-m", "gossip.decentralized.conformance", "--fingerprint", *INSTALLED
+        "-m", "gossip.decentralized.kit.conformance", "--fingerprint", *INSTALLED
     )
     assert [line.split()[0] for line in output.splitlines()] == INSTALLED
     assert main([INSTALLED[0]]) == 0
@@ -210,7 +210,7 @@ class FinishesAndTrains(DPSGD):
 
 class KeepsToItself(DPSGD):
     def plan(self, stamp):
-        from gossip.decentralized.rounds import Plan
+        from gossip.decentralized.rounds.base import Plan
 
         return Plan((), ())
 
@@ -407,7 +407,7 @@ class AddsByHash(DPSGD):
 
 def test_the_fingerprint_shows_an_order_by_hash():
     program = (
-        "from gossip.decentralized.conformance import Subject, fingerprint\n"
+        "from gossip.decentralized.kit.conformance import Subject, fingerprint\n"
         "from tests.gossip.decentralized.test_conformance import AddsByHash\n"
         "print(fingerprint(Subject(AddsByHash)))"
     )

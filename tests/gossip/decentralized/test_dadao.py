@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip.decentralized.conformance import CHECKS, Subject
-from gossip.decentralized.rehearsal import Links, Quadratic, World, idle
+from gossip.decentralized.kit.conformance import CHECKS, Subject
+from gossip.decentralized.kit.rehearsal import Links, Quadratic, World, idle
 from gossip.errors import InvalidSettings
 from gossip.protocols.adpsgd import ADPSGD
 from gossip.protocols.dadao import Dadao

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gossip.decentralized.kit.rehearsal import Quadratic, World, idle, node_id
 from gossip.decentralized.protocol import TASK_RULE, LocalRule, Train
-from gossip.decentralized.rehearsal import Quadratic, World, idle, node_id
 from gossip.decentralized.topology import graph
 from gossip.protocols.dfedsam import DFedSAM
 from tests.gossip.decentralized.spectra import mixing_matrix

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gossip.decentralized.conformance import CHECKS, Nonconforming, Subject
-from gossip.decentralized.rehearsal import World, idle
+from gossip.decentralized.kit.conformance import CHECKS, Nonconforming, Subject
+from gossip.decentralized.kit.rehearsal import World, idle
 from gossip.decentralized.topology import KINDS
 from gossip.protocols.dpsgd import DPSGD
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import trio
 
-from gossip.decentralized import neighbours
 from gossip.decentralized.arithmetic import model_digest
-from gossip.decentralized.delivery import QUEUE_MESSAGES
+from gossip.decentralized.network import neighbours
+from gossip.decentralized.network.delivery import QUEUE_MESSAGES
 from gossip.decentralized.protocol import Cancel, Send, Train
 from gossip.errors import ProtocolFailed
 from gossip.protocols.dpsgd import DPSGD

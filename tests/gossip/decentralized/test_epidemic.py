@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gossip.decentralized.inbox import Received
+from gossip.decentralized.kit.rehearsal import Links, World, idle
 from gossip.decentralized.protocol import Send
-from gossip.decentralized.rehearsal import Links, World, idle
-from gossip.decentralized.round_messages import Model
+from gossip.decentralized.rounds.inbox import Received
+from gossip.decentralized.rounds.messages import Model
 from gossip.protocols.epidemic import EpidemicLearning
 from transport.codec import pack
 

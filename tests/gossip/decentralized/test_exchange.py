@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip.decentralized.exchange import (
+from gossip.decentralized.asynchronous.exchange import (
     MAX_KEPT,
     Asked,
     Exchanges,
@@ -22,8 +22,8 @@ from gossip.decentralized.exchange import (
     Void,
     Word,
 )
+from gossip.decentralized.kit.rehearsal import node_id
 from gossip.decentralized.protocol import Send
-from gossip.decentralized.rehearsal import node_id
 from transport.codec import pack
 from transport.errors import MalformedMessage
 from transport.identity import NodeId

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.decentralized.graph_numbers import (
+from gossip.decentralized.asynchronous.graph_numbers import (
     edges,
     laplacian,
     neighbour_rates,

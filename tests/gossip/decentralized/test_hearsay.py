@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossip.decentralized.hearsay import MAX_CLAIMS, Hearsay
-from gossip.decentralized.rehearsal import node_id
+from gossip.decentralized.kit.rehearsal import node_id
 
 
 @given(st.lists(st.integers(0, 2**62), max_size=20))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossip.decentralized import arithmetic
-from gossip.decentralized.mixing import MIXINGS, Median, TrimmedMean, WeightedMean, mix_rule
+from gossip.decentralized.mixing.rules import MIXINGS, Median, TrimmedMean, WeightedMean, mix_rule
 from gossip.decentralized.protocol import TensorSpec
 from gossip.errors import InvalidSettings
 
@@ -116,7 +116,7 @@ def test_pieces_do_not_show(monkeypatch):
     own, *received = models(5, size=1000)
     tensors = (TensorSpec("a", 0, (1000,)),)
     whole = {n: mix_rule(n).mix(own, received, equal(5), tensors).tobytes() for n in MIXINGS[2:]}
-    monkeypatch.setattr("gossip.decentralized.mixing.PIECE", 7)
+    monkeypatch.setattr("gossip.decentralized.mixing.rules.PIECE", 7)
     for name, expected in whole.items():
         assert mix_rule(name).mix(own, received, equal(5), tensors).tobytes() == expected
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gossip.decentralized import arithmetic
-from gossip.decentralized.conformance import check
+from gossip.decentralized.kit.conformance import check
+from gossip.decentralized.kit.rehearsal import Links, Quadratic, World, idle, node_id, run_id
 from gossip.decentralized.protocol import Context, LocalWork, Send, TensorSpec, Train
-from gossip.decentralized.rehearsal import Links, Quadratic, World, idle, node_id, run_id
 from gossip.errors import InvalidSettings
 from gossip.protocols.modest import messages
 from gossip.protocols.modest.protocol import MoDeST
@@ -117,7 +117,7 @@ def test_nodes_are_drawn_equally_often():
 
 def test_the_same_run_under_every_hash_seed():
     text = """
-from gossip.decentralized.rehearsal import Links, World
+from gossip.decentralized.kit.rehearsal import Links, World
 from gossip.protocols.modest.protocol import MoDeST
 settings = {"sample_size": 4, "aggregators": 2, "aggregation_timeout": 3.0, "stall_timeout": 3.0}
 world = World(MoDeST, 15, settings=settings, links=Links(loss=0.1, noticed=0.5), seed=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gossip.decentralized.rehearsal import Quadratic, World, idle
+from gossip.decentralized.kit.rehearsal import Quadratic, World, idle
 from gossip.errors import InvalidSettings
 from gossip.protocols.noloco import NoLoCo, gamma_limit
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.decentralized.conformance import CHECKS, Subject
+from gossip.decentralized.kit.conformance import CHECKS, Subject
+from gossip.decentralized.kit.rehearsal import Quadratic, World, node_id, run_id
 from gossip.decentralized.protocol import Context, LocalWork, Send, TensorSpec, Train
-from gossip.decentralized.rehearsal import Quadratic, World, node_id, run_id
 from gossip.errors import InvalidSettings
 from gossip.protocols.partitioned import MOST_AGE, MOST_LEAD, QUIET_PERIODS, Part, Partitioned
 from transport.codec import decode_untrusted, pack

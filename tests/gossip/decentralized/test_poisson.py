@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.decentralized.poisson import LATE_EVENTS, PoissonTimers, UnitClock
+from gossip.decentralized.asynchronous.poisson import LATE_EVENTS, PoissonTimers, UnitClock
 
 
 def test_counts_have_the_mean_and_the_variance_of_a_poisson_process():

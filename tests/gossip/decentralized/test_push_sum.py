@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip.decentralized.conformance import CHECKS, Subject
+from gossip.decentralized.kit.conformance import CHECKS, Subject
+from gossip.decentralized.kit.rehearsal import Links, Quadratic, World, node_id, run_id
 from gossip.decentralized.protocol import Context, LocalWork, Send, TensorSpec, Train, Wide
-from gossip.decentralized.rehearsal import Links, Quadratic, World, node_id, run_id
 from gossip.errors import InvalidSettings
 from gossip.protocols.push_sum import MOST_HELD, MOST_WEIGHT, PushSum, Word, exponential_peer
 from transport.codec import decode_untrusted, pack

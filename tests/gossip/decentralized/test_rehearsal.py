@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from gossip.decentralized.kit.rehearsal import Links, Quadratic, World, node_id
 from gossip.decentralized.protocol import Cancel, Completed, DecentralizedProtocol, Send, Train
-from gossip.decentralized.rehearsal import Links, Quadratic, World, node_id
 from gossip.rehearsal import Nonconforming
 
 

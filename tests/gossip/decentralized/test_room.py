@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.decentralized.room import Room, RoomLimits
+from gossip.decentralized.network.room import Room, RoomLimits
 from transport.identity import NodeId
 
 NODES = [NodeId(bytes([number]) * 32) for number in range(4)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gossip.decentralized.inbox import MAX_STRANGERS, Inbox, Received
+from gossip.decentralized.kit.rehearsal import Links, Quadratic, World, idle, node_id
 from gossip.decentralized.protocol import Cancel, Completed, LocalWork, Send, Train
-from gossip.decentralized.rehearsal import Links, Quadratic, World, idle, node_id
-from gossip.decentralized.round_messages import AnyMessage, Model, Skip, Taken, Waiting
-from gossip.decentralized.rounds import WAITED_ALONE
+from gossip.decentralized.rounds.base import WAITED_ALONE
+from gossip.decentralized.rounds.inbox import MAX_STRANGERS, Inbox, Received
+from gossip.decentralized.rounds.messages import AnyMessage, Model, Skip, Taken, Waiting
 from gossip.decentralized.topology import graph
 from gossip.protocols.dpsgd import DPSGD
 from gossip.protocols.noloco import NoLoCo

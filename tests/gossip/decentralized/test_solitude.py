@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gossip.decentralized.kit.rehearsal import Quadratic, World
 from gossip.decentralized.protocol import ALONE_AFTER, Completed, DecentralizedProtocol
-from gossip.decentralized.rehearsal import Quadratic, World
 from gossip.protocol import installed_protocols, load_plugin
 from gossip.protocols.adpsgd import ADPSGD
 

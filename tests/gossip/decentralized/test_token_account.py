@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.decentralized.token_account import TokenAccount
+from gossip.decentralized.asynchronous.token_account import TokenAccount
 
 
 @st.composite

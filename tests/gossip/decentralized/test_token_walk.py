@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.decentralized.conformance import check
+from gossip.decentralized.kit.conformance import check
+from gossip.decentralized.kit.rehearsal import Links, Quadratic, World, idle, node_id, run_id
 from gossip.decentralized.protocol import Completed, Context, LocalWork, Send, TensorSpec, Train
-from gossip.decentralized.rehearsal import Links, Quadratic, World, idle, node_id, run_id
 from gossip.errors import InvalidSettings
 from gossip.protocols.token_walk import messages
 from gossip.protocols.token_walk.lease import NO_TERM, Admission, Fence, Lease, Term, mark
@@ -126,7 +126,7 @@ def test_repelled_visits_are_more_even_than_plain_ones():
 
 def test_the_same_walk_under_every_hash_seed():
     text = """
-from gossip.decentralized.rehearsal import Links, World
+from gossip.decentralized.kit.rehearsal import Links, World
 from gossip.protocols.token_walk.protocol import TokenWalk
 settings = {"lease": 3.0, "silence": 5.0, "ask_timeout": 0.5, "ack_timeout": 0.5, "visit_timeout": 0.5}
 world = World(TokenWalk, 10, settings=settings, links=Links(loss=0.1, noticed=0.5), seed=3)

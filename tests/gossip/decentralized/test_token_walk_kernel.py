@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip.decentralized.rehearsal import node_id, run_id
+from gossip.decentralized.kit.rehearsal import node_id, run_id
 from gossip.decentralized.topology import graph
 from gossip.protocols.token_walk.kernel import (
     HEAD,

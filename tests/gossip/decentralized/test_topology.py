@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip.decentralized.rehearsal import node_id
+from gossip.decentralized.kit.rehearsal import node_id
 from gossip.decentralized.topology import (
     DIRECTED,
     KINDS,

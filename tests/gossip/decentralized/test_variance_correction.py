@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip.decentralized import variance_correction
-from gossip.decentralized.mixing import WeightedMean
+from gossip.decentralized.kit.rehearsal import node_id
+from gossip.decentralized.mixing import variance_correction
+from gossip.decentralized.mixing.rules import WeightedMean
+from gossip.decentralized.mixing.variance_correction import VarianceCorrected, moments
 from gossip.decentralized.protocol import TensorSpec
-from gossip.decentralized.rehearsal import node_id
 from gossip.decentralized.topology import graph
-from gossip.decentralized.variance_correction import VarianceCorrected, moments
 from tests.gossip.decentralized.spectra import mixing_matrix
 
 TARGETS = ("others", "self", "blend", "median")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossip.decentralized.arithmetic import PIECE, is_finite
-from gossip.decentralized.wire import Decoder, encode_head, parts, wire_bytes
+from gossip.decentralized.network.wire import Decoder, encode_head, parts, wire_bytes
 from transport.errors import MalformedMessage
 
 NUMEL = 40

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from gossip.decentralized.arithmetic import mean
-from gossip.decentralized.driver import Trainer
+from gossip.decentralized.network.driver import Trainer
 from gossip.decentralized.protocol import (
     AnyVector,
     Completed,

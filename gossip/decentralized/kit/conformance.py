@@ -1,13 +1,13 @@
 """What every decentralized protocol must hold, as checks that any test runner can call.
 
 Problem: a core is called by two drivers it knows nothing of, among peers that fail and lie, and a fault shows among many
-nodes and late. Idea: rehearse it (`gossip.decentralized.rehearsal`, which by itself refuses what the contract forbids), with a
+nodes and late. Idea: rehearse it (`gossip.decentralized.kit.rehearsal`, which by itself refuses what the contract forbids), with a
 model that trains in a microsecond, through all that may happen to a run: silence, losses, garbage, floods, nodes that
 come, go and begin again, training that diverges.
 
 A check takes a `Subject` and returns, or raises `Nonconforming` with what was seen. `check` runs all of them. `fingerprint` digests
 a whole eventful run: printed by two interpreters with different PYTHONHASHSEED
-(``python -m gossip.decentralized.conformance NAME``) it must be the same line.
+(``python -m gossip.decentralized.kit.conformance NAME``) it must be the same line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import attrs
 import msgspec
 import numpy as np
 
-from gossip.decentralized.hostile import EXTREMES, footprint, mutations
+from gossip.decentralized.kit.hostile import EXTREMES, footprint, mutations
+from gossip.decentralized.kit.rehearsal import Links, Quadratic, Trainer, World, idle, node_id
 from gossip.decentralized.protocol import (
     DecentralizedProtocol,
     LocalWork,
@@ -30,7 +31,6 @@ from gossip.decentralized.protocol import (
     Train,
     Vector,
 )
-from gossip.decentralized.rehearsal import Links, Quadratic, Trainer, World, idle, node_id
 from gossip.protocol import load_plugin
 from gossip.rehearsal import Nonconforming, require
 from gossip.settings_check import check_settings

@@ -1,4 +1,4 @@
-"""What nodes with rounds say to each other; models travel beside `Model`. Theory of operation: `gossip.decentralized.rounds`.
+"""What nodes with rounds say to each other; models travel beside `Model`. Theory of operation: `gossip.decentralized.rounds.base`.
 
 Each is a msgpack map with its `type`. All numbers are bounded when they are read, so that arithmetic on them cannot get
 out of hand; unknown fields are ignored.

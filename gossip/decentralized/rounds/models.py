@@ -1,6 +1,6 @@
 """Protocols with rounds that exchange whole models and mix them by a rule that the operator chooses.
 
-`rounds` says when models are exchanged, `mixing` what is made of them; a protocol on this base only says whom it exchanges
+`base` says when models are exchanged, `mixing` what is made of them; a protocol on this base only says whom it exchanges
 with (`plan`) and with which weights (`weights`).
 """
 
@@ -12,10 +12,10 @@ from typing import Annotated
 
 import msgspec
 
-from gossip.decentralized.inbox import Received
-from gossip.decentralized.mixing import Mixing, VarianceTarget, mix_rule
+from gossip.decentralized.mixing.rules import Mixing, VarianceTarget, mix_rule
 from gossip.decentralized.protocol import Context, Vector
-from gossip.decentralized.rounds import RoundProtocol
+from gossip.decentralized.rounds.base import RoundProtocol
+from gossip.decentralized.rounds.inbox import Received
 from transport.identity import NodeId
 
 

@@ -2,12 +2,12 @@
 
 Problem: which models a node hears, and what it makes of them, are two decisions; the second one should work under any of
 the first. Idea: a rule is a pure function of (own model, received models, weights), composed with protocols as
-`gossip.decentralized.composition` allows.
+`gossip.decentralized.mixing.composition` allows.
 
 All rules work on flat float32 vectors in pieces, add up in float64 in one fixed order, and round once. Statistics of a
 normalisation layer (`running_mean` and its like) are this node's own and are kept, whatever the rule.
 
-`gossip.decentralized.variance_correction` has the rule that needs more words. Median and trimmed mean are those of D. Yin et
+`gossip.decentralized.mixing.variance_correction` has the rule that needs more words. Median and trimmed mean are those of D. Yin et
 al., "Byzantine-Robust Distributed Learning" (2018), coordinate by coordinate; they ignore weights, because a weight is
 what a peer says about itself.
 """
@@ -179,7 +179,7 @@ def mix_rule(
     Raises:
         InvalidSettings: there is no such rule.
     """
-    from gossip.decentralized.variance_correction import VarianceCorrected
+    from gossip.decentralized.mixing.variance_correction import VarianceCorrected
 
     made: dict[str, Callable[[], MixRule]] = {
         "mean": WeightedMean,

@@ -16,10 +16,17 @@ import msgspec
 import numpy as np
 
 from gossip.decentralized.arithmetic import is_finite
-from gossip.decentralized.exchange import Asked, Exchanges, Outcome, Refused, Settled, Void
-from gossip.decentralized.free_running import FreeRunning
-from gossip.decentralized.mixing import KEPT_LOCAL
-from gossip.decentralized.poisson import PoissonTimers, UnitClock
+from gossip.decentralized.asynchronous.exchange import (
+    Asked,
+    Exchanges,
+    Outcome,
+    Refused,
+    Settled,
+    Void,
+)
+from gossip.decentralized.asynchronous.free_running import FreeRunning
+from gossip.decentralized.asynchronous.poisson import PoissonTimers, UnitClock
+from gossip.decentralized.mixing.rules import KEPT_LOCAL
 from gossip.decentralized.protocol import AnyVector, Context, Vector
 from gossip.decentralized.topology import Graph, check_lasting
 from transport.identity import NodeId

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import attrs
 
-from gossip.decentralized.mixing import MIXINGS, ROBUST
+from gossip.decentralized.mixing.rules import MIXINGS, ROBUST
 from gossip.errors import InvalidSettings
 
 

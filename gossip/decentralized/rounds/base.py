@@ -22,7 +22,7 @@ nobody may wait for ever. Theory of operation:
   exchange, and both ends mix. It tells the ones it leaves behind. A model that comes too late is answered with a `Skip`, so that its
   sender knows. One that has just begun (again), far behind the others, has nothing to offer: it says so to its neighbours
   (`Skip`), and takes the mean of their models as its own.
-* **Bounds.** Of each peer at most two models are kept (`gossip.decentralized.inbox`), and of at most `capacity` peers beside the
+* **Bounds.** Of each peer at most two models are kept (`gossip.decentralized.rounds.inbox`), and of at most `capacity` peers beside the
   known neighbours. Who claims a stamp far ahead moves nobody alone: it takes most of the last few heard.
 
 Losses that the driver reports are repaired by sending again, a few times; other losses cost the deadline.
@@ -41,7 +41,6 @@ import msgspec
 import numpy as np
 
 from gossip.decentralized import arithmetic
-from gossip.decentralized.inbox import Inbox, Received
 from gossip.decentralized.protocol import (
     ALONE_AFTER,
     TASK_RULE,
@@ -58,7 +57,8 @@ from gossip.decentralized.protocol import (
     Vector,
     frozen,
 )
-from gossip.decentralized.round_messages import (
+from gossip.decentralized.rounds.inbox import Inbox, Received
+from gossip.decentralized.rounds.messages import (
     MAX_STAMP,
     Model,
     Skip,

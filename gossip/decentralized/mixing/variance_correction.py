@@ -33,7 +33,7 @@ from typing import Final
 import numpy as np
 
 from gossip.decentralized.arithmetic import PIECE
-from gossip.decentralized.mixing import MixRule, VarianceTarget, weighted_mean
+from gossip.decentralized.mixing.rules import MixRule, VarianceTarget, weighted_mean
 from gossip.decentralized.protocol import AnyVector, TensorSpec, Vector
 
 FLAT: Final = 1e-12

@@ -20,10 +20,10 @@ from typing import Final
 import attrs
 import trio
 
-from gossip.decentralized.neighbours import Neighbours
+from gossip.decentralized.network.neighbours import Neighbours
+from gossip.decentralized.network.room import Room, RoomLimits
+from gossip.decentralized.network.wire import Decoder, parts, wire_bytes
 from gossip.decentralized.protocol import MAX_MESSAGE_BYTES, Send
-from gossip.decentralized.room import Room, RoomLimits
-from gossip.decentralized.wire import Decoder, parts, wire_bytes
 from transport.endpoint import Endpoint
 from transport.errors import MalformedMessage, StreamReset, TransportError
 from transport.identity import NodeId

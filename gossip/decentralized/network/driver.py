@@ -26,8 +26,9 @@ import attrs
 import trio
 
 from gossip.decentralized.arithmetic import is_finite, model_digest
-from gossip.decentralized.delivery import Delivery, Statistics
-from gossip.decentralized.neighbours import Neighbours
+from gossip.decentralized.network.delivery import Delivery, Statistics
+from gossip.decentralized.network.neighbours import Neighbours
+from gossip.decentralized.network.wire import Decoder
 from gossip.decentralized.protocol import (
     Cancel,
     Completed,
@@ -40,7 +41,6 @@ from gossip.decentralized.protocol import (
     Train,
     Vector,
 )
-from gossip.decentralized.wire import Decoder
 from gossip.errors import ProtocolFailed
 from transport.endpoint import Endpoint
 from transport.errors import MalformedMessage

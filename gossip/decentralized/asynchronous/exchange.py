@@ -42,8 +42,8 @@ import attrs
 import msgspec
 import numpy as np
 
+from gossip.decentralized.asynchronous.session import RETIRED_SESSIONS, Count, Session, draw_session
 from gossip.decentralized.protocol import AnyVector, Send, Vector
-from gossip.decentralized.session import RETIRED_SESSIONS, Count, Session, draw_session
 from transport.codec import decode_untrusted, pack
 from transport.errors import MalformedMessage
 from transport.identity import NodeId
