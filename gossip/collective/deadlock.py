@@ -18,6 +18,9 @@ that did first. The next member on the circle had begun it, so after the `Wait` 
 had ended, which is on the circle as well and ended later. Epochs end operations without a certificate, and with them all waits.
 Lane 0 is left out: rounds are called by another part of the node, which promises nothing.
 
+A member that lies about what it has called ends operations of others with an error, as it can by beginning another one than they; it cannot make them
+take a wrong result.
+
 Found at once: two or more members that wait, each for the last thing it called, with no one left to come. Found only at the deadline: wrong
 calls of a program that has not said `sole`, or has other calls under way from which it may go on (handles that nobody waits for yet), and
 a member that calls nothing at all, since it may do so in an hour.
