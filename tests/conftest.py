@@ -39,7 +39,14 @@ def pytest_xdist_make_scheduler(config, log):
         return None
     from tests import workers
 
-    return workers.RealAfterAnother(config, log)
+    return workers.RealOneByOne(config, log)
+
+
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):
+        from tests import workers
+
+        items.sort(key=lambda item: not workers.real(item.path))
 
 
 def pytest_runtest_setup(item):

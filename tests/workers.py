@@ -1,8 +1,10 @@
 """Which tests run beside each other when the suite runs on several workers (`pytest -n`, pytest-xdist).
 
-A file is one piece of work, so what its tests share is made once. All files with tests marked `real` together are one piece
-as well: daemons, namespaces and links of two such tests would take the processor from each other, and a real node that does
-not get to run looks to its peers like a dead one. For the same reason whatever else runs beside them is polite.
+A file is one piece of work, so what its tests share is made once. All files with tests marked `real` together are two such
+pieces, those of the lab and the others: daemons of two tests would take the processor from each other, and a real node that
+does not get to run looks to its peers like a dead one. Only the lab may run beside them, in network namespaces of its own:
+both wait most of the time, for the delays of its links and for other processes. Both begin at once, being the longest, and
+whatever else runs beside them is polite.
 """
 
 import functools
@@ -12,12 +14,13 @@ from pathlib import Path
 from xdist.scheduler import LoadFileScheduling
 
 MARK = "pytest.mark.real"
+LAB = "tests/lab/"
 MOST = 8
 NICENESS = 10
 
 
 def count() -> int:
-    """One for each processor and one more, as that of the real tests waits most of the time; it is all that more than eight wait for."""
+    """One for each processor and one more, as those of real tests mostly wait; more than eight would wait for these two."""
     return min(len(os.sched_getaffinity(0)) + 1, MOST)
 
 
@@ -33,9 +36,11 @@ def be_polite() -> None:
     os.nice(NICENESS)
 
 
-class RealAfterAnother(LoadFileScheduling):
-    """By file, and everything real on one worker, one after another."""
+class RealOneByOne(LoadFileScheduling):
+    """By file, in the order of collection; everything real one after another, and so the lab."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "real" if real(self.config.rootpath / file) else file
+        if not real(self.config.rootpath / file):
+            return file
+        return "lab" if file.startswith(LAB) else "real"

@@ -91,12 +91,12 @@ PORT, ADDRESS, FULL, SYMMETRIC = (
 @pytest.mark.parametrize(
     ("kinds", "paths"),
     [
-        ((PORT, PORT), {Path.PUNCHED}),
-        ((ADDRESS, PORT), {Path.PUNCHED, Path.REVERSED}),
-        ((ADDRESS, SYMMETRIC), {Path.PUNCHED, Path.REVERSED}),
-        ((SYMMETRIC, ADDRESS), {Path.PUNCHED, Path.REVERSED}),
-        ((FULL, SYMMETRIC), {Path.REVERSED}),
-        ((SYMMETRIC, FULL), {Path.REVERSED}),  # the follower dials as well
+        ((PORT, PORT), (Path.PUNCHED,)),
+        ((ADDRESS, PORT), (Path.PUNCHED, Path.REVERSED)),
+        ((ADDRESS, SYMMETRIC), (Path.PUNCHED, Path.REVERSED)),
+        ((SYMMETRIC, ADDRESS), (Path.PUNCHED, Path.REVERSED)),
+        ((FULL, SYMMETRIC), (Path.REVERSED,)),
+        ((SYMMETRIC, FULL), (Path.REVERSED,)),  # the follower dials as well
     ],
     ids=str,
 )
