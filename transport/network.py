@@ -22,12 +22,13 @@ Contract of every implementation:
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 from transport.address import Address
 from transport.buffer import Buffer
 from transport.errors import TransportError
 
-__all__ = ["AcceptOverloaded", "Buffer", "Network", "Path", "RawListener", "RawStream"]
+__all__ = ["AcceptOverloaded", "Buffer", "Network", "Path", "PathState", "RawListener", "RawStream"]
 
 
 class AcceptOverloaded(TransportError):
@@ -58,6 +59,15 @@ class Path(StrEnum):
     """Met over a relay; then both dialed at once through their NATs."""
     RELAYED = "relayed"
     """A third node carries the bytes, sealed from end to end."""
+
+
+class PathState(NamedTuple):
+    """What a connection over a long path meets."""
+
+    most: float
+    """Bytes per second that its own buffer allows, on average."""
+    queueing: float
+    """The round trip now, in units of the least one: over 1 where data stands in queues."""
 
 
 class RawStream(ABC):
@@ -128,6 +138,10 @@ class RawStream(ABC):
 
         Time without anything to send does not count, so the one divided by the other is what the path carries.
         """
+        return None
+
+    def path_state(self) -> PathState | None:
+        """What it meets; None when that is unknown, or the path so short that a connection fills it."""
         return None
 
     def expect_bulk(self) -> None:  # noqa: B027 - a hint that a network may ignore

@@ -35,6 +35,8 @@ from gossip.collective.certificate import LANES, Epoch
 from gossip.errors import CollectiveAborted, GossipError, InvalidOperation
 from transport.budget.scopes import ScopeExceeded
 from transport.bulk.link import BulkLink
+from transport.bulk.parallel import links_for
+from transport.bulk.pool import MAX_LINKS
 from transport.bulk.striped import AnyLink, StripedLink
 from transport.endpoint import Endpoint
 from transport.errors import StreamLimitReached, TransportError
@@ -47,12 +49,6 @@ MAX_LANES: Final = LANES + 1
 """Those of operations, and one for measuring; a lane that is used between two members costs them a connection each way."""
 RETRY_S: Final = 1.0
 """Before links of a member are taken again when other users had all places with it."""
-
-FAST_BYTES_PER_S: Final = 1.25e8
-"""The line to make full use of: 1 Gbit/s."""
-WINDOW_BYTES: Final = 2 << 20
-"""Of what one connection has on its way, as planned: half of the kernel's usual 4 MiB of send buffer (measured over 100 ms: 2.9 MB)."""
-MAX_LINKS: Final = 8
 
 _GREETING = struct.Struct(">BBB")
 
@@ -297,7 +293,7 @@ class Mesh:
                 if peer is None:
                     raise CollectiveAborted(f"{member.short} is not connected")
                 alone = lane.number > 0 or peer.local
-                count = 1 if alone else links_for(peer.rtt_s)
+                count = 1 if alone else links_for(peer.rtt_s, MAX_LINKS)
                 async with trio.open_nursery() as nursery:
                     for number in range(count):
                         nursery.start_soon(self._open_one, lane, peer, number, count, links)
@@ -356,13 +352,6 @@ class Mesh:
     def _failed(self, epoch: Epoch, reason: str, *suspects: NodeId) -> None:
         if self._epoch is epoch:
             self._on_failure(reason, suspects)
-
-
-def links_for(rtt_s: float | None) -> int:
-    """How many connections a line of 1 Gbit/s needs at that round trip."""
-    if rtt_s is None:
-        return 1
-    return max(1, min(MAX_LINKS, math.ceil(rtt_s * FAST_BYTES_PER_S / WINDOW_BYTES)))
 
 
 def _together(links: list[BulkLink], start: Callable[..., object], *, receiving: bool) -> AnyLink:

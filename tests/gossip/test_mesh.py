@@ -10,7 +10,7 @@ import trio
 
 from gossip.collective.call import Call, Reduce
 from gossip.collective.dataplane import Outcome, execute
-from gossip.collective.mesh import CONNECT_S, MAX_LANES, links_for
+from gossip.collective.mesh import CONNECT_S, MAX_LANES
 from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation
 from tests.gossip.mesh import Member, epoch_of, lane_of, open_members
 from transport.bulk.link import BulkLink, LinkClosed
@@ -196,10 +196,3 @@ async def test_a_long_path_has_several_links_in_the_first_lane(autojump_clock):
         assert isinstance(lane_of(members[0], epoch, 1).opened(1), BulkLink)
         # The second one carries on where the first left off.
         await reduce_all(members, epoch, sequence=1)
-
-
-@pytest.mark.parametrize(
-    ("rtt_s", "links"), [(None, 1), (0.0, 1), (0.001, 1), (0.02, 2), (0.1, 6), (3.0, 8)]
-)
-def test_as_many_links_as_the_line_needs(rtt_s: float | None, links: int):
-    assert links_for(rtt_s) == links

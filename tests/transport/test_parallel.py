@@ -1,12 +1,14 @@
 """How many links: as many as pay, on modelled paths."""
 
+import math
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transport.bulk.parallel import IDLE_S, MAX_HOLD_S, LinkCount
+from transport.bulk.parallel import CARRIED, IDLE_S, MAX_HOLD_S, LinkCount, links_for
+from transport.network import PathState
 
 
 class Path:
@@ -159,7 +161,86 @@ def test_slow_start_of_new_links_is_waited_for() -> None:
     assert path.links >= 4
 
 
-def test_a_long_path_begins_with_several() -> None:
-    for rtt_s, links in ((0.001, 1), (0.03, 2), (0.1, 4)):
+@pytest.mark.parametrize(
+    ("rtt_s", "links"),
+    [(None, 1), (0.0, 1), (0.001, 1), (0.02, 1), (0.03, 2), (0.1, 5), (3.0, 8)],
+)
+def test_a_long_path_begins_with_as_many_as_a_line_of_1_gbit_needs(
+    rtt_s: float | None, links: int
+) -> None:
+    assert links_for(rtt_s) == links
+    if rtt_s is not None:
         assert LinkCount().busy(0.0, 0, 0, rtt_s) == links
-    assert LinkCount(most=2).busy(0.0, 0, 0, 0.1) == 2
+        assert LinkCount(most=2).busy(0.0, 0, 0, rtt_s) == min(2, links)
+
+
+class Line:
+    """A line of a rate and a round trip, seen by links whose kernel says what their windows carry."""
+
+    WINDOW = 3.5e6
+    """Bytes that a link may have on its way; 5/6 of them it has."""
+
+    def __init__(self, rate: float, rtt_s: float, *, loss_limit: float = math.inf) -> None:
+        self.rate, self.rtt_s, self.loss_limit = rate, rtt_s, loss_limit
+        self.count = LinkCount()
+        self.now = self.acknowledged = 0.0
+        self.seen: list[int] = []
+        self.born: list[float] = []
+
+    def run(self, seconds: float) -> int:
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 0.1
+            offered = sum(
+                min(
+                    CARRIED * self.WINDOW / self.rtt_s,
+                    self.loss_limit,
+                    1e5 * 2 ** min(20.0, (self.now - at) / self.rtt_s),
+                )
+                for at in self.born
+            )
+            self.acknowledged += 0.1 * min(self.rate, offered)
+            path = PathState(self.WINDOW / self.rtt_s, max(1.0, offered / self.rate))
+            links = self.count.busy(
+                self.now, int(self.acknowledged), len(self.born), self.rtt_s, path
+            )
+            self.born = [*self.born[:links], *[self.now] * (links - len(self.born))]
+            self.seen.append(links)
+        return len(self.born)
+
+
+@pytest.mark.parametrize(
+    ("rate", "rtt_s", "least", "most"),
+    [
+        (1.25e8, 0.1, 5, 5),  # five windows are its bandwidth-delay product and a little more
+        (1.25e8, 0.03, 2, 2),
+        (2.5e8, 0.1, 8, 8),
+        (2.5e8, 0.05, 5, 5),
+        (1.25e9, 0.1, 8, 8),
+    ],
+)
+def test_there_are_windows_for_the_bandwidth_delay_product_and_no_more(
+    rate: float, rtt_s: float, least: int, most: int
+) -> None:
+    line = Line(rate, rtt_s)
+    line.run(20)
+    line.run(100)
+    assert {least, most} >= set(line.seen[200:])
+
+
+def test_a_line_that_fewer_windows_fill_loses_the_others() -> None:
+    line = Line(1.25e7, 0.1)
+    assert line.run(300) == 1
+
+
+def test_a_path_that_loses_packets_gets_more_links_than_windows_tell() -> None:
+    line = Line(1.25e8, 0.1, loss_limit=3e6)
+    assert line.run(20) == 8
+
+
+def test_what_stands_in_queues_is_no_reason_for_more_links() -> None:
+    count, now, acknowledged = LinkCount(), 0.0, 0
+    for _ in range(3000):
+        now += 0.1
+        acknowledged += 100_000
+        assert count.busy(now, acknowledged, count.target, 0.001, PathState(1e9, 1.5)) == 1

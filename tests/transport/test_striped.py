@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,7 +15,7 @@ import trio.testing
 from tests.transport.pool_links import ignore, result
 from transport.address import Address
 from transport.bulk.link import BulkLink, LinkClosed
-from transport.bulk.striped import StripedLink
+from transport.bulk.striped import AHEAD, StripedLink
 from transport.errors import UsageError
 from transport.tcp import TcpStream
 
@@ -137,12 +138,67 @@ async def test_what_is_sent_while_one_waits_does_not_overtake_it() -> None:
             sent = 0
             while out.try_send(b"%d" % sent, bytes(1 << 20)):
                 sent += 1
-                await trio.lowlevel.checkpoint()
+                await trio.testing.wait_all_tasks_blocked()
             waiting = sent
-            nursery.start_soon(out.send, b"%d" % waiting, bytes(1 << 20))
+            left = False
+
+            async def send_last() -> None:
+                nonlocal left
+                await out.send(b"%d" % waiting, bytes(1 << 20))
+                left = True
+
+            nursery.start_soon(send_last)
             await trio.testing.wait_all_tasks_blocked()
+            assert not left
             for number in range(waiting + 1):
-                assert not out.try_send(b"too early", b"") or number == waiting
+                assert left or not out.try_send(b"too early", b"")
                 header, size = await into.receive_head()
                 assert header == b"%d" % number
                 await into.receive_data(memoryview(bytearray(size)))
+            assert left
+
+
+async def test_what_comes_early_is_put_aside_so_that_no_socket_stays_full() -> None:
+    """A kernel widens the window of a connection that is read, not of one whose transfers wait for their turn."""
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery, opened(3, nursery) as (_, into, links):
+            for number in (2, 1):
+                await links[number].send(struct.pack(">Q", number) + b"%d" % number, b"x" * 1000)
+            await trio.testing.wait_all_tasks_blocked()
+            assert set(into._arrived) == {1, 2}
+            await links[0].send(struct.pack(">Q", 0) + b"0", b"x" * 1000)
+            for number in range(3):
+                header, size = await into.receive_head()
+                assert header == b"%d" % number
+                data = bytearray(size)
+                await into.receive_data(memoryview(data)[:400])
+                with pytest.raises(UsageError):
+                    await into.receive_data(memoryview(bytearray(601)))
+                await into.receive_data(memoryview(data)[400:])
+                assert data == b"x" * 1000
+
+
+async def test_what_has_come_before_a_link_ends_can_be_received() -> None:
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery, opened(2, nursery) as (out, into, _):
+            await out.send(b"first", b"x")
+            await trio.testing.wait_all_tasks_blocked()
+            out.abort("over")
+            await trio.testing.wait_all_tasks_blocked()
+            assert into.closed
+            assert await into.receive_head() == (b"first", 1)
+            await into.receive_data(memoryview(bytearray(1)))
+            with pytest.raises(LinkClosed):
+                await into.receive_head()
+
+
+async def test_no_more_than_a_few_transfers_are_put_aside() -> None:
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery, opened(2, nursery) as (out, into, _):
+            sent = 0
+            for _ in range(200):  # far more than two sockets hold, were they read on and on
+                if out.try_send(b"", bytes(1 << 20)):
+                    sent += 1
+                await trio.testing.wait_all_tasks_blocked()
+            assert 2 * AHEAD <= sent <= 2 * (AHEAD + 3)
+            assert len(into._arrived) == 2 * AHEAD

@@ -20,7 +20,7 @@ import trio
 from transport.budget.rates import Meter, Ticket
 from transport.buffer import Buffer
 from transport.limits import Limits
-from transport.network import Path, RawStream
+from transport.network import Path, PathState, RawStream
 
 
 class Line:
@@ -173,6 +173,10 @@ class PacedStream(RawStream):
     def sending_measure(self) -> tuple[float, int] | None:
         """See `RawStream.sending_measure`: of the path, not of what the budget lets through."""
         return self._raw.sending_measure()
+
+    def path_state(self) -> PathState | None:
+        """See `RawStream.path_state`: of the path, as well."""
+        return self._raw.path_state()
 
     def expect_bulk(self) -> None:
         """See `RawStream.expect_bulk`; this stream also stands behind those without it from now on."""

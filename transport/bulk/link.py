@@ -31,7 +31,7 @@ import trio
 
 from transport.bulk import shared
 from transport.errors import AuthenticationFailed, RecordError, TransportError, UsageError
-from transport.network import Buffer, RawStream
+from transport.network import Buffer, PathState, RawStream
 from transport.secure.handshake import HandshakeResult
 from transport.secure.record import (
     HEADER_BYTES,
@@ -447,6 +447,10 @@ class BulkLink:
             return 0.0, 0
         self._measured = now
         return seconds, size
+
+    def path_state(self) -> PathState | None:
+        """As `RawStream.path_state`; None through shared memory."""
+        return None if self._lane_out is not None else self._raw.path_state()
 
     def redirect(self, target: memoryview) -> None:
         """Have what is still to come of the transfer being received go to `target` instead.

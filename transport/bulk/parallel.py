@@ -10,8 +10,13 @@ The start is rough and quick: every two round trips, or as soon as a megabyte ha
 long as that raises the goodput. That is wrong where one connection's own slow start raised it, which costs a few handshakes, and right
 on every path that loses packets, where a transfer would else be over before enough links are there. That more links bring
 nothing is believed only ten round trips after they were there: until then they are in their slow start (a rule of two
-round trips stopped at 2 links on 100 ms and 1 Gbit/s, where 8 carry three times as much). A long path begins with several: one
-connection carries its window in a round trip, and the kernel's is 4 MiB, of which about half is used.
+round trips stopped at 2 links on 100 ms and 1 Gbit/s, where 5 carry four times as much). A long path begins with several (`links_for`): one
+connection carries its window in a round trip, and the kernel's is 4 MiB, of which about two thirds are used.
+
+Where the kernel says what a connection's window carries, the bandwidth-delay product decides: another link for as
+long as those there carry what their windows allow, and no trial where data stands in queues, since the line is full then and
+windows beyond its product only lengthen the queue until it overflows (measured on 1 Gbit/s and 100 ms: five links carry 0.92 of
+the line and lose nothing; eight lose some hundred packets in a second and carry 0.86).
 
 After it, a trial has two parts: settling, in which new connections find their speed and nothing is measured,
 and measuring. Both last at least ten round trips (slow start). Hysteresis: a link is added for a
@@ -24,8 +29,11 @@ Invariants: 1 <= target <= most while busy, 0 after `idle_s` without work; time 
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import Final
+
+from transport.network import PathState
 
 GAIN: Final = 0.10
 LOSS: Final = 0.03
@@ -36,14 +44,22 @@ START_ROUND_TRIPS: Final = 2
 MIN_START_S: Final = 0.2
 START_BYTES: Final = 1 << 20
 """So much must be acknowledged before the start is judged: a chunk or two would be chance."""
-LONG_S: Final = 0.02
-"""Round trip from which a path begins with two links: one carries at most 100 to 200 MB/s of 1 Gbit/s' 125 there."""
-VERY_LONG_S: Final = 0.05
-"""Round trip from which it begins with four: one carries at most 40 to 80 MB/s."""
+FAST_BYTES_PER_S: Final = 1.25e8
+"""The line of which the first links should be able to make full use: 1 Gbit/s."""
+WINDOW_BYTES: Final = 2_900_000
+"""What one connection has on its way with the kernel's usual 4 MiB of send buffer (measured over 100 ms)."""
 MIN_HOLD_S: Final = 5.0
 MAX_HOLD_S: Final = 300.0
 IDLE_S: Final = 30.0
 OTHER_PATH: Final = 2.0
+FILLED: Final = 0.75
+"""Of what its buffer allows: a connection that carries so much is held up by that (alone it reaches `CARRIED`)."""
+CARRIED: Final = 0.83
+"""What it reaches alone."""
+QUEUED: Final = 1.08
+"""Round trip, in units of the least, from which the line is full: 8 ms of queue over 100 ms."""
+WINDOW_ROUND_TRIPS: Final = 4
+"""For a look at whether windows are filled."""
 
 
 class _Phase(Enum):
@@ -52,6 +68,16 @@ class _Phase(Enum):
     UP = "measuring more"
     DOWN = "measuring one less"
     HOLD = "nothing to try"
+
+
+def links_for(rtt_s: float | None, most: int = 8) -> int:
+    """How many connections a line of 1 Gbit/s needs at that round trip: its bandwidth-delay product in windows.
+
+    Not more: what exceeds it stands in the line's queue or, where there is no room, is lost.
+    """
+    if rtt_s is None:
+        return 1
+    return max(1, min(most, math.ceil(rtt_s * FAST_BYTES_PER_S / WINDOW_BYTES)))
 
 
 class LinkCount:
@@ -78,6 +104,7 @@ class LinkCount:
         self._hold_until = 0.0
         self._down_next = False
         self._worked_at: float | None = None
+        self._path: PathState | None = None
 
     def idle(self, now: float) -> int:
         """There is nothing to send at `now` (seconds); return the target."""
@@ -95,7 +122,14 @@ class LinkCount:
         self._measuring_since = None
         return self.target
 
-    def busy(self, now: float, acknowledged: int, links: int, rtt_s: float) -> int:
+    def busy(
+        self,
+        now: float,
+        acknowledged: int,
+        links: int,
+        rtt_s: float,
+        path: PathState | None = None,
+    ) -> int:
         """There is more to send than is under way; return the target.
 
         Args:
@@ -103,11 +137,13 @@ class LinkCount:
             acknowledged: bytes the peer has acknowledged, ever.
             links: open now; a trial begins to settle when they are as many as it wants.
             rtt_s: round trip, seconds.
+            path: what one link meets, on average, where the kernel says that.
         """
         self._worked_at = now
+        self._path = path
         if self._chosen == 0:
-            self._chosen = 1 + int(rtt_s >= LONG_S) + 2 * int(rtt_s >= VERY_LONG_S)
-            self.target = max(self.target, min(self._chosen, self.most))
+            self._chosen = links_for(rtt_s, self.most)
+            self.target = max(self.target, self._chosen)
         if self.target == 0:
             self.target = self._chosen = min(self._chosen, self.most)
             if self._phase is not _Phase.START:
@@ -116,6 +152,8 @@ class LinkCount:
             self._settle(now, rtt_s)
             return self.target
         if self._phase is _Phase.START:
+            if path is not None:
+                return self._fill(now, acknowledged, rtt_s, path)
             return self._start(now, acknowledged, rtt_s)
         if self._measuring_since is None:
             if now >= self._settled_at:
@@ -162,6 +200,37 @@ class LinkCount:
         self._down_next = self._chosen > 1  # the start may have gone too far
         self._settle(now, rtt_s)
         return self.target
+
+    def _fill(self, now: float, acknowledged: int, rtt_s: float, path: PathState) -> int:
+        """The beginning where windows are known: add links until they carry less than their windows allow; return the target."""
+        if self._measuring_since is None:
+            if now >= self._settled_at:
+                self._measuring_since, self._bytes_before = now, acknowledged
+                self._start_ends = max(self._start_ends, now + ROUND_TRIPS * rtt_s)
+            return self.target
+        took = now - self._measuring_since
+        if took < max(MIN_START_S, WINDOW_ROUND_TRIPS * rtt_s):
+            return self.target
+        goodput = (acknowledged - self._bytes_before) / took
+        self._measuring_since, self._bytes_before = now, acknowledged
+        if goodput > (1 + GAIN) * self.goodput:  # slow start, perhaps
+            self._start_ends = now + ROUND_TRIPS * rtt_s
+        self.goodput = max(goodput, self.goodput)
+        if goodput >= FILLED * self.target * path.most and self.target < self.most:
+            self._chosen = self.target = min(self.target + max(1, self.target // 4), self.most)
+            self._settle(now, rtt_s)
+        elif now >= self._start_ends:
+            self._phase = _Phase.BASE
+            self._hold_until = now if path.queueing < QUEUED else now + MIN_HOLD_S
+        return self.target
+
+    def _line_is_full(self) -> bool:
+        return self._path is not None and self._path.queueing >= QUEUED
+
+    def _windows_are_needed(self) -> bool:
+        """Whether one link less could not carry what there is now, by its windows."""
+        path = self._path
+        return path is not None and self.goodput > CARRIED * (self._chosen - 1) * path.most
 
     def cannot_open(self, now: float, links: int) -> int:
         """No more than `links` can be had; return the new target."""
@@ -212,7 +281,7 @@ class LinkCount:
         self._hold_s = MIN_HOLD_S
 
     def _try_more(self, now: float) -> None:
-        self.target = min(2 * self._chosen, self.most)
+        self.target = self._chosen if self._line_is_full() else min(2 * self._chosen, self.most)
         self._down_next = True
         if self.target == self._chosen:
             self._hold(now)
@@ -220,7 +289,7 @@ class LinkCount:
             self._phase = _Phase.UP
 
     def _try_less(self, now: float) -> None:
-        self.target = max(1, self._chosen - 1)
+        self.target = self._chosen if self._windows_are_needed() else max(1, self._chosen - 1)
         self._down_next = False
         if self.target == self._chosen:
             self._hold(now)

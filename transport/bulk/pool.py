@@ -34,6 +34,7 @@ from transport.bulk.messages import Bye, ChunkHead, Hello, Message, decode, enco
 from transport.bulk.parallel import LinkCount
 from transport.bulk.transfers import Transfer, TransferCancelled, TransferMismatch, Transfers
 from transport.errors import EndpointClosed, PeerLost, TransportError, UsageError
+from transport.network import PathState
 from transport.wakeup import Waiter
 
 if TYPE_CHECKING:
@@ -334,7 +335,8 @@ class BulkPool:
         if self._peer_left or self._closing:
             return links
         if self._transfers.chunks_waiting:
-            target = self._count.busy(now, self._transfers.acknowledged, links, self._rtt_s())
+            acknowledged = self._transfers.acknowledged
+            target = self._count.busy(now, acknowledged, links, self._rtt_s(), self._path())
             return target if self._fixed is None else self._fixed
         if self._transfers.sending:
             # The last chunks are under way, or the receiver is not there yet: open no more for it.
@@ -344,6 +346,17 @@ class BulkPool:
             if self._asks:
                 target = max(target, 1)
         return max(links, 1) if target and self._fixed is not None else target
+
+    def _path(self) -> PathState | None:
+        """What one link meets, on average; None unless all of them say."""
+        states = [link.bulk.path_state() for link in self._links.values()]
+        known = [state for state in states if state is not None]
+        if not known or len(known) < len(states):
+            return None
+        return PathState(
+            sum(state.most for state in known) / len(known),
+            sum(state.queueing for state in known) / len(known),
+        )
 
     def _watch(self, now: float) -> None:
         for link in self._links.values():
