@@ -199,7 +199,7 @@ def _run_line(run: Mapping[str, Any], shown: Mapping[str, Any]) -> str:
         f"  loss {number(run.get('loss'), 3)}  {number(run.get('tokens_per_s'), 0)} tokens/s"
     )
     if shown.get("agreement") is False:
-        return f"{line}  {number(run.get('members_last_round'))} models in the last round"
+        return f"{line}  {number(run.get('members_last_round'))} joined last round"
     return f"{line}  late {_late(shown.get('late_s'))}  aborted {number(run.get('aborted_operations'))}"
 
 

@@ -126,7 +126,7 @@ def test_without_agreement_it_is_models_that_count():
     assert shown["agreement"] is False
     assert shown["members"][0]["gossip"]["models_received"] == 7
     text = top_text(shown)
-    assert "2 models in the last round" in text
+    assert "2 joined last round" in text
     assert not {"LATE", "LINK"} & set(text.split())
     rows = {line.split()[0]: line for line in text.splitlines() if line}
     assert "3.0 s ago" in rows["barn"]

@@ -305,7 +305,7 @@ class RoundProtocol(DecentralizedProtocol):
         if not self.late:
             return "", ""
         return (
-            f"{self.late} models came too late: it waits {self.patience:g} s for them",
+            f"{self.late} models came too late: this node waits {self.patience:g} s for them",
             "give models time to arrive: a longer patience (or window) in run.protocol_settings, on all nodes",
         )
 

@@ -141,7 +141,7 @@ def test_a_patience_shorter_than_the_way_of_a_model_is_said_and_not_suffered():
     now = alone(hand, WAITED_ALONE)
     told = hand.core.solitude()
     assert told.rounds == WAITED_ALONE
-    assert told.reason == f"{hand.core.late} models came too late: it waits 5 s for them"
+    assert told.reason == f"{hand.core.late} models came too late: this node waits 5 s for them"
     assert hand.core.late >= WAITED_ALONE
     assert "patience" in told.hint
     stamp = hand.core.stamp
