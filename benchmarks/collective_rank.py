@@ -47,6 +47,7 @@ from transport.bulk.link import BulkLink
 from transport.endpoint import Endpoint, open_endpoint
 from transport.errors import TransportError
 from transport.identity import Identity
+from transport.peer import Peer
 from transport.swarm import Swarm
 from transport.tcp import TcpNetwork
 from transport.trust.chain import certify_by_root
@@ -57,6 +58,7 @@ RUN = hashlib.sha256(b"run" + SEED).digest()
 PATIENCE_S = 60.0
 SMALL_BYTES = 1 << 20
 """Of each round while somebody joins."""
+PING_S = 0.02
 PAUSE_S = 0.05
 """Between two of these rounds."""
 
@@ -155,7 +157,9 @@ class Member:
 
     # ---- commands --------------------------------------------------------------------------
 
-    async def reduce(self, *, operation: int, size: int, harm: dict[str, Any] | None) -> Any:
+    async def reduce(
+        self, *, operation: int, size: int, harm: dict[str, Any] | None, pings: bool = False
+    ) -> Any:
         # In a thread, as the check is: a member whose event loop rests for seconds counts as lost.
         source = await trio.to_thread.run_sync(inputs, self.rank, operation, size)
         if self.out.nbytes != size:
@@ -167,8 +171,13 @@ class Member:
         del self.steps.seen[:]
         began, descriptor = time.monotonic(), b"operation %d" % operation
         deadline = trio.current_time() + PATIENCE_S
-        reduced = await self.group.all_reduce(descriptor, source, self.out, deadline=deadline)
-        ended = time.monotonic()
+        took: list[float] = []
+        async with trio.open_nursery() as nursery:
+            if pings:
+                nursery.start_soon(self._ping, took)
+            reduced = await self.group.all_reduce(descriptor, source, self.out, deadline=deadline)
+            ended = time.monotonic()
+            nursery.cancel_scope.cancel()
         self.last = operation, reduced
         self.round += 1
         self.stand()
@@ -180,11 +189,24 @@ class Member:
             "epoch": reduced.epoch.number,
             "attempt": reduced.epoch.ballot.attempt,
             "root": reduced.certificate.root.hex(),
+            "pings": took,
             "steps": self.steps.seen[:],
             "next_proposer": self.ranks[
                 proposer_of(list(reduced.epoch.members), reduced.epoch.number + 1, 0)
             ],
         }
+
+    async def _ping(self, took: list[float]) -> None:
+        """Control round trips to every member, one begun each `PING_S` whether the one before is back or not."""
+
+        async def once(peer: Peer) -> None:
+            took.append(await peer.ping())
+
+        async with trio.open_nursery() as nursery:
+            while True:
+                for peer in self.endpoint.peers.values():
+                    nursery.start_soon(once, peer)
+                await trio.sleep(PING_S)
 
     def _come_to_harm(self, *, share: float, how: str, world: int, size: int) -> None:
         segments = 2 * (world - 1) * -(-size // world // SEGMENT_BYTES)
@@ -413,11 +435,12 @@ def reduce_all(
     *,
     victim: int | None = None,
     harm: dict[str, Any] | None = None,
+    pings: bool = False,
 ) -> None:
     """Have all begin one all-reduce together; their answers are still to be heard."""
     for each in ranks:
         harmed = harm if each.rank == victim else None
-        each.tell(do="reduce", operation=operation, size=size, harm=harmed)
+        each.tell(do="reduce", operation=operation, size=size, harm=harmed, pings=pings)
     for each in ranks:
         each.hear("prepared")
     for each in ranks:
