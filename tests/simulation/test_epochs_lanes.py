@@ -5,7 +5,7 @@ member signed and saw cut off is not done again while a member of its new epoch 
 told of members that call different tags only where a circle of them waits, seen from outside; and a
 newcomer gets in though something always runs, at the price of no running operation.
 
-All of it (ten minutes of one core) is made by
+All of it (about half an hour of one core, half of that for a fault at every message) is made by
 
     NODED_SLOW=1 python -m pytest tests/simulation/test_epochs_lanes.py
 """
