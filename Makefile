@@ -13,6 +13,9 @@ CODE := $(wildcard $(ROOMS) tests benchmarks examples)
 # Who runs beside whom: tests/workers.py. Not in pytest's own settings: a single file, a debugger, `-s` are better off without.
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+# Some systems forbid it; but the suite starts hundreds of processes, and each would compile the same files again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A stamp means nothing once the folder was moved or the system's Python went away: then the set-up runs again.
 $(shell { [ "$$(cat $(VENV)/.made-in)" = "$(CURDIR)" ] && $(BIN)/python -c ''; } 2>/dev/null || rm -f $(VENV)/.stamp-*)
 
