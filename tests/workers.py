@@ -1,10 +1,10 @@
 """Which tests run beside each other when the suite runs on several workers (`pytest -n`, pytest-xdist).
 
-A file is one piece of work, so what its tests share is made once. All files with tests marked `real` together are two such
-pieces, those of the lab and the others: daemons of two tests would take the processor from each other, and a real node that
-does not get to run looks to its peers like a dead one. Only the lab may run beside them, in network namespaces of its own:
-both wait most of the time, for the delays of its links and for other processes. Both begin at once, being the longest, and
-whatever else runs beside them is polite.
+A file is one piece of work, so what its tests share is made once. All files with tests marked `real` together are one piece
+as well: daemons of two tests would take the processor from each other, and a real node that does not get to run looks to its
+peers like a dead one. A second such piece is what of the lab has no whole daemons: in network namespaces of its own, and
+waiting for the delays of its links most of the time. Both begin at once, being the longest, and whatever else runs beside
+them is polite.
 """
 
 import functools
@@ -15,6 +15,7 @@ from xdist.scheduler import LoadFileScheduling
 
 MARK = "pytest.mark.real"
 LAB = "tests/lab/"
+DAEMONS = "tests.lab.daemons"
 MOST = 8
 NICENESS = 10
 
@@ -25,9 +26,14 @@ def count() -> int:
 
 
 @functools.cache
+def text(path: Path) -> str:
+    """What a file says. Workers tell the scheduler nothing but names, so it has to look for itself."""
+    return path.read_text(encoding="utf-8")
+
+
 def real(path: Path) -> bool:
-    """Whether a file has tests on real processes or sockets. Workers tell the scheduler names only, so it reads the file."""
-    return MARK in path.read_text(encoding="utf-8")
+    """Whether a file has tests on real processes or sockets."""
+    return MARK in text(path)
 
 
 @functools.cache
@@ -41,6 +47,7 @@ class RealOneByOne(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        if not real(self.config.rootpath / file):
+        path = self.config.rootpath / file
+        if not real(path):
             return file
-        return "lab" if file.startswith(LAB) else "real"
+        return "lab" if file.startswith(LAB) and DAEMONS not in text(path) else "real"
