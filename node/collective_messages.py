@@ -112,6 +112,8 @@ class Operate(_Message, frozen=True):
     root: Digest | None = None
     timeout_s: Seconds | None = None
     within: Digest | None = None
+    sole: bool = False
+    """The process asks for nothing more before this has ended."""
 
 
 class Tensor(msgspec.Struct, frozen=True, array_like=True):
@@ -133,6 +135,7 @@ class Synchronise(_Message, frozen=True):
     revision: Number
     label: Annotated[str, Meta(max_length=64)]
     timeout_s: Seconds | None = None
+    sole: bool = False
 
 
 class Cancel(_Message, frozen=True):

@@ -269,10 +269,11 @@ class Group:
         wire: str = EXACT,
         tag: int = ROUND_LANE,
         deadline: float = math.inf,
+        sole: bool = False,
     ) -> Reduced:
         """Everybody's values in member order, at the start of `out`, which has room for all members."""
         call = Call(Kind.ALL_GATHER, wire=wire).bind(descriptor, source)
-        return await self.run_job(Job(call, source, out, tag=tag, deadline=deadline))
+        return await self.run_job(Job(call, source, out, tag=tag, deadline=deadline, sole=sole))
 
     async def broadcast(
         self,
@@ -296,10 +297,11 @@ class Group:
         tag: int = ROUND_LANE,
         deadline: float = math.inf,
         within: bytes | None = None,
+        sole: bool = False,
     ) -> Reduced:
-        """Return when all members have come, and agree on the descriptor; `within` as in `Job`."""
+        """Return when all members have come, and agree on the descriptor; `within` and `sole` as in `Job`."""
         call = Call(Kind.BARRIER).bind(descriptor, _NOTHING)
-        return await self.run_job(Job(call, _NOTHING, _NOTHING, tag, deadline, within))
+        return await self.run_job(Job(call, _NOTHING, _NOTHING, tag, deadline, within, sole))
 
     def outcome_unknown(self, tag: int = ROUND_LANE) -> Indeterminate | None:
         """After a call that was given up: an error if this node had signed a result."""

@@ -85,6 +85,7 @@ class _What:
     label: str
     tag: int
     deadline: float
+    sole: bool
 
 
 class _Shelf(Library):
@@ -165,6 +166,7 @@ class StateSync:
         label: str = "state",
         tag: int = SYNC_TAG,
         deadline: float = math.inf,
+        sole: bool = False,
     ) -> Synced:
         """Return when all members of the present epoch hold the same bytes in `tensors`.
 
@@ -175,6 +177,7 @@ class StateSync:
             label: which state this is, if there are several.
             tag: the lane it takes.
             deadline: trio time by which this ends, one way or another.
+            sole: as of a `Job`.
 
         Cancellation leaves the tensors as they were.
 
@@ -191,6 +194,7 @@ class StateSync:
             label,
             tag,
             deadline,
+            sole,
         )
         while True:
             try:
@@ -216,7 +220,7 @@ class StateSync:
         own = Declaration(what.revision, what.label in self._parity, state.manifest.id)
         gathered = np.empty(RECORD_BYTES * MAX_MEMBERS, np.int8)
         reduced = await group.all_gather(
-            what.shape, own.encode(), gathered, tag=tag, deadline=deadline
+            what.shape, own.encode(), gathered, tag=tag, deadline=deadline, sole=what.sole
         )
         epoch = reduced.epoch
         veterans = group.machine.veterans(epoch.id)
@@ -230,7 +234,9 @@ class StateSync:
             if patience.cancelled_caught:
                 raise StateUnavailable("not all of the state came by the deadline")
         if len(holders) < len(epoch.members):
-            await group.barrier(what.shape + chosen, tag=tag, deadline=deadline, within=epoch.id)
+            await group.barrier(
+                what.shape + chosen, tag=tag, deadline=deadline, within=epoch.id, sole=what.sole
+            )
         sink = MemorySink(what.regions)
         for block, data in blocks.items():
             sink.write(block, memoryview(data))

@@ -221,6 +221,7 @@ class _Client:
             request.tag,
             _deadline(request.timeout_s),
             request.within,
+            request.sole,
         )
 
     @staticmethod
@@ -250,6 +251,7 @@ class _Client:
                 revision=request.revision,
                 label=request.label,
                 deadline=_deadline(request.timeout_s),
+                sole=request.sole,
             )
         if scope.cancelled_caught:
             raise CollectiveAborted("given up")

@@ -13,7 +13,7 @@ Tensors of any device and layout are copied into memory shared with the daemon; 
 has a certificate and not before, so after any error the values are what they were.
 
 Operations of one tag are carried out in the order of the calls, which has to be the same at all members; those of different
-tags (1 to 15, which is also that of `sync_state`) run at once. Members agree on kind, type, length, format, algorithm and `label`, or all get `DescriptorMismatch`.
+tags (1 to 15, which is also that of `sync_state`) run at once. While one is waited for, no other is called, if not said otherwise (`one_thread`). Members agree on kind, type, length, format, algorithm and `label`, or all get `DescriptorMismatch`.
 Errors are those of `gossip.errors`, and `DaemonLost`.
 """
 
@@ -127,8 +127,9 @@ class Work:
 class Collectives:
     """Collectives with the other nodes of a run; made by `collectives`."""
 
-    def __init__(self, link: CollectiveLink) -> None:
+    def __init__(self, link: CollectiveLink, *, one_thread: bool = True) -> None:
         self._link = link
+        self._one_thread = one_thread
 
     @property
     def node(self) -> bytes:
@@ -346,6 +347,7 @@ class Collectives:
                     root=root,
                     timeout_s=timeout_s,
                     within=within,
+                    sole=wait and self._one_thread,
                 )
             )
         except BaseException:
@@ -405,7 +407,9 @@ class Collectives:
             with torch.no_grad():
                 for name, view in views.items():
                     view.copy_(tensors[name])
-            request = Synchronise(number, arena.number, layout, revision, label, timeout_s)
+            request = Synchronise(
+                number, arena.number, layout, revision, label, timeout_s, self._one_thread
+            )
             pending = link.request(request)
         except BaseException:
             link.give_back(arena)
@@ -536,6 +540,7 @@ def collectives(
     alone: bool = True,
     model: torch.nn.Module | Sequence[tuple[int, ...]] | None = None,
     socket: str | Path | None = None,
+    one_thread: bool = True,
 ) -> Iterator[Collectives]:
     """Collectives with the other nodes of `run`, through this machine's daemon.
 
@@ -545,6 +550,8 @@ def collectives(
             is attached with `node.join`, between whose rounds these operations run.
         model: what members must have alike to be in one epoch (names and shapes of parameters); of a process that is alone.
         socket: path of the *trainer* socket; default `$NODED_TRAINER_SOCKET`, then the usual place.
+        one_thread: while a call waits (one without `async_op`, and `sync_state`), no other is made. So members that call different tags are told
+            at once, and not at their deadlines. False: several threads make calls that wait.
 
     Raises:
         DaemonNotRunning: nothing answers.
@@ -557,7 +564,7 @@ def collectives(
         if error.hint:
             error.add_note(error.hint)  # a script shows it below its traceback
         raise
-    with Collectives(link) as made:
+    with Collectives(link, one_thread=one_thread) as made:
         yield made
 
 

@@ -177,6 +177,30 @@ def test_after_an_error_the_tensor_is_what_it_was(tmp_path: Path) -> None:
     together(2, tmp_path, member)
 
 
+def test_processes_that_wait_under_different_tags_are_told_so(tmp_path: Path) -> None:
+    """By their types these errors are not those of a deadline."""
+    met = threading.Barrier(2)
+
+    def member(run: Collectives, index: int) -> None:
+        tensor = values(index)
+        with pytest.raises(DescriptorMismatch, match="different tags"):
+            run.all_reduce(tensor, tag=1 + index, timeout_s=PATIENCE_S)
+        met.wait(PATIENCE_S)
+        with pytest.raises(DescriptorMismatch, match="different tags"):
+            if index == 0:
+                run.barrier(tag=3, timeout_s=PATIENCE_S)
+            else:
+                run.sync_state({"x": tensor}, timeout_s=PATIENCE_S)
+        assert torch.equal(tensor, values(index))
+        met.wait(PATIENCE_S)
+        work = run.all_reduce(tensor, tag=5, async_op=True, timeout_s=PATIENCE_S)
+        run.barrier(tag=6, timeout_s=PATIENCE_S)  # the other one may have called it first
+        work.wait()
+        assert torch.equal(tensor, values(2))
+
+    together(2, tmp_path, member)
+
+
 def test_declared_state_comes_into_parity(tmp_path: Path) -> None:
     def member(run: Collectives, index: int) -> dict[str, torch.Tensor]:
         state = {
