@@ -186,11 +186,12 @@ def test_processes_that_wait_under_different_tags_are_told_so(tmp_path: Path) ->
         with pytest.raises(DescriptorMismatch, match="different tags"):
             run.all_reduce(tensor, tag=1 + index, timeout_s=PATIENCE_S)
         met.wait(PATIENCE_S)
+        calls = (
+            lambda: run.barrier(tag=3, timeout_s=PATIENCE_S),
+            lambda: run.sync_state({"x": tensor}, timeout_s=PATIENCE_S),
+        )
         with pytest.raises(DescriptorMismatch, match="different tags"):
-            if index == 0:
-                run.barrier(tag=3, timeout_s=PATIENCE_S)
-            else:
-                run.sync_state({"x": tensor}, timeout_s=PATIENCE_S)
+            calls[index]()
         assert torch.equal(tensor, values(index))
         met.wait(PATIENCE_S)
         work = run.all_reduce(tensor, tag=5, async_op=True, timeout_s=PATIENCE_S)
