@@ -157,6 +157,7 @@ FIXED = {
     "gossip.collective.calls:MAX_CALLS": "Collectives under way or waiting for their turn at one node, all tags together; more are refused with `InvalidOperation`.",
     "gossip.collective.mesh:MAX_LANES": "Lanes of one epoch that have links: those of the tags, and one for measuring.",
     "gossip.collective.mesh:MAX_LINKS": "Links of lane 0 to one member each way, over a long path; the other lanes have one.",
+    "transport.bulk.striped:AHEAD": "Transfers of at most 1 MiB of each of those links that come before their turn, or are coming.",
     "gossip.collective.former:PREPARES": "Requests of one member for a new epoch that are answered at once; then one in 15 s.",
     "gossip.collective.former:MAX_LEAP": "How far one message may raise the number of epochs.",
     "gossip.collective.former:MAX_EARLY_ACCEPTS": "Signatures kept of epochs whose proposal has not come yet.",
