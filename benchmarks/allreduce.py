@@ -49,6 +49,8 @@ sys.path.insert(0, str(ROOT))
 SIZES = (1 << 10, 1 << 16, 1 << 20, 1 << 24, 1 << 26, 1 << 28)
 SEED = b"benchmark"
 PATHS = ("shared", "tcp")
+PATIENCE_S = 120.0
+"""For one operation: nobody dials again here, so one that is lost fails the run."""
 
 
 def iterations(size: int, most: int) -> int:
@@ -276,10 +278,14 @@ def rank_main(
             gc.collect()
             gc.freeze()  # as the daemon does: torch's objects are not to be looked at in every round
             for size in sizes:
-                source = np.full(size // 4, rank + 1, np.float32)
-                out = np.zeros_like(source)
-                out.fill(1)  # its pages are the caller's, not the operation's
-                tensor = torch.empty(size // 4)
+
+                def buffers(size: int = size) -> tuple[Any, Any, torch.Tensor]:
+                    source = np.full(size // 4, rank + 1, np.float32)
+                    out = np.ones_like(source)  # its pages are the caller's, not the operation's
+                    return source, out, torch.ones(size // 4)
+
+                # New pages can take seconds, in which the loop has to say that it lives.
+                source, out, tensor = await trio.to_thread.run_sync(buffers)
                 rows: list[list[tuple[float, float]]] = []
                 extras = dict.fromkeys(ways, 0.0)
                 used_algorithm = dict.fromkeys(ways, "")
@@ -298,11 +304,18 @@ def rank_main(
                         # gloo blocks, so it runs in a thread: the event loop stays free to talk.
                         await trio.to_thread.run_sync(dist.barrier)
                         # Then one of its own, as gloo has: or coming back from the thread would be timed.
-                        await group.barrier(b"start", tag=1)
+                        await group.barrier(
+                            b"start", tag=1, deadline=trio.current_time() + PATIENCE_S
+                        )
                         resident = reset_peak() if number == 0 else 0.0
                         before, began = cpu(), time.perf_counter()
                         reduced = await group.all_reduce(
-                            b"bench", source, out, algorithm=algorithm, wire=wire or "exact"
+                            b"bench",
+                            source,
+                            out,
+                            algorithm=algorithm,
+                            wire=wire or "exact",
+                            deadline=trio.current_time() + PATIENCE_S,
                         )
                         figures.append((time.perf_counter() - began, cpu() - before))
                         if number == 0:

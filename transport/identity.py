@@ -127,7 +127,7 @@ class Identity:
 
     def sign(self, data: bytes) -> bytes:
         """64-byte Ed25519 signature. Callers put a domain string first."""
-        return crypto_sign(data, self._key)[:SIGNATURE_BYTES]
+        return crypto_sign(bytes(data), self._key)[:SIGNATURE_BYTES]
 
     def __repr__(self) -> str:
         return f"<Identity {self.node_id.short}>"

@@ -124,7 +124,8 @@ class _Running:
 class Handle:
     """An operation that was started and is waited for later."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_cancel: Callable[[], None] = lambda: None) -> None:
+        self._on_cancel = on_cancel
         self._ended = trio.Event()
         self._reduced: Reduced | None = None
         self._error: GossipError | None = None
@@ -145,6 +146,7 @@ class Handle:
 
     def cancel(self) -> None:
         """Give the operation up, which aborts the epoch of all members if it runs; `wait` raises then."""
+        self._on_cancel()
         self._scope.cancel()
 
     async def run(self, work: Callable[[], Awaitable[Reduced]]) -> None:
@@ -220,6 +222,11 @@ class Calls:
         if job.sole:
             self._sole = place
         return place
+
+    def release(self, place: object | None = None) -> None:
+        """A sole call is given up (that of `place`, or whichever is): others need not wait until its task has come to its end."""
+        if place is None or self._sole is place:
+            self._sole = None
 
     async def carry_out(self, job: Job, place: object) -> Reduced:
         """Carry out a job that has a place; see `Group.run`."""

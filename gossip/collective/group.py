@@ -206,7 +206,7 @@ class Group:
             InvalidOperation: as for `run_job`.
         """
         place = self._calls.enqueue(job)
-        handle = Handle()
+        handle = Handle(lambda: self._calls.release(place))
         self._nursery.start_soon(handle.run, lambda: self._calls.carry_out(job, place))
         return handle
 
@@ -302,6 +302,10 @@ class Group:
         """Return when all members have come, and agree on the descriptor; `within` and `sole` as in `Job`."""
         call = Call(Kind.BARRIER).bind(descriptor, _NOTHING)
         return await self.run_job(Job(call, _NOTHING, _NOTHING, tag, deadline, within, sole))
+
+    def release_sole(self) -> None:
+        """The sole call under way here is being given up: the next one need not wait until it has come to its end."""
+        self._calls.release()
 
     def outcome_unknown(self, tag: int = ROUND_LANE) -> Indeterminate | None:
         """After a call that was given up: an error if this node had signed a result."""

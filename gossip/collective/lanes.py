@@ -80,6 +80,8 @@ class _Lane:
     running: _Running | None = None
     begins: dict[NodeId, Begin] = attrs.field(factory=dict)
     votes: dict[NodeId, Vote] = attrs.field(factory=dict)
+    last: Vote | None = None
+    """This member's own on the operation before, if not everybody was sent it."""
 
     def begun(self, sequence: int) -> set[NodeId]:
         """Members that have said, in one way or another, that they began that operation."""
@@ -155,7 +157,10 @@ class Lanes:
         return any(
             member in run.operation.epoch.members
             and not run.operation.voted(member)
-            and run.unspread is None
+            and (
+                run.operation.state is OperationState.RUNNING
+                or self._collector(run.operation) is None
+            )
             for run in self._runs()
         )
 
@@ -324,6 +329,8 @@ class Lanes:
             self._count(operation, sender, vote, now)
         elif vote.sequence == here.sequence:
             here.votes[sender] = vote
+        elif here.last is not None and vote.sequence == here.last.sequence:
+            self._standing.send(sender, here.last)  # it has no certificate, and may need this
 
     def _count(self, operation: Operation, sender: NodeId, vote: Vote, now: float) -> None:
         key = self._standing.peers[sender].public_key
@@ -356,7 +363,16 @@ class Lanes:
         return keys
 
     def _end(self, operation: Operation, now: float) -> None:
-        self._lanes[operation.lane].running = None
+        here = self._lanes[operation.lane]
+        run, here.running = here.running, None
+        here.last = None if run is None else run.unspread
+        if here.last is not None and self._collector(operation) != self._standing.me:
+            # Who has spread its vote may wait for this one, should the collector tell some and not others.
+            collector = self._collector(operation)
+            members = operation.epoch.members
+            self._standing.send_all(
+                (m for m in members if m != collector and operation.voted(m)), here.last
+            )
         self._on_certified(operation, now)
 
     def on_certified(self, sender: NodeId, certificate: Certificate, now: float) -> None:

@@ -30,6 +30,7 @@ import attrs
 import msgspec
 
 from gossip.collective.certificate import (
+    GENESIS,
     Ballot,
     Bytes16,
     Bytes32,
@@ -158,6 +159,8 @@ class History:
         """
         if any(one.id == epoch.id for one in self.epochs[:-1]):
             return True
+        if self.epochs and self.epochs[0].previous == GENESIS:
+            gone = frozenset()  # all of it is here, and it did not come from there
         return any(
             one.ballot > epoch.ballot
             and quorum(one, epoch, left | gone if one.previous == epoch.id else gone)

@@ -185,7 +185,13 @@ class _Client:
             )
         else:
             scope = trio.CancelScope()
-            self._requests[request.id] = scope.cancel
+
+            def give_up() -> None:
+                if request.sole:
+                    self._group.release_sole()
+                scope.cancel()
+
+            self._requests[request.id] = give_up
             self._nursery.start_soon(
                 self._carry_out, request.id, arena, self._synchronise, request, arena, scope
             )

@@ -7,7 +7,7 @@ import random
 import msgspec
 import pytest
 
-from gossip.collective.certificate import LANES
+from gossip.collective.certificate import LANES, Ballot
 from gossip.collective.epoch_events import (
     EpochSettings,
     MemberAccused,
@@ -278,6 +278,39 @@ def test_a_collector_that_brings_nothing_is_not_waited_for(five, keeps) -> None:
         waiting = [member for member in five.world.order if not operation.voted(member)]
         assert waiting == [collector]
         assert machine.waits_for(1) == f"{collector.short} has not signed it"
+
+
+def test_a_collector_that_tells_some_and_not_others_is_alone_to_blame(five) -> None:
+    """Those it has told say what the others lack: it is waited for by itself, and nobody else is left out."""
+    collector, told = five.world.order[:2]
+
+    def keep(source, target, message) -> bool:
+        return source != collector or target == told or not isinstance(message, Certified | Vote)
+
+    operations = vote_all(five)
+    five.deliver(keep=keep)
+    assert operations[1].state is OperationState.CERTIFIED
+    five.now += 0.011
+    for machine in five.machines:
+        machine.tick(five.now)
+    five.deliver(keep=keep)
+    for machine, operation in zip(five.machines[2:], operations[2:], strict=True):
+        waiting = [member for member in five.world.order if not operation.voted(member)]
+        assert waiting == [collector]
+        assert machine.waits_for(1) == f"{collector.short} has not signed it"
+
+
+def test_who_has_the_certificate_and_moves_on_does_not_end_what_the_others_wait_to_hear_of(
+    five,
+) -> None:
+    """Its request comes on another connection than the certificate, and may be quicker."""
+    operations = vote_all(five)
+    five.deliver(keep=lambda _s, target, _m: target != five.world.order[3])
+    late = five.machines[3]
+    late.receive(five.world.order[1], Prepare(Ballot(99, 0, five.world.order[1])), five.now)
+    assert operations[3].state is OperationState.VOTED
+    late.receive(five.world.order[0], Certified(operations[0].certificate), five.now)
+    assert operations[3].state is OperationState.CERTIFIED
 
 
 def test_what_a_collector_tells_is_the_same_as_what_the_votes_would(five) -> None:

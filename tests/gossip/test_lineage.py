@@ -186,12 +186,22 @@ def test_who_left_in_good_order_long_ago_does_not_hold_up_those_who_went_on() ->
     """The proof reaches back no further than the newest epochs, and its farewell is in none of them."""
     low, high = sorted([A, B], key=lambda identity: identity.node_id)
     left_long_ago = epoch_of(link([low, high], 1))
-    between = link([high, C], 70)
+    unseen = link([high, C], 69, previous=link([high, C], 68))
+    between = link([high, C], 70, previous=unseen)
     history = verifier().history((between, link([high, C], 71, previous=between)), None)
     assert history is not None
     assert not history.supersedes(left_long_ago, quorum), "half of it, without its first member"
     assert history.supersedes(left_long_ago, quorum, frozenset({low.node_id}))
     assert not history.supersedes(left_long_ago, quorum, frozenset({high.node_id}))
+
+
+def test_those_who_founded_the_run_anew_have_not_gone_on_from_what_a_leaver_left() -> None:
+    """All that they have is shown, and it did not come from there."""
+    low, high = sorted([A, B], key=lambda identity: identity.node_id)
+    left = epoch_of(link([low, high], 1))
+    anew = verifier().history((link([high, C], 70),), None)
+    assert anew is not None
+    assert not anew.supersedes(left, quorum, frozenset({low.node_id}))
 
 
 def test_farewells() -> None:

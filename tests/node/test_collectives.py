@@ -32,7 +32,7 @@ from node.errors import DaemonNotRunning
 from node.run.collectives import open_collectives
 from node.shared_buffer import SharedBuffer, recv_with_fd
 from node.trainer_messages import FrameReader
-from node.training.collectives import Collectives, collectives, ddp_hook
+from node.training.collectives import Collectives, Work, collectives, ddp_hook
 from node.training.daemon_link import DaemonLost
 from tests.gossip.swarm import Node, open_swarm
 
@@ -487,3 +487,30 @@ def test_memory_that_cannot_be_taken_is_an_error_and_not_the_end(
         run.all_reduce(values(0), timeout_s=PATIENCE_S)
 
     together(1, tmp_path, member)
+
+
+def test_a_call_that_was_interrupted_does_not_stand_in_the_way_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met = threading.Barrier(2)
+    interrupted = threading.local()
+    usual = Work.wait
+
+    def wait(self: Work, timeout_s: float | None = None) -> None:
+        if getattr(interrupted, "now", False):
+            raise KeyboardInterrupt
+        usual(self, timeout_s)
+
+    monkeypatch.setattr(Work, "wait", wait)
+
+    def member(run: Collectives, index: int) -> None:
+        tensor = values(index)
+        interrupted.now = index == 0
+        for _ in range(20 if index == 0 else 0):
+            with pytest.raises(KeyboardInterrupt):
+                run.all_reduce(tensor, tag=1)
+        interrupted.now = False
+        met.wait(PATIENCE_S)
+        run.barrier(tag=2, timeout_s=PATIENCE_S)
+
+    together(2, tmp_path, member)

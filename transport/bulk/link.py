@@ -182,6 +182,8 @@ class BulkLink:
     def put(self, part: Buffer) -> None:
         """Seal the next bytes of the transfer that was begun; the receiver may take parts that end where these do.
 
+        There is room for a few small parts; those of a large transfer are of `BULK_RECORD_BYTES`.
+
         Raises:
             UsageError: they are more than was announced.
         """
