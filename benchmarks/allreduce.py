@@ -206,7 +206,7 @@ def rank_main(
     import torch.distributed as dist
     import trio
 
-    from gossip.collective.epoch_events import EpochSettings
+    from gossip.collective.agreement.epoch_events import EpochSettings
     from gossip.collective.group import open_group
     from transport.address import Address
     from transport.bulk import shared

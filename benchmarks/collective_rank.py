@@ -35,12 +35,12 @@ import numpy as np
 import trio
 from blake3 import blake3
 
-from gossip.collective.buffers import as_bytes
-from gossip.collective.epoch_events import EpochSettings
-from gossip.collective.former import proposer_of
+from gossip.collective.agreement.epoch_events import EpochSettings
+from gossip.collective.agreement.former import proposer_of
+from gossip.collective.algorithms.ring import SEGMENT_BYTES
 from gossip.collective.group import Behind, Group, Reduced, open_group
-from gossip.collective.handover import Handover, HeldState, open_handover
-from gossip.collective.ring import SEGMENT_BYTES
+from gossip.collective.links.buffers import as_bytes
+from gossip.collective.state.handover import Handover, HeldState, open_handover
 from gossip.errors import GossipError
 from transport.address import Address
 from transport.bulk.link import BulkLink

@@ -34,10 +34,10 @@ import trio
 from collective_rank import open_member
 from netpath import ip
 
-from gossip.collective.algorithms.ring_order import ring_order, slowest_link
 from gossip.collective.group import Group
-from gossip.collective.probing import TURN_S
-from gossip.collective.rhythm import Measure
+from gossip.collective.placing.probing import TURN_S
+from gossip.collective.placing.rhythm import Measure
+from gossip.collective.placing.ring_order import ring_order, slowest_link
 from transport.address import Address
 from transport.errors import TransportError
 from transport.identity import Identity

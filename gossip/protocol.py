@@ -30,7 +30,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gossip.collective.buffers import as_bytes
+from gossip.collective.links.buffers import as_bytes
 from gossip.errors import InvalidSettings, UnknownProtocol
 from gossip.invalid import complaint
 

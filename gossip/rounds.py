@@ -18,7 +18,7 @@ import numpy as np
 import trio
 
 from gossip.collective.group import Behind, Group, Reduced
-from gossip.collective.handover import Handover
+from gossip.collective.state.handover import Handover
 from gossip.errors import DescriptorMismatch, InvalidOperation, StateUnavailable
 from gossip.protocol import (
     Apply,

@@ -15,7 +15,7 @@ import trio
 
 from crdt.record import Progress
 from dht.service import Dht
-from gossip.collective.rhythm import Ailment, Rhythm
+from gossip.collective.placing.rhythm import Ailment, Rhythm
 from gossip.decentralized.network.delivery import Traffic
 from gossip.membership.service import Membership
 from gossip.membership.table import MemberState, MemberView

@@ -152,28 +152,28 @@ FIXED = {
     "crdt.record:MAX_CHECKPOINTS": "Checkpoints that one holder names: the newest.",
     "crdt.record:MAX_SETTINGS": "Settings in the entry of a run.",
     "crdt.record:MAX_REVOKED": "Revoked keys in one writer's entry; the list in force is the union of all.",
-    "gossip.collective.messages:MAX_MEMBERS": "Members of one collective.",
-    "gossip.collective.certificate:LANES": "Tags: lines of operations that run at once, 0 to 15.",
+    "gossip.collective.agreement.messages:MAX_MEMBERS": "Members of one collective.",
+    "gossip.collective.agreement.certificate:LANES": "Tags: lines of operations that run at once, 0 to 15.",
     "gossip.collective.calls:MAX_CALLS": "Collectives under way or waiting for their turn at one node, all tags together; more are refused with `InvalidOperation`.",
-    "gossip.collective.mesh:MAX_LANES": "Lanes of one epoch that have links: those of the tags, and one for measuring.",
-    "gossip.collective.mesh:MAX_LINKS": "Links of lane 0 to one member each way, over a long path; the other lanes have one.",
+    "gossip.collective.links.mesh:MAX_LANES": "Lanes of one epoch that have links: those of the tags, and one for measuring.",
+    "gossip.collective.links.mesh:MAX_LINKS": "Links of lane 0 to one member each way, over a long path; the other lanes have one.",
     "transport.bulk.striped:AHEAD": "Transfers of at most 1 MiB of each of those links that come before their turn, or are coming.",
-    "gossip.collective.former:PREPARES": "Requests of one member for a new epoch that are answered at once; then one in 15 s.",
-    "gossip.collective.former:MAX_LEAP": "How far one message may raise the number of epochs.",
-    "gossip.collective.former:MAX_EARLY_ACCEPTS": "Signatures kept of epochs whose proposal has not come yet.",
-    "gossip.collective.former:PASS_OVER_MAX_S": "Longest time for which a member is left out that cannot reach all the others (seconds); it begins with 1 s.",
-    "gossip.collective.standing:BENCH_S": "For how long a member that broke the rules is left out the first time (seconds); doubled each time.",
-    "gossip.collective.standing:BENCH_MAX_S": "Longest such time (seconds).",
-    "gossip.collective.lanes:MOVING_S": "An operation of which no value came in for so long is not moving (seconds).",
-    "gossip.collective.lineage:MAX_LINKS": "Last epochs that a member shows to prove where the run stands, signed by all their members.",
-    "gossip.collective.lineage:LINKS_BYTES": "All of them together.",
-    "gossip.collective.lineage:MAX_FAREWELLS": "Members that left an epoch in good order of which the next one is told; more are as good as lost.",
-    "gossip.collective.lineage:MAX_DOUBTS": "Epochs in a row that may end between a vote and its certificate; the oldest is forgotten then.",
-    "gossip.collective.settlement:KEPT_EPOCHS": "Epochs with a result whose certificates are kept, the last of each tag.",
+    "gossip.collective.agreement.former:PREPARES": "Requests of one member for a new epoch that are answered at once; then one in 15 s.",
+    "gossip.collective.agreement.former:MAX_LEAP": "How far one message may raise the number of epochs.",
+    "gossip.collective.agreement.former:MAX_EARLY_ACCEPTS": "Signatures kept of epochs whose proposal has not come yet.",
+    "gossip.collective.agreement.former:PASS_OVER_MAX_S": "Longest time for which a member is left out that cannot reach all the others (seconds); it begins with 1 s.",
+    "gossip.collective.agreement.standing:BENCH_S": "For how long a member that broke the rules is left out the first time (seconds); doubled each time.",
+    "gossip.collective.agreement.standing:BENCH_MAX_S": "Longest such time (seconds).",
+    "gossip.collective.agreement.lanes:MOVING_S": "An operation of which no value came in for so long is not moving (seconds).",
+    "gossip.collective.agreement.lineage:MAX_LINKS": "Last epochs that a member shows to prove where the run stands, signed by all their members.",
+    "gossip.collective.agreement.lineage:LINKS_BYTES": "All of them together.",
+    "gossip.collective.agreement.lineage:MAX_FAREWELLS": "Members that left an epoch in good order of which the next one is told; more are as good as lost.",
+    "gossip.collective.agreement.lineage:MAX_DOUBTS": "Epochs in a row that may end between a vote and its certificate; the oldest is forgotten then.",
+    "gossip.collective.agreement.settlement:KEPT_EPOCHS": "Epochs with a result whose certificates are kept, the last of each tag.",
     "gossip.collective.talk:MAX_EARLY": "Messages of a member kept until both directions of its connection are there.",
-    "gossip.collective.rhythm:MAX_SERIES": "Members and links whose timing is followed; the least recently seen goes.",
-    "gossip.collective.arranging:MAX_PROBED": "Members of an epoch that measure all links between them before they begin.",
-    "gossip.collective.handover:MAX_VECTORS": "Vectors of a state that is handed over.",
+    "gossip.collective.placing.rhythm:MAX_SERIES": "Members and links whose timing is followed; the least recently seen goes.",
+    "gossip.collective.placing.arranging:MAX_PROBED": "Members of an epoch that measure all links between them before they begin.",
+    "gossip.collective.state.handover:MAX_VECTORS": "Vectors of a state that is handed over.",
     "gossip.membership.messages:MAX_MESSAGE_BYTES": "Message of the membership.",
     "gossip.membership.messages:MAX_NEWS": "News in one such message; about 200 bytes each.",
     "gossip.membership.service:MAX_IN_FLIGHT": "Such messages to one peer whose call has not ended; more are dropped.",
@@ -254,8 +254,8 @@ FIXED = {
 
 ELSEWHERE = {
     "the end of a number's range on the wire": """
-        crdt.clock:MAX_COUNTER crdt.clock:MAX_PHYSICAL_MS crdt.wire:MAX_INT dht.record:MAX_SEQUENCE gossip.collective.declaration:MAX_REVISION
-        gossip.collective.former:MAX_ATTEMPT gossip.decentralized.rounds.messages:MAX_DEGREE gossip.decentralized.rounds.messages:MAX_STAMP
+        crdt.clock:MAX_COUNTER crdt.clock:MAX_PHYSICAL_MS crdt.wire:MAX_INT dht.record:MAX_SEQUENCE gossip.collective.state.declaration:MAX_REVISION
+        gossip.collective.agreement.former:MAX_ATTEMPT gossip.decentralized.rounds.messages:MAX_DEGREE gossip.decentralized.rounds.messages:MAX_STAMP
         gossip.membership.messages:MAX_INCARNATION gossip.protocols.modest.view:MAX_COUNTER gossip.protocols.modest.view:MAX_ROUND
         transport.trust.certificate:MAX_TIME_MS""",
     "the length of a field in a message, entry or file that has a bound of its own": """
@@ -277,7 +277,7 @@ ELSEWHERE = {
         transport.reach.observed:MAX_EXTERNAL transport.reach.openness:MAX_NETWORKS transport.reach.outside:MAX_ASKED
         transport.reach.reach:MAX_ASKED_TO_COME transport.reach.reach:MAX_MAPPED_PORTS""",
     "what is shown to people, or kept to be shown": """
-        gossip.collective.group:MAX_NOTES gossip.collective.rhythm:MAX_OPERATIONS node.cli.render:MAX_TEXT_CHARS node.health:MAX_SLOW
+        gossip.collective.group:MAX_NOTES gossip.collective.placing.rhythm:MAX_OPERATIONS node.cli.render:MAX_TEXT_CHARS node.health:MAX_SLOW
         node.local.summary:MAX_METRICS_BYTES node.local.summary:MAX_SAMPLE_CHARS node.local.watch:MAX_THREADS
         node.run.trainer:MAX_RECENT_RESTARTS node.trust.report:MAX_SHOWN transport.punch.report:MAX_NOTED""",
     "what a node reads of its own files, socket paths and commands": """

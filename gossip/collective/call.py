@@ -83,7 +83,7 @@ class Call:
         algorithm: `auto`, or the name of one (`gossip.collective.choice`).
         sites: for the hierarchical algorithm, at which site each member is, by index; else empty.
         order: for the ring, in which order the members stand in it, by index; ascending when empty
-            (`gossip.collective.algorithms.ring_order` finds the best).
+            (`gossip.collective.placing.ring_order` finds the best).
         path: what the slowest path between members is like, as far as all agree on it.
         careful: look at every value where it enters and arrives, and not only at what comes out: an attempt before this
             one has failed, and if values that are not finite were why, it is to be known whose.

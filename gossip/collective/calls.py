@@ -19,16 +19,16 @@ from typing import Final
 import attrs
 import trio
 
+from gossip.collective.agreement.certificate import LANES, Certificate, Epoch
+from gossip.collective.agreement.epoch import EpochMachine
+from gossip.collective.agreement.lanes import MOVING_S, ROUND_LANE
+from gossip.collective.agreement.operation import Operation, OperationState
 from gossip.collective.call import Array, Call, Kind, check_call
-from gossip.collective.certificate import LANES, Certificate, Epoch
 from gossip.collective.choice import choose
 from gossip.collective.dataplane import Outcome, execute
-from gossip.collective.epoch import EpochMachine
 from gossip.collective.first_error import first_error
 from gossip.collective.formats.wire_format import RefusedPayload
-from gossip.collective.lanes import MOVING_S, ROUND_LANE
-from gossip.collective.mesh import Mesh
-from gossip.collective.operation import Operation, OperationState
+from gossip.collective.links.mesh import Mesh
 from gossip.errors import (
     CollectiveAborted,
     DescriptorMismatch,

@@ -12,17 +12,17 @@ from typing import Final
 import attrs
 import trio
 
+from gossip.collective.agreement.certificate import result_root
 from gossip.collective.algorithms.butterfly import butterfly
 from gossip.collective.algorithms.chain import chain
 from gossip.collective.algorithms.doubling import partners, recursive_doubling
 from gossip.collective.algorithms.hierarchical import hierarchical, talks_to
+from gossip.collective.algorithms.ring import Reduction, RingPlace, ring_all_reduce
 from gossip.collective.call import Array, Call, Kind, Reduce, check_call, result_length
-from gossip.collective.certificate import result_root
 from gossip.collective.choice import Algorithm, choose
-from gossip.collective.exchange import Links
 from gossip.collective.first_error import first_error
-from gossip.collective.mesh import Lane
-from gossip.collective.ring import Reduction, RingPlace, ring_all_reduce
+from gossip.collective.links.exchange import Links
+from gossip.collective.links.mesh import Lane
 from gossip.errors import InvalidOperation
 
 __all__ = ["Call", "Kind", "Outcome", "Reduce", "execute"]

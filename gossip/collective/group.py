@@ -21,12 +21,9 @@ from typing import Final
 import numpy as np
 import trio
 
-from gossip.collective.arranging import Arranger
-from gossip.collective.call import AUTO, EXACT, Array, Call, Kind, Reduce
-from gossip.collective.calls import Behind, Calls, Handle, Job, Reduced
-from gossip.collective.certificate import Epoch
-from gossip.collective.epoch import DEFAULTS, EpochMachine
-from gossip.collective.epoch_events import (
+from gossip.collective.agreement.certificate import Epoch
+from gossip.collective.agreement.epoch import DEFAULTS, EpochMachine
+from gossip.collective.agreement.epoch_events import (
     EpochEntered,
     EpochLeft,
     EpochSettings,
@@ -35,14 +32,17 @@ from gossip.collective.epoch_events import (
     OperationAborted,
     OperationCertified,
 )
-from gossip.collective.lanes import ROUND_LANE
-from gossip.collective.lineage import Memory
-from gossip.collective.mesh import Lane, Mesh
-from gossip.collective.messages import AnyMessage, Begin, Vote
-from gossip.collective.operation import Operation
-from gossip.collective.probing import PROBE_LANE, probe
-from gossip.collective.rhythm import Measure, Rhythm
-from gossip.collective.standing import NO_MODEL
+from gossip.collective.agreement.lanes import ROUND_LANE
+from gossip.collective.agreement.lineage import Memory
+from gossip.collective.agreement.messages import AnyMessage, Begin, Vote
+from gossip.collective.agreement.operation import Operation
+from gossip.collective.agreement.standing import NO_MODEL
+from gossip.collective.call import AUTO, EXACT, Array, Call, Kind, Reduce
+from gossip.collective.calls import Behind, Calls, Handle, Job, Reduced
+from gossip.collective.links.mesh import Lane, Mesh
+from gossip.collective.placing.arranging import Arranger
+from gossip.collective.placing.probing import PROBE_LANE, probe
+from gossip.collective.placing.rhythm import Measure, Rhythm
 from gossip.collective.talk import Talk
 from gossip.errors import Indeterminate
 from transport.codec import decode_untrusted, pack

@@ -12,8 +12,13 @@ from typing import Final
 
 import trio
 
+from gossip.collective.agreement.messages import (
+    AnyMessage,
+    Message,
+    decode_message_untrusted,
+    encode,
+)
 from gossip.collective.first_error import first_error
-from gossip.collective.messages import AnyMessage, Message, decode_message_untrusted, encode
 from gossip.collective.outgoing import Outgoing
 from transport.endpoint import Endpoint, PeerDown, PeerUp
 from transport.errors import MalformedMessage, TransportError

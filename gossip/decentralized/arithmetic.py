@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from gossip.collective.buffers import as_bytes
+from gossip.collective.links.buffers import as_bytes
 from gossip.decentralized.protocol import AnyVector, Vector
 
 PIECE: Final = 1 << 16

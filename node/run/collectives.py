@@ -26,7 +26,7 @@ import trio
 from gossip.collective.call import Call, Kind, Reduce
 from gossip.collective.elements import BFLOAT16, FLOATS, INTEGERS
 from gossip.collective.group import Group, Handle, Job
-from gossip.collective.state_sync import StateSync, open_state_sync
+from gossip.collective.state.state_sync import StateSync, open_state_sync
 from gossip.errors import CollectiveAborted, GossipError, InvalidOperation
 from node import private_socket
 from node.collective_messages import (

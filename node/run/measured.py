@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from crdt.record import LinkTime
 from crdt.state import RunState
-from gossip.collective.rhythm import Ailment, Finding, Measure, Rhythm
+from gossip.collective.placing.rhythm import Ailment, Finding, Measure, Rhythm
 from transport.errors import InvalidNodeId
 from transport.identity import NodeId
 

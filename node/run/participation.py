@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from gossip.collective.epoch_events import EpochSettings
+from gossip.collective.agreement.epoch_events import EpochSettings
 from gossip.collective.group import Group, open_group
-from gossip.collective.handover import Handover, HeldState, open_handover
+from gossip.collective.state.handover import Handover, HeldState, open_handover
 from gossip.protocol import load_protocol
 from gossip.rounds import TrainerGone, run_rounds
 from node.run.collectives import open_collectives

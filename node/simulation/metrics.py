@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gossip.collective.buffers import as_bytes
+from gossip.collective.links.buffers import as_bytes
 from gossip.decentralized.arithmetic import PIECE
 from gossip.decentralized.protocol import Vector
 from node.simulation.engine import Engine, Score

@@ -26,8 +26,8 @@ from dht.messages import (
 )
 from gossip.blocks import messages as block_messages
 from gossip.blocks.manifest import FileEntry, Manifest
-from gossip.collective.messages import Abort, Begin
-from gossip.collective.messages import encode as encode_gossip
+from gossip.collective.agreement.messages import Abort, Begin
+from gossip.collective.agreement.messages import encode as encode_gossip
 from gossip.decentralized.network import wire as decentralized_wire
 from gossip.membership import messages as membership
 from node.joining.answer import hearsay, refuse

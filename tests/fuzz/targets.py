@@ -28,8 +28,8 @@ from gossip.blocks.bitmap import pack_bits, unpack_bits
 from gossip.blocks.errors import InvalidArtefact
 from gossip.blocks.manifest import FileEntry, Manifest
 from gossip.blocks.merkle import BLOCK_BYTES
-from gossip.collective.messages import decode_message_untrusted
-from gossip.collective.messages import encode as encode_gossip
+from gossip.collective.agreement.messages import decode_message_untrusted
+from gossip.collective.agreement.messages import encode as encode_gossip
 from gossip.decentralized.network import wire as decentralized_wire
 from gossip.membership import messages as membership
 from node.blocks.approvals import FILE_NAME as APPROVALS_FILE

@@ -12,8 +12,8 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
-from gossip.collective.epoch import EpochMachine
-from gossip.collective.epoch_events import (
+from gossip.collective.agreement.epoch import EpochMachine
+from gossip.collective.agreement.epoch_events import (
     EpochEntered,
     EpochLeft,
     EpochSettings,
@@ -21,7 +21,7 @@ from gossip.collective.epoch_events import (
     OperationAborted,
     OperationCertified,
 )
-from gossip.collective.messages import Vote, decode_message_untrusted, encode
+from gossip.collective.agreement.messages import Vote, decode_message_untrusted, encode
 from transport.identity import Identity, NodeId
 
 START = hashlib.sha256(b"start").digest()

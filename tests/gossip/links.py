@@ -11,8 +11,8 @@ from typing import Any
 import trio
 import trio.testing
 
-from gossip.collective.exchange import Links
-from gossip.collective.ring import RingPlace
+from gossip.collective.algorithms.ring import RingPlace
+from gossip.collective.links.exchange import Links
 from tests.transport.pool_links import ignore, result
 from transport.address import Address
 from transport.bulk.link import BulkLink

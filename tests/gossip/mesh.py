@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import attrs
 import trio
 
-from gossip.collective.certificate import GENESIS, Ballot, Epoch
-from gossip.collective.mesh import Lane, Mesh
+from gossip.collective.agreement.certificate import GENESIS, Ballot, Epoch
+from gossip.collective.links.mesh import Lane, Mesh
 from tests.gossip.swarm import PORT, ip, seeded
 from tests.trusted import SWARM, trust_of
 from transport.address import Address

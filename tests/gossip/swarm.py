@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import attrs
 import trio
 
-from gossip.collective.epoch_events import EpochSettings
+from gossip.collective.agreement.epoch_events import EpochSettings
 from gossip.collective.group import Group, open_group
 from tests.trusted import SWARM, trust_of
 from transport.address import Address

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gossip.collective.algorithms.doubling import partners
-from gossip.collective.algorithms.ring_order import EXACT, ring_order, slowest_link
 from gossip.collective.call import Call, Kind, Path, Reduce
 from gossip.collective.choice import CAN, Algorithm, choose, estimate
+from gossip.collective.placing.ring_order import EXACT, ring_order, slowest_link
 from transport.identity import NodeId
 
 NODES = tuple(NodeId(bytes([index + 1]) * 32) for index in range(40))

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.collective.algorithms.ring_order import slowest_link
-from gossip.collective.arranging import MAX_PROBED, PROBE_S, REARRANGE_S, Arranger
-from gossip.collective.certificate import GENESIS, Ballot, Epoch
-from gossip.collective.layout import PLAIN, Layout
-from gossip.collective.messages import Propose, decode_message_untrusted, encode
+from gossip.collective.agreement.certificate import GENESIS, Ballot, Epoch
+from gossip.collective.agreement.layout import PLAIN, Layout
+from gossip.collective.agreement.messages import Propose, decode_message_untrusted, encode
+from gossip.collective.placing.arranging import MAX_PROBED, PROBE_S, REARRANGE_S, Arranger
+from gossip.collective.placing.ring_order import slowest_link
 from transport.codec import pack
 from transport.errors import MalformedMessage
 from transport.identity import NodeId

@@ -10,7 +10,7 @@ import attrs
 import msgspec
 import pytest
 
-from gossip.collective.certificate import (
+from gossip.collective.agreement.certificate import (
     GENESIS,
     Ballot,
     Certificate,
@@ -20,7 +20,7 @@ from gossip.collective.certificate import (
     result_root,
     vote_statement,
 )
-from gossip.collective.layout import Layout
+from gossip.collective.agreement.layout import Layout
 from tests.gossip.epoch_world import make_identities
 from transport.identity import Identity, NodeId
 

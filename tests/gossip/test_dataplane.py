@@ -13,7 +13,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip.collective import carriage
+from gossip.collective.agreement.certificate import GENESIS, Ballot, Epoch
 from gossip.collective.call import (
     LEAST_WEIGHT,
     MOST_WEIGHT,
@@ -23,13 +23,13 @@ from gossip.collective.call import (
     chunk_bounds,
     result_length,
 )
-from gossip.collective.certificate import GENESIS, Ballot, Epoch
 from gossip.collective.choice import CAN, Algorithm
 from gossip.collective.dataplane import Outcome, execute
 from gossip.collective.elements import FLOATS, INTEGERS, elements_of
 from gossip.collective.formats.registry import FORMATS
 from gossip.collective.formats.wire_format import RefusedPayload
-from gossip.collective.segment import Place, read_head, write_head
+from gossip.collective.links import carriage
+from gossip.collective.links.segment import Place, read_head, write_head
 from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation, NotFinite
 from tests.gossip.links import Between, links_between, local_links, names, virtual
 from tests.gossip.test_formats import bound

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.collective.deadlock import Wait, circle_through, dead_operations, in_words
+from gossip.collective.agreement.deadlock import Wait, circle_through, dead_operations, in_words
 from tests.gossip.epoch_world import World
 
 A, B, C, D = World(4, seed=5).order

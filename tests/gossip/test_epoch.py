@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from gossip.collective.epoch_events import EpochSettings
-from gossip.collective.formation import proposer_of
+from gossip.collective.agreement.epoch_events import EpochSettings
+from gossip.collective.agreement.formation import proposer_of
 from tests.gossip.epoch_world import World
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.collective.certificate import GENESIS, Ballot, Epoch
-from gossip.collective.formation import (
+from gossip.collective.agreement.certificate import GENESIS, Ballot, Epoch
+from gossip.collective.agreement.formation import (
     WAIT_EXTENSION_S,
     Collecting,
     Start,
@@ -19,8 +19,8 @@ from gossip.collective.formation import (
     has_quorum,
     proposer_of,
 )
-from gossip.collective.lineage import History
-from gossip.collective.messages import Promise, Wait
+from gossip.collective.agreement.lineage import History
+from gossip.collective.agreement.messages import Promise, Wait
 from transport.identity import NodeId
 
 A, B, C, D, E = NODES = tuple(NodeId(bytes([letter]) * 32) for letter in b"ABCDE")

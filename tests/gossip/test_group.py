@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import trio
 
-from gossip.collective.epoch_events import EpochSettings
+from gossip.collective.agreement.epoch_events import EpochSettings
+from gossip.collective.agreement.messages import Vote
 from gossip.collective.group import Behind, Reduced
-from gossip.collective.messages import Vote
 from gossip.errors import CollectiveAborted, DescriptorMismatch, Indeterminate, NotFinite
 from tests.gossip.swarm import Node, open_node, open_swarm
 from transport.simulated.link_model import LinkSettings

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import trio
 
+from gossip.collective.agreement.epoch_events import EpochSettings
+from gossip.collective.agreement.messages import Certified, Message, Vote
 from gossip.collective.call import Call, Kind
 from gossip.collective.calls import MAX_CALLS
-from gossip.collective.epoch_events import EpochSettings
 from gossip.collective.group import Handle, Job, Reduced
-from gossip.collective.messages import Certified, Message, Vote
 from gossip.errors import (
     CollectiveAborted,
     DescriptorMismatch,

@@ -6,10 +6,10 @@ import itertools
 import numpy as np
 import trio
 
-from gossip.collective.arranging import REARRANGE_S
-from gossip.collective.certificate import LANES
-from gossip.collective.layout import PLAIN
-from gossip.collective.probing import TURN_S
+from gossip.collective.agreement.certificate import LANES
+from gossip.collective.agreement.layout import PLAIN
+from gossip.collective.placing.arranging import REARRANGE_S
+from gossip.collective.placing.probing import TURN_S
 from tests.gossip.swarm import ip, open_swarm
 from transport.simulated.link_model import LinkSettings
 

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import trio
 
-from gossip.collective.rhythm import ALARM_IN, LEAST_HISTORY, Ailment
+from gossip.collective.placing.rhythm import ALARM_IN, LEAST_HISTORY, Ailment
 from tests.gossip.swarm import Node, ip, open_swarm
 from transport.simulated.link_model import LinkSettings
 

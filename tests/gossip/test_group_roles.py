@@ -4,7 +4,7 @@ import hashlib
 
 import trio
 
-from gossip.collective.epoch_events import EpochSettings
+from gossip.collective.agreement.epoch_events import EpochSettings
 from tests.gossip.swarm import open_node, open_swarm
 
 START = hashlib.sha256(b"start").digest()

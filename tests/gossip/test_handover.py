@@ -15,8 +15,8 @@ import trio
 import trio.testing
 
 from gossip.blocks.library import Vectors
-from gossip.collective.buffers import as_bytes
-from gossip.collective.handover import (
+from gossip.collective.links.buffers import as_bytes
+from gossip.collective.state.handover import (
     ANSWER_S,
     Handover,
     HeldState,

@@ -7,14 +7,14 @@ import random
 import msgspec
 import pytest
 
-from gossip.collective.certificate import LANES, Ballot
-from gossip.collective.epoch_events import (
+from gossip.collective.agreement.certificate import LANES, Ballot
+from gossip.collective.agreement.epoch_events import (
     EpochSettings,
     MemberAccused,
     OperationAborted,
     OperationCertified,
 )
-from gossip.collective.messages import (
+from gossip.collective.agreement.messages import (
     Abort,
     Begin,
     Certified,
@@ -23,7 +23,7 @@ from gossip.collective.messages import (
     decode_message_untrusted,
     encode,
 )
-from gossip.collective.operation import Operation, OperationState
+from gossip.collective.agreement.operation import Operation, OperationState
 from gossip.errors import CollectiveAborted
 from tests.gossip.epoch_world import START, World
 from transport.errors import MalformedMessage

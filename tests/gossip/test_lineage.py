@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from gossip.collective.certificate import (
+from gossip.collective.agreement.certificate import (
     GENESIS,
     Ballot,
     Certificate,
@@ -15,8 +15,8 @@ from gossip.collective.certificate import (
     leave_statement,
     vote_statement,
 )
-from gossip.collective.formation import has_quorum
-from gossip.collective.lineage import (
+from gossip.collective.agreement.formation import has_quorum
+from gossip.collective.agreement.lineage import (
     LINKS_BYTES,
     MAX_LINKS,
     Doubt,

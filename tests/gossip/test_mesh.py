@@ -10,7 +10,7 @@ import trio
 
 from gossip.collective.call import Call, Reduce
 from gossip.collective.dataplane import Outcome, execute
-from gossip.collective.mesh import CONNECT_S, MAX_LANES
+from gossip.collective.links.mesh import CONNECT_S, MAX_LANES
 from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation
 from tests.gossip.mesh import Member, epoch_of, lane_of, open_members
 from transport.bulk.link import BulkLink, LinkClosed

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.collective.certificate import Ballot, Certificate, SignedBy
-from gossip.collective.layout import Layout
-from gossip.collective.lineage import MAX_FAREWELLS, Link, trimmed
-from gossip.collective.messages import (
+from gossip.collective.agreement.certificate import Ballot, Certificate, SignedBy
+from gossip.collective.agreement.layout import Layout
+from gossip.collective.agreement.lineage import MAX_FAREWELLS, Link, trimmed
+from gossip.collective.agreement.messages import (
     MAX_MEMBERS,
     Abort,
     Accept,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from gossip.collective.certificate import GENESIS, Ballot, Epoch
-from gossip.collective.operation import Operation, OperationState
+from gossip.collective.agreement.certificate import GENESIS, Ballot, Epoch
+from gossip.collective.agreement.operation import Operation, OperationState
 from tests.gossip.epoch_world import make_identities
 
 IDENTITIES = sorted(make_identities(3), key=lambda identity: identity.node_id)

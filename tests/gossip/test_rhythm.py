@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from gossip.collective.rhythm import (
+from gossip.collective.placing.rhythm import (
     ALARM_IN,
     HISTORY,
     LEAST_HISTORY,

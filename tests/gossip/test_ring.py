@@ -16,11 +16,11 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip.collective import ring
+from gossip.collective.agreement.certificate import result_root
+from gossip.collective.algorithms import ring
+from gossip.collective.algorithms.ring import Reduction, RingPlace, RingResult, ring_all_reduce
 from gossip.collective.call import Reduce, chunk_bounds
-from gossip.collective.certificate import result_root
 from gossip.collective.formats.wire_format import RefusedPayload
-from gossip.collective.ring import Reduction, RingPlace, RingResult, ring_all_reduce
 from gossip.errors import CollectiveAborted, DescriptorMismatch, GossipError, NotFinite
 from tests.gossip.links import Between, local_ring, ring_of, virtual
 from tests.gossip.swarm import open_swarm

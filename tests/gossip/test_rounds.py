@@ -15,10 +15,10 @@ import pytest
 import trio
 import trio.testing
 
-from gossip.collective.certificate import GENESIS, Ballot, Certificate, Epoch
-from gossip.collective.epoch_events import EpochSettings
+from gossip.collective.agreement.certificate import GENESIS, Ballot, Certificate, Epoch
+from gossip.collective.agreement.epoch_events import EpochSettings
 from gossip.collective.group import Behind, Reduced
-from gossip.collective.handover import HeldState, open_handover
+from gossip.collective.state.handover import HeldState, open_handover
 from gossip.errors import DescriptorMismatch, StateUnavailable
 from gossip.protocol import Apply, Contribution
 from gossip.protocols.diloco import DiLoCo

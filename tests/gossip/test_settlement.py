@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from gossip.collective.certificate import GENESIS, LANES, Ballot, Certificate, Epoch
-from gossip.collective.epoch_events import MemberAccused, OperationCertified
-from gossip.collective.messages import Answer, Ask
-from gossip.collective.operation import Operation
-from gossip.collective.settlement import KEPT_EPOCHS, Settlement
-from gossip.collective.standing import NO_MODEL, Candidate, Standing
+from gossip.collective.agreement.certificate import GENESIS, LANES, Ballot, Certificate, Epoch
+from gossip.collective.agreement.epoch_events import MemberAccused, OperationCertified
+from gossip.collective.agreement.messages import Answer, Ask
+from gossip.collective.agreement.operation import Operation
+from gossip.collective.agreement.settlement import KEPT_EPOCHS, Settlement
+from gossip.collective.agreement.standing import NO_MODEL, Candidate, Standing
 from tests.gossip.epoch_world import make_identities
 
 IDENTITIES = sorted(make_identities(4), key=lambda identity: identity.node_id)

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossip.blocks.merkle import BLOCK_BYTES
+from gossip.collective.agreement.epoch_events import EpochSettings
 from gossip.collective.call import Call
-from gossip.collective.declaration import RECORD_BYTES, Declaration, decode_all, elect
-from gossip.collective.epoch_events import EpochSettings
 from gossip.collective.group import Job
-from gossip.collective.state_sync import StateSync, Synced, open_state_sync
+from gossip.collective.state.declaration import RECORD_BYTES, Declaration, decode_all, elect
+from gossip.collective.state.state_sync import StateSync, Synced, open_state_sync
 from gossip.errors import (
     DescriptorMismatch,
     EpochChanged,

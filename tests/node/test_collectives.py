@@ -14,7 +14,7 @@ import pytest
 import torch
 import trio
 
-from gossip.collective.epoch_events import EpochSettings
+from gossip.collective.agreement.epoch_events import EpochSettings
 from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation, NotFinite
 from node.collective_messages import (
     MAX_ARENAS,

@@ -3,7 +3,7 @@
 import pytest
 
 from crdt.record import MAX_LINKS, LinkTime
-from gossip.collective.rhythm import LEAST_HISTORY, Ailment, Finding, Measure, Rhythm
+from gossip.collective.placing.rhythm import LEAST_HISTORY, Ailment, Finding, Measure, Rhythm
 from node.run.measured import TELL_S, Measured, rhythm_report, sentence
 from tests.crdt.authors import new_state
 from transport.identity import NodeId

@@ -23,8 +23,8 @@ import numpy as np
 import psutil
 import trio
 
+from gossip.collective.agreement.epoch_events import EpochSettings
 from gossip.collective.call import Call
-from gossip.collective.epoch_events import EpochSettings
 from gossip.collective.group import Behind, Group, Job, open_group
 from gossip.errors import CollectiveAborted, Indeterminate
 from tests.trusted import SWARM, trust_of

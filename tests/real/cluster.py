@@ -146,7 +146,9 @@ class Node(Place):
         assert self.process is not None
         return self.process.pid
 
-    def cli(self, *arguments: str, timeout_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
+    def cli(
+        self, *arguments: str, timeout_s: float = PATIENCE_S
+    ) -> subprocess.CompletedProcess[str]:
         """One `noded` command about this node, to its end."""
         return subprocess.run(
             self.command(*arguments),

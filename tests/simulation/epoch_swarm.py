@@ -29,14 +29,14 @@ from collections.abc import Callable, Iterable
 import attrs
 import pytest
 
-import gossip.collective.certificate as certificate_module
-import gossip.collective.former as former_module
-import gossip.collective.lineage as lineage_module
-import gossip.collective.operation as operation_module
-from gossip.collective.certificate import LANES, Certificate, Epoch
-from gossip.collective.deadlock import Wait, circle_through
-from gossip.collective.epoch import EpochMachine
-from gossip.collective.epoch_events import (
+import gossip.collective.agreement.certificate as certificate_module
+import gossip.collective.agreement.former as former_module
+import gossip.collective.agreement.lineage as lineage_module
+import gossip.collective.agreement.operation as operation_module
+from gossip.collective.agreement.certificate import LANES, Certificate, Epoch
+from gossip.collective.agreement.deadlock import Wait, circle_through
+from gossip.collective.agreement.epoch import EpochMachine
+from gossip.collective.agreement.epoch_events import (
     EpochEntered,
     EpochLeft,
     EpochSettings,
@@ -45,9 +45,9 @@ from gossip.collective.epoch_events import (
     OperationAborted,
     OperationCertified,
 )
-from gossip.collective.lineage import Memory
-from gossip.collective.messages import Message, decode_message_untrusted, encode
-from gossip.collective.operation import Operation, OperationState
+from gossip.collective.agreement.lineage import Memory
+from gossip.collective.agreement.messages import Message, decode_message_untrusted, encode
+from gossip.collective.agreement.operation import Operation, OperationState
 from transport.identity import Identity, NodeId, verify
 
 START = hashlib.sha256(b"start").digest()

@@ -13,8 +13,8 @@ import os
 
 import pytest
 
-from gossip.collective.epoch_events import EpochSettings
-from gossip.collective.messages import Message
+from gossip.collective.agreement.epoch_events import EpochSettings
+from gossip.collective.agreement.messages import Message
 from tests.simulation.epoch_swarm import Swarm, fast_signatures  # noqa: F401
 from transport.identity import NodeId
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from gossip.collective.certificate import Ballot, Certificate, Epoch, accept_statement
-from gossip.collective.epoch_events import EpochSettings
-from gossip.collective.former import MAX_ATTEMPT
-from gossip.collective.lineage import Link
-from gossip.collective.messages import (
+from gossip.collective.agreement.certificate import Ballot, Certificate, Epoch, accept_statement
+from gossip.collective.agreement.epoch_events import EpochSettings
+from gossip.collective.agreement.former import MAX_ATTEMPT
+from gossip.collective.agreement.lineage import Link
+from gossip.collective.agreement.messages import (
     Accept,
     Message,
     Prepare,

@@ -20,8 +20,8 @@ from collections import Counter
 import msgspec
 import pytest
 
-from gossip.collective.epoch_events import EpochSettings
-from gossip.collective.messages import Answer, Ask, Message
+from gossip.collective.agreement.epoch_events import EpochSettings
+from gossip.collective.agreement.messages import Answer, Ask, Message
 from tests.simulation.epoch_swarm import Swarm, fast_signatures  # noqa: F401
 from tests.simulation.test_epochs_exhaustive import FAULTS, strike
 from tests.simulation.test_epochs_hostile import (

@@ -15,8 +15,8 @@ from collections import Counter
 
 import pytest
 
-from gossip.collective.epoch_events import EpochSettings
-from gossip.collective.formation import has_quorum
+from gossip.collective.agreement.epoch_events import EpochSettings
+from gossip.collective.agreement.formation import has_quorum
 from tests.simulation.epoch_swarm import RUN, START, Disk, Node, Swarm, fast_signatures  # noqa: F401
 
 SLOW = os.environ.get("NODED_SLOW") == "1"

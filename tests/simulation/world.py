@@ -18,9 +18,9 @@ from crdt.entry import Author
 from crdt.record import MemberInfo, Progress
 from crdt.state import RunState
 from dht.service import open_dht
-from gossip.collective.epoch_events import EpochSettings
+from gossip.collective.agreement.epoch_events import EpochSettings
 from gossip.collective.group import open_group
-from gossip.collective.handover import HeldState, open_handover
+from gossip.collective.state.handover import HeldState, open_handover
 from gossip.protocol import Apply, Averager, Contribution
 from gossip.protocols.diloco import DiLoCo
 from gossip.replication import open_replication

@@ -36,15 +36,15 @@ import numpy.typing as npt
 import trio
 from blake3 import blake3
 
-from gossip.collective.buffers import as_bytes
+from gossip.collective.agreement.certificate import result_root
 from gossip.collective.call import REDUCING, Call, Kind, chunk_bounds
-from gossip.collective.carriage import Carriage
-from gossip.collective.certificate import result_root
 from gossip.collective.elements import Weighed, elements_of
-from gossip.collective.exchange import Exchange, Links
 from gossip.collective.formats.wire_format import RefusedPayload
-from gossip.collective.outbox import Transfer
-from gossip.collective.segment import DIGEST_BYTES, Place
+from gossip.collective.links.buffers import as_bytes
+from gossip.collective.links.carriage import Carriage
+from gossip.collective.links.exchange import Exchange, Links
+from gossip.collective.links.outbox import Transfer
+from gossip.collective.links.segment import DIGEST_BYTES, Place
 from gossip.errors import CollectiveAborted, NotFinite
 
 Array = npt.NDArray[Any]

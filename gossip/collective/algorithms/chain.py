@@ -17,14 +17,14 @@ import numpy.typing as npt
 import trio
 from blake3 import blake3
 
+from gossip.collective.agreement.certificate import result_root
 from gossip.collective.call import Call
-from gossip.collective.carriage import Carriage
-from gossip.collective.certificate import result_root
 from gossip.collective.elements import elements_of
-from gossip.collective.exchange import Exchange, Links
 from gossip.collective.formats.wire_format import RefusedPayload
-from gossip.collective.outbox import Transfer
-from gossip.collective.segment import Place
+from gossip.collective.links.carriage import Carriage
+from gossip.collective.links.exchange import Exchange, Links
+from gossip.collective.links.outbox import Transfer
+from gossip.collective.links.segment import Place
 from transport.buffer import Buffer
 
 Array = npt.NDArray[Any]

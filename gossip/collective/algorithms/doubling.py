@@ -19,15 +19,15 @@ import numpy.typing as npt
 import trio
 from blake3 import blake3
 
-from gossip.collective.buffers import as_bytes
+from gossip.collective.agreement.certificate import result_root
 from gossip.collective.call import EXACT, Call
-from gossip.collective.carriage import Carriage
-from gossip.collective.certificate import result_root
 from gossip.collective.choice import DOUBLING_BYTES
 from gossip.collective.elements import Elements, elements_of
-from gossip.collective.exchange import Exchange, Links
 from gossip.collective.formats.wire_format import RefusedPayload
-from gossip.collective.segment import Place
+from gossip.collective.links.buffers import as_bytes
+from gossip.collective.links.carriage import Carriage
+from gossip.collective.links.exchange import Exchange, Links
+from gossip.collective.links.segment import Place
 from gossip.errors import InvalidOperation, NotFinite
 
 Array = npt.NDArray[Any]

@@ -23,11 +23,11 @@ import numpy.typing as npt
 import trio
 from blake3 import blake3
 
+from gossip.collective.agreement.certificate import result_root
 from gossip.collective.algorithms.butterfly import butterfly
-from gossip.collective.buffers import as_bytes
 from gossip.collective.call import EXACT, Call, Kind, Reduce
-from gossip.collective.certificate import result_root
-from gossip.collective.exchange import Links
+from gossip.collective.links.buffers import as_bytes
+from gossip.collective.links.exchange import Links
 from gossip.errors import InvalidOperation
 
 Array = npt.NDArray[Any]

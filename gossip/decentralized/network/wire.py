@@ -24,7 +24,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from gossip.collective.buffers import as_bytes
+from gossip.collective.links.buffers import as_bytes
 from gossip.decentralized.arithmetic import is_finite
 from gossip.decentralized.protocol import MAX_MESSAGE_BYTES, MAX_VECTORS, AnyVector
 from transport.buffer import Buffer

@@ -1,7 +1,7 @@
 """How operations of tagged lanes ended that an epoch's end cut off (sans-IO).
 
 A member that has signed a result and saw the epoch break does not know whether the others' signatures met. For lane 0 the next
-epoch's start tells (`gossip.collective.former`). For the other lanes it asks: once it is in the next epoch, every member of
+epoch's start tells (`gossip.collective.agreement.former`). For the other lanes it asks: once it is in the next epoch, every member of
 that which was in the broken one. They have left it for good, so an answer is final: either somebody shows the certificate,
 which then is this member's, too, or none of them holds one, and all that want the result do it again from their inputs.
 
@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from gossip.collective.certificate import Certificate, Epoch
-from gossip.collective.epoch_events import OperationCertified
-from gossip.collective.messages import Answer, Ask
-from gossip.collective.operation import Operation
-from gossip.collective.standing import Standing
+from gossip.collective.agreement.certificate import Certificate, Epoch
+from gossip.collective.agreement.epoch_events import OperationCertified
+from gossip.collective.agreement.messages import Answer, Ask
+from gossip.collective.agreement.operation import Operation
+from gossip.collective.agreement.standing import Standing
 from transport.identity import NodeId
 
 KEPT_EPOCHS: Final = 2

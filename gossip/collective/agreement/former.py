@@ -1,7 +1,7 @@
 """Forming the next epoch: promises, proposals, acceptances (sans-IO).
 
 One `Former` per run. It decides when an epoch is needed, who is due to propose it, and when this
-node may enter it; the rules themselves are in `gossip.collective.formation`. Its owner is told of two things:
+node may enter it; the rules themselves are in `gossip.collective.agreement.formation`. Its owner is told of two things:
 that the present epoch must be left (`on_leave`), and that a new one holds everybody's signature
 (`on_enter`).
 
@@ -9,7 +9,7 @@ Invariants: promises only rise; an acceptance is signed only for the ballot prom
 the owner is busy with an operation nothing is promised, and what asked for it is answered later.
 
 Nothing that a proposer or a member claims is taken on trust. Positions come with the signatures that
-led there (`gossip.collective.lineage`); a member enters an epoch only if that holds a quorum of its own
+led there (`gossip.collective.agreement.lineage`); a member enters an epoch only if that holds a quorum of its own
 last one, or is proven to follow on one that did. Whoever shows a signature that does not hold is accused.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Sequence
 
-from gossip.collective.certificate import (
+from gossip.collective.agreement.certificate import (
     GENESIS,
     Ballot,
     Certificate,
@@ -26,8 +26,8 @@ from gossip.collective.certificate import (
     SignedBy,
     accept_statement,
 )
-from gossip.collective.epoch_events import EpochSettings
-from gossip.collective.formation import (
+from gossip.collective.agreement.epoch_events import EpochSettings
+from gossip.collective.agreement.formation import (
     Accepted,
     Collecting,
     Promised,
@@ -37,9 +37,16 @@ from gossip.collective.formation import (
     has_quorum,
     proposer_of,
 )
-from gossip.collective.layout import Layout
-from gossip.collective.lineage import MAX_FAREWELLS, History, Link, Verifier, farewells, trimmed
-from gossip.collective.messages import (
+from gossip.collective.agreement.layout import Layout
+from gossip.collective.agreement.lineage import (
+    MAX_FAREWELLS,
+    History,
+    Link,
+    Verifier,
+    farewells,
+    trimmed,
+)
+from gossip.collective.agreement.messages import (
     MAX_MEMBERS,
     Accept,
     Begin,
@@ -52,8 +59,8 @@ from gossip.collective.messages import (
     from_bits,
     to_bits,
 )
-from gossip.collective.scrutiny import Scrutiny
-from gossip.collective.standing import Standing
+from gossip.collective.agreement.scrutiny import Scrutiny
+from gossip.collective.agreement.standing import Standing
 from transport.identity import NodeId, verify
 
 MAX_EARLY_ACCEPTS = 512  # accepts may overtake their proposal; two epochs' worth is plenty

@@ -25,12 +25,12 @@ from typing import Final, Protocol
 
 import attrs
 
-from gossip.collective.certificate import LANES, Certificate, Epoch
-from gossip.collective.deadlock import Wait, circle_through, dead_operations, in_words
-from gossip.collective.epoch_events import EpochSettings, MembersWaiting, OperationAborted
-from gossip.collective.messages import Abort, Begin, Certified, Vote
-from gossip.collective.operation import Operation, OperationState
-from gossip.collective.standing import Standing
+from gossip.collective.agreement.certificate import LANES, Certificate, Epoch
+from gossip.collective.agreement.deadlock import Wait, circle_through, dead_operations, in_words
+from gossip.collective.agreement.epoch_events import EpochSettings, MembersWaiting, OperationAborted
+from gossip.collective.agreement.messages import Abort, Begin, Certified, Vote
+from gossip.collective.agreement.operation import Operation, OperationState
+from gossip.collective.agreement.standing import Standing
 from transport.identity import NodeId
 
 MOVING_S: Final = 30.0

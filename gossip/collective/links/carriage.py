@@ -13,11 +13,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from gossip.collective.buffers import as_bytes
 from gossip.collective.call import EXACT
 from gossip.collective.elements import Elements
 from gossip.collective.formats.registry import format_named
 from gossip.collective.formats.wire_format import RefusedPayload, WireFormat
+from gossip.collective.links.buffers import as_bytes
 from gossip.errors import InvalidOperation, NotFinite
 from transport.identity import NodeId
 

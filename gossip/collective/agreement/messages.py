@@ -27,7 +27,7 @@ from typing import Annotated
 
 import msgspec
 
-from gossip.collective.certificate import (
+from gossip.collective.agreement.certificate import (
     LANES,
     Ballot,
     Bytes16,
@@ -36,8 +36,8 @@ from gossip.collective.certificate import (
     LaneNumber,
     Signature,
 )
-from gossip.collective.layout import Layout
-from gossip.collective.lineage import Farewells, Links
+from gossip.collective.agreement.layout import Layout
+from gossip.collective.agreement.lineage import Farewells, Links
 from transport.codec import decode_untrusted, pack
 from transport.identity import NodeId
 

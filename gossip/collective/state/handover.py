@@ -33,8 +33,8 @@ from gossip.blocks.library import Library, MemorySink, Sink, Vectors
 from gossip.blocks.manifest import MAX_MANIFEST_BYTES, Manifest
 from gossip.blocks.planner import PlannerSettings
 from gossip.blocks.serve import ServeSettings, open_block_server
-from gossip.collective.buffers import as_bytes
-from gossip.collective.certificate import Bytes32
+from gossip.collective.agreement.certificate import Bytes32
+from gossip.collective.links.buffers import as_bytes
 from gossip.errors import StateUnavailable
 from transport.buffer import Buffer
 from transport.codec import decode_untrusted, pack

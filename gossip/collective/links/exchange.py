@@ -1,7 +1,7 @@
 """One operation's traffic at one member: what it posts to the others, and what it takes from them in turn (trio driver).
 
 Algorithms are written as one sequence of receptions, with posts between them that never wait; see
-`gossip.collective.outbox` for why.
+`gossip.collective.links.outbox` for why.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import attrs
 import trio
 
 from gossip.collective.call import Call
-from gossip.collective.outbox import Outbox, Transfer
-from gossip.collective.segment import Place, read_head, write_head
+from gossip.collective.links.outbox import Outbox, Transfer
+from gossip.collective.links.segment import Place, read_head, write_head
 from gossip.errors import CollectiveAborted
 from transport.bulk.link import MAX_PAYLOAD_BYTES
 from transport.bulk.striped import AnyLink

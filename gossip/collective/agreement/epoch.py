@@ -12,8 +12,8 @@ acceptance by the members that take part instead of a majority), plus certificat
    among them as the start, the holders of that position, and the certificate that led there.
 3. Each member checks the proposal against what it knows itself, signs it, and sends the signature
    to all. A member enters when it holds everybody's signature.
-4. In the epoch, operations run, one at a time in each lane (`gossip.collective.lanes`). Each ends with a
-   full set of equal signatures (`gossip.collective.operation`) or is aborted, which breaks the epoch, aborts
+4. In the epoch, operations run, one at a time in each lane (`gossip.collective.agreement.lanes`). Each ends with a
+   full set of equal signatures (`gossip.collective.agreement.operation`) or is aborted, which breaks the epoch, aborts
    what runs in the other lanes, and starts the next formation.
 
 Any node may be lost at any moment: attempts rotate the proposer, and time-outs grow.
@@ -39,20 +39,20 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from gossip.collective.certificate import GENESIS, Certificate, Epoch
-from gossip.collective.epoch_events import (
+from gossip.collective.agreement.certificate import GENESIS, Certificate, Epoch
+from gossip.collective.agreement.epoch_events import (
     EpochEntered,
     EpochLeft,
     EpochSettings,
     Event,
     OperationCertified,
 )
-from gossip.collective.formation import Accepted
-from gossip.collective.former import MAX_LEAP, Former
-from gossip.collective.lanes import ROUND_LANE, Lanes
-from gossip.collective.layout import PLAIN, Layout
-from gossip.collective.lineage import Link, Memory
-from gossip.collective.messages import (
+from gossip.collective.agreement.formation import Accepted
+from gossip.collective.agreement.former import MAX_LEAP, Former
+from gossip.collective.agreement.lanes import ROUND_LANE, Lanes
+from gossip.collective.agreement.layout import PLAIN, Layout
+from gossip.collective.agreement.lineage import Link, Memory
+from gossip.collective.agreement.messages import (
     Abort,
     Accept,
     Answer,
@@ -69,9 +69,9 @@ from gossip.collective.messages import (
     Vote,
     Wait,
 )
-from gossip.collective.operation import Operation, OperationState
-from gossip.collective.settlement import Settlement
-from gossip.collective.standing import NO_MODEL, Candidate, Standing
+from gossip.collective.agreement.operation import Operation, OperationState
+from gossip.collective.agreement.settlement import Settlement
+from gossip.collective.agreement.standing import NO_MODEL, Candidate, Standing
 from gossip.errors import CollectiveAborted
 from transport.identity import Identity, NodeId
 

@@ -31,7 +31,7 @@ from typing import Final
 
 import trio
 
-from gossip.collective.certificate import LANES, Epoch
+from gossip.collective.agreement.certificate import LANES, Epoch
 from gossip.errors import CollectiveAborted, GossipError, InvalidOperation
 from transport.budget.scopes import ScopeExceeded
 from transport.bulk.link import BulkLink

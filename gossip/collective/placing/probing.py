@@ -16,8 +16,8 @@ from typing import Final
 
 import trio
 
-from gossip.collective.mesh import MAX_LANES, Lane
-from gossip.collective.rhythm import Measure
+from gossip.collective.links.mesh import MAX_LANES, Lane
+from gossip.collective.placing.rhythm import Measure
 from gossip.errors import GossipError
 from transport.errors import TransportError
 

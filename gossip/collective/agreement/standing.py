@@ -1,7 +1,7 @@
 """Where this node stands in a run, and what it knows of the others (sans-IO).
 
-Shared by the two halves of the epoch machine: `gossip.collective.former` reads it to form epochs, and
-`gossip.collective.epoch` keeps it current.
+Shared by the two halves of the epoch machine: `gossip.collective.agreement.former` reads it to form epochs, and
+`gossip.collective.agreement.epoch` keeps it current.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Iterable
 
 import attrs
 
-from gossip.collective.certificate import (
+from gossip.collective.agreement.certificate import (
     GENESIS,
     Certificate,
     Epoch,
     SignedBy,
     leave_statement,
 )
-from gossip.collective.epoch_events import Event, MemberAccused
-from gossip.collective.lineage import (
+from gossip.collective.agreement.epoch_events import Event, MemberAccused
+from gossip.collective.agreement.lineage import (
     MAX_DOUBTS,
     MAX_FAREWELLS,
     Doubt,
@@ -27,8 +27,8 @@ from gossip.collective.lineage import (
     Memory,
     farewells,
 )
-from gossip.collective.messages import MAX_MEMBERS, Message, Status
-from gossip.collective.operation import Operation
+from gossip.collective.agreement.messages import MAX_MEMBERS, Message, Status
+from gossip.collective.agreement.operation import Operation
 from transport.identity import Identity, NodeId
 
 NO_MODEL = bytes(32)

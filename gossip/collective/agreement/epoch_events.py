@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import attrs
 
-from gossip.collective.certificate import Certificate, Epoch
-from gossip.collective.operation import Operation
+from gossip.collective.agreement.certificate import Certificate, Epoch
+from gossip.collective.agreement.operation import Operation
 from transport.identity import NodeId
 
 

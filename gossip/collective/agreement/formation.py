@@ -18,9 +18,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 
-from gossip.collective.certificate import Ballot, Certificate, Epoch, SignedBy
-from gossip.collective.lineage import History, Link, Quorum
-from gossip.collective.messages import Begin, Promise, Vote, Wait
+from gossip.collective.agreement.certificate import Ballot, Certificate, Epoch, SignedBy
+from gossip.collective.agreement.lineage import History, Link, Quorum
+from gossip.collective.agreement.messages import Begin, Promise, Vote, Wait
 from transport.identity import NodeId
 
 WAIT_EXTENSION_S = 30.0

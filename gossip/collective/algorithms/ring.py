@@ -48,12 +48,12 @@ import numpy.typing as npt
 import trio
 from blake3 import blake3
 
-from gossip.collective.buffers import as_bytes
+from gossip.collective.agreement.certificate import result_root
 from gossip.collective.call import Reduce, chunk_bounds
-from gossip.collective.certificate import result_root
 from gossip.collective.elements import elements_of
 from gossip.collective.formats.wire_format import RefusedPayload
-from gossip.collective.segment import DIGEST_BYTES, Place, read_head, write_head
+from gossip.collective.links.buffers import as_bytes
+from gossip.collective.links.segment import DIGEST_BYTES, Place, read_head, write_head
 from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation, NotFinite
 from transport.bulk.link import BULK_RECORD_BYTES, MAX_PAYLOAD_BYTES
 from transport.bulk.striped import AnyLink

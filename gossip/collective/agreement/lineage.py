@@ -10,7 +10,7 @@ can check, without having been there:
   all its members signed.
 
 A link costs 100 bytes per member, so a message carries as many of the newest as fit; a node that was
-away for longer than they reach back weighs the two histories instead (`gossip.collective.formation`).
+away for longer than they reach back weighs the two histories instead (`gossip.collective.agreement.formation`).
 
 Only epochs with a certified operation are links (and the one that founded the run): without a result there
 is nothing that could be lost. An epoch in which a node has voted, and does not know whether the others
@@ -29,7 +29,7 @@ from typing import Annotated
 import attrs
 import msgspec
 
-from gossip.collective.certificate import (
+from gossip.collective.agreement.certificate import (
     GENESIS,
     Ballot,
     Bytes16,
@@ -41,7 +41,7 @@ from gossip.collective.certificate import (
     accept_statement,
     leave_statement,
 )
-from gossip.collective.layout import PLAIN, Layout
+from gossip.collective.agreement.layout import PLAIN, Layout
 from transport.errors import InvalidPublicKey
 from transport.identity import NodeId, verify
 

@@ -3,7 +3,7 @@
 A ring is as fast as its slowest link (`algorithms.ring_order`), so an order is worth a new epoch only if that link becomes faster by
 GAIN: forming one takes tens of milliseconds and measurements are noisy. It is looked for at most once in
 REARRANGE_S. Links that no operation has used are not known to anybody, and a ring uses N of N(N-1): while some are
-unknown, one epoch in PROBE_S begins with measuring them (`gossip.collective.probing`).
+unknown, one epoch in PROBE_S begins with measuring them (`gossip.collective.placing.probing`).
 
 A link whose rate is unknown counts like the median of the known ones: neither shunned nor preferred before it is measured.
 """
@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from gossip.collective.algorithms.ring_order import ring_order, slowest_link
-from gossip.collective.certificate import Epoch
-from gossip.collective.layout import PLAIN, Layout
+from gossip.collective.agreement.certificate import Epoch
+from gossip.collective.agreement.layout import PLAIN, Layout
+from gossip.collective.placing.ring_order import ring_order, slowest_link
 from transport.identity import NodeId
 
 GAIN: Final = 1.15

@@ -34,8 +34,10 @@ from gossip.blocks.library import Library, MemorySink, Sink, Vectors
 from gossip.blocks.manifest import Manifest
 from gossip.blocks.merkle import HASH_BYTES, PAGE
 from gossip.blocks.serve import ServeSettings, open_block_server
-from gossip.collective.certificate import Epoch
-from gossip.collective.declaration import (
+from gossip.collective.agreement.certificate import Epoch
+from gossip.collective.agreement.messages import MAX_MEMBERS
+from gossip.collective.group import Group
+from gossip.collective.state.declaration import (
     MAX_REVISION,
     RECORD_BYTES,
     Declaration,
@@ -43,8 +45,6 @@ from gossip.collective.declaration import (
     elect,
     shape_digest,
 )
-from gossip.collective.group import Group
-from gossip.collective.messages import MAX_MEMBERS
 from gossip.errors import EpochChanged, InvalidOperation, StateUnavailable
 from transport.buffer import Buffer
 from transport.endpoint import Endpoint

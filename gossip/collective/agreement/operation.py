@@ -15,8 +15,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 
-from gossip.collective.certificate import Certificate, Epoch, SignedBy, vote_statement
-from gossip.collective.messages import Vote
+from gossip.collective.agreement.certificate import Certificate, Epoch, SignedBy, vote_statement
+from gossip.collective.agreement.messages import Vote
 from transport.identity import Identity, NodeId, verify
 
 

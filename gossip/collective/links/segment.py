@@ -22,8 +22,8 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
+from gossip.collective.agreement.messages import MAX_MEMBERS
 from gossip.collective.call import LEAST_WEIGHT, MOST_WEIGHT
-from gossip.collective.messages import MAX_MEMBERS
 from gossip.errors import CollectiveAborted, DescriptorMismatch
 
 HEAD: Final = struct.Struct(">Q16sBHHQd")

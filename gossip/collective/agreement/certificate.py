@@ -21,7 +21,7 @@ from typing import Annotated, Final
 import attrs
 import msgspec
 
-from gossip.collective.layout import PLAIN, Layout
+from gossip.collective.agreement.layout import PLAIN, Layout
 from transport.errors import InvalidPublicKey
 from transport.identity import NodeId, verify
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from gossip.collective.certificate import Epoch
-from gossip.collective.epoch_events import EpochSettings
-from gossip.collective.formation import has_quorum, outweighs
-from gossip.collective.lineage import History, Quorum, farewells
-from gossip.collective.messages import Propose, from_bits
-from gossip.collective.standing import Standing
+from gossip.collective.agreement.certificate import Epoch
+from gossip.collective.agreement.epoch_events import EpochSettings
+from gossip.collective.agreement.formation import has_quorum, outweighs
+from gossip.collective.agreement.lineage import History, Quorum, farewells
+from gossip.collective.agreement.messages import Propose, from_bits
+from gossip.collective.agreement.standing import Standing
 from transport.identity import NodeId
 
 
