@@ -21,8 +21,8 @@ NICENESS = 10
 
 
 def count() -> int:
-    """One for each processor and one more, as those of real tests mostly wait; more than eight would wait for these two."""
-    return min(len(os.sched_getaffinity(0)) + 1, MOST)
+    """One for each processor, two at least: the real tests' own mostly waits, and they take longest; more than eight would wait for them."""
+    return max(2, min(len(os.sched_getaffinity(0)), MOST))
 
 
 @functools.cache
