@@ -2,9 +2,9 @@
 
 import os
 import socket
+import stat
 import tempfile
 from pathlib import Path
-import stat
 
 import pytest
 
