@@ -36,12 +36,13 @@ _EXPONENT: Final = {"float16": 0x7C00, "bfloat16": 0x7F80}
 Weighed = tuple[Array, float]
 """Values of a type or of its `total`, and their weight."""
 
-_COMBINE: Final[dict[Reduce, np.ufunc]] = {
+COMBINE: Final[dict[Reduce, np.ufunc]] = {
     Reduce.SUM: np.add,
     Reduce.MEAN: np.add,
     Reduce.MIN: np.minimum,
     Reduce.MAX: np.maximum,
 }
+"""How two vectors become one, before a mean is divided."""
 
 _PIECE: Final = 8192
 """Values looked at at once: fewer than those from which on BLAS would wake its threads."""
@@ -97,9 +98,9 @@ class Elements:
         two = self._weighed(reduce, second, total.dtype)
         with np.errstate(over="ignore", invalid="ignore"):
             if self.narrow:
-                _COMBINE[reduce](one, two, out=total, dtype=total.dtype)
+                COMBINE[reduce](one, two, out=total, dtype=total.dtype)
             else:  # the same, but naming a type takes a way that is a third slower
-                _COMBINE[reduce](one, two, out=total)
+                COMBINE[reduce](one, two, out=total)
 
     @staticmethod
     def _weighed(reduce: Reduce, part: Weighed, dtype: np.dtype[Any]) -> Array:

@@ -368,7 +368,7 @@ class EpochMachine:
             case Vote():
                 self._on_vote(sender, message, now)
             case Certified(certificate):
-                if self._is_member(sender) and certificate.epoch == self._present_id():
+                if self._is_of_present(sender, certificate.epoch):
                     self._lanes.on_certified(sender, certificate, now)
             case Abort():
                 self._lanes.on_abort(sender, message, now)
@@ -408,8 +408,9 @@ class EpochMachine:
         else:
             self._give_way_due = now + self.settings.vote_grace_s
 
-    def _present_id(self) -> bytes | None:
-        return None if self.epoch is None else self.epoch.id
+    def _is_of_present(self, sender: NodeId, epoch: bytes) -> bool:
+        """Word of the present epoch, from a member of it."""
+        return self.epoch is not None and epoch == self.epoch.id and self._is_member(sender)
 
     def _is_member(self, node: NodeId) -> bool:
         return self.epoch is not None and node in self.epoch.members
@@ -426,8 +427,7 @@ class EpochMachine:
     def _on_vote(self, sender: NodeId, vote: Vote, now: float) -> None:
         if self._former.on_early(sender, vote):
             return
-        epoch = self.epoch
-        if epoch is not None and vote.epoch == epoch.id and sender in epoch.members:
+        if self._is_of_present(sender, vote.epoch):
             self._lanes.on_vote(sender, vote, now)
 
     def _certified(self, operation: Operation, now: float) -> None:

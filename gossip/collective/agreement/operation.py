@@ -126,16 +126,12 @@ class Operation:
     def settle(self, certificate: Certificate, public_keys: Mapping[NodeId, bytes]) -> bool:
         """Take a certificate that another member has made of all votes; False when it is not that of the result signed here.
 
-        The own signature in it is compared, not checked.
+        Votes that are here, the own one among them, are compared and not checked again.
         """
-        own = self._votes.get(self._identity.node_id)
         members, signatures = self.epoch.members, certificate.signatures
-        said = (certificate.epoch, certificate.lane, certificate.sequence, certificate.descriptor)
         if (
             self.state is not OperationState.VOTED
-            or own is None
-            or said != (self.epoch_id, self.lane, self.sequence, self.descriptor)
-            or certificate.root != self.root
+            or not self._is_of_own_result(certificate)
             or [signed.public_key for signed in signatures]
             != [public_keys.get(member) for member in members]
         ):
@@ -159,11 +155,14 @@ class Operation:
 
     def settled_by(self, certificate: Certificate) -> bool:
         """True when somebody else's certificate proves the result this node signed."""
+        return self._is_of_own_result(certificate) and certificate.verify(self.epoch.members)
+
+    def _is_of_own_result(self, certificate: Certificate) -> bool:
+        """What it says, signatures apart, is what this node has signed."""
         return (
             self.root is not None
             and certificate.epoch == self.epoch_id
             and (certificate.lane, certificate.sequence) == (self.lane, self.sequence)
             and certificate.descriptor == self.descriptor
             and certificate.root == self.root
-            and certificate.verify(self.epoch.members)
         )

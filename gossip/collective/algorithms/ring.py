@@ -50,7 +50,7 @@ from blake3 import blake3
 
 from gossip.collective.agreement.certificate import result_root
 from gossip.collective.call import Reduce, chunk_bounds
-from gossip.collective.elements import elements_of
+from gossip.collective.elements import COMBINE, elements_of
 from gossip.collective.formats.wire_format import RefusedPayload
 from gossip.collective.links.buffers import as_bytes
 from gossip.collective.links.segment import DIGEST_BYTES, Place, read_head, write_head
@@ -79,13 +79,6 @@ PATIENCE_S: Final = 1.0
 _REDUCE, _GATHER = 0, 1
 _OWN = "not all values are finite"
 _NOT_FINITE = "values that are not finite"
-_COMBINE: Final[dict[Reduce, np.ufunc]] = {
-    Reduce.SUM: np.add,
-    Reduce.MEAN: np.add,
-    Reduce.MIN: np.minimum,
-    Reduce.MAX: np.maximum,
-}
-
 NOBODY: Final = NodeId(bytes(32))
 
 Array = npt.NDArray[Any]
@@ -225,7 +218,7 @@ class _Run:
         self._reduction = reduction
         self._elements = elements_of(source.dtype)
         self._careful = reduction.careful or reduction.reduce in {Reduce.MIN, Reduce.MAX}
-        self._combine = _COMBINE[reduction.reduce]
+        self._combine = COMBINE[reduction.reduce]
         self._source, self._source_bytes = source, as_bytes(source)
         self._out, self._out_bytes = out, as_bytes(out)
         self._item = source.itemsize
@@ -297,9 +290,8 @@ class _Run:
         while not link.busy and (segment := self._ready()) is not None:
             if not self._try_begin(segment):
                 break
-            own = segment is self._next_own
             for start, stop in self._pieces(segment):
-                link.put(self._own_values(start, stop) if own else self._kept(start, stop))
+                link.put(self._values(segment, start, stop))
             link.end()
             self._left(segment)
         if link.waiting or self._ready() is not None:
@@ -322,9 +314,7 @@ class _Run:
             elif link.waiting:
                 await link.flush()
             elif (segment := self._ready()) is not None:
-                start, stop = segment.start, segment.stop
-                own = segment is self._next_own
-                values = self._own_values(start, stop) if own else self._kept(start, stop)
+                values = self._values(segment, segment.start, segment.stop)
                 self._left(segment)
                 await link.send(self._header(segment), values)
             elif self._all_received:
@@ -337,6 +327,11 @@ class _Run:
         return write_head(
             reduction.sequence, reduction.descriptor, place, segment.weight, segment.digest
         )
+
+    def _values(self, segment: _Segment, start: int, stop: int) -> memoryview:
+        """Of a segment that has not left yet, what to send of it."""
+        own = segment is self._next_own
+        return self._own_values(start, stop) if own else self._kept(start, stop)
 
     def _kept(self, start: int, stop: int) -> memoryview:
         return self._out_bytes[start * self._item : stop * self._item]
