@@ -58,7 +58,6 @@ KEEPALIVE_IDLE_S: Final = 15
 KEEPALIVE_INTERVAL_S: Final = 5
 KEEPALIVE_PROBES: Final = 3
 NOTSENT_LOWAT_BYTES: Final = 256 << 10
-MIN_RTT_END: Final = 152
 UNKNOWN_RTT_US: Final = 1 << 31
 UNPACED_BELOW_US: Final = 1000
 """Round trip under which a connection within one machine asks for Reno, which every kernel allows: where
@@ -159,15 +158,27 @@ def _bind_beside_listener(sock: socket.socket, source: Address) -> None:
         raise SourceBusy(f"cannot dial from {source}: {_reason(error)}") from error
 
 
+TCPI_RTT, TCPI_BYTES_ACKED, TCPI_MIN_RTT, TCPI_BUSY_TIME, TCP_INFO_BYTES = 68, 120, 148, 168, 176
+"""Offsets in struct tcp_info, and as much of it as is asked for."""
+
+
+def _tcp_info(sock: socket.socket, size: int) -> bytes | None:
+    """The start of the kernel's struct tcp_info (linux/tcp.h); None where it has less."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+    return info if len(info) >= size else None
+
+
+def _uint32(info: bytes, offset: int) -> int:
+    return int.from_bytes(info[offset : offset + 4], sys.byteorder)
+
+
 def _round_trip_us(sock: socket.socket) -> int:
     """The least round trip the kernel has seen (linux/tcp.h, tcpi_min_rtt); large when unknown.
 
     Not the smoothed one: right after a handshake that is mostly the peer's delayed acknowledgement.
     """
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, MIN_RTT_END)
-    if len(info) < MIN_RTT_END:
-        return UNKNOWN_RTT_US
-    return int.from_bytes(info[MIN_RTT_END - 4 : MIN_RTT_END], sys.byteorder)
+    info = _tcp_info(sock, TCPI_MIN_RTT + 4)
+    return UNKNOWN_RTT_US if info is None else _uint32(info, TCPI_MIN_RTT)
 
 
 def _spare_pacing(sock: socket.socket, local: Address, remote: Address) -> None:
@@ -186,10 +197,6 @@ def _largest_send_buffer() -> int:
         return int(Path(SEND_BUFFERS).read_text().split()[2])
     except (OSError, ValueError, IndexError):
         return 0
-
-
-TCPI_RTT, TCPI_BYTES_ACKED, TCPI_MIN_RTT, TCPI_BUSY_TIME, TCP_INFO_BYTES = 68, 120, 148, 168, 176
-"""Offsets in struct tcp_info, and as much of it as is asked for."""
 
 
 class TcpStream(RawStream):
@@ -313,21 +320,18 @@ class TcpStream(RawStream):
         info = self._kernel_says()
         if info is None or not self._paced_at:
             return None
-        (now_us,) = struct.unpack_from("=I", info, TCPI_RTT)
-        return PathState(self._paced_at, now_us / max(1, self._least_rtt_us))
+        return PathState(self._paced_at, _uint32(info, TCPI_RTT) / max(1, self._least_rtt_us))
 
     def _kernel_says(self) -> bytes | None:
         """The kernel's state of the connection, as far as it is used."""
         if self._sock is None:
             return None
         try:
-            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+            info = _tcp_info(self._sock, TCP_INFO_BYTES)
         except OSError:
             return None
-        if len(info) < TCP_INFO_BYTES:
-            return None
-        if self._bulk:
-            self._pace(struct.unpack_from("=I", info, TCPI_MIN_RTT)[0])
+        if info is not None and self._bulk:
+            self._pace(_uint32(info, TCPI_MIN_RTT))
         return info
 
     def expect_bulk(self) -> None:
