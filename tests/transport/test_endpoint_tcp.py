@@ -4,6 +4,7 @@ import os
 import random
 import resource
 import socket
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -192,9 +193,9 @@ async def test_a_connection_moves_under_its_streams() -> None:
         async with (
             node(network, 1, listen=LOOPBACK) as a,
             node(network, 2, listen=LOOPBACK) as b,
+            aclosing(await network.listen(Address("127.0.0.1", 0))) as circuits,
         ):
             descriptors = open_descriptors()
-            circuits = await network.listen(Address("127.0.0.1", 0))
 
             async def carry() -> None:
                 raw = await circuits.accept()
@@ -227,7 +228,6 @@ async def test_a_connection_moves_under_its_streams() -> None:
                 await trio.lowlevel.checkpoint()
             traffic.check_complete()
             assert ours.path == theirs.path == Way.REVERSED
-            await circuits.aclose()
             while open_descriptors() > descriptors + 2:  # the circuit's two ends are closed
                 await trio.lowlevel.checkpoint()
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.transport.relayed import Pair, Traffic, relayed_pair
 from transport.address import Address
+from transport.buffer import Buffer
 from transport.connect.inbound import MAX_UNNAMED
 from transport.connect.migration import MAX_PENDING, Switch
 from transport.endpoint import Endpoint
@@ -161,6 +162,41 @@ def _leading(pair: Pair) -> tuple[Peer, Peer]:
     if pair.leader is pair.a:
         return pair.ours, pair.theirs
     return pair.theirs, pair.ours
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("slow", ["leader", "follower", "both"])
+async def test_a_writer_that_comes_back_late_finds_its_link_moved(
+    slow: str, swapped: bool, autojump_clock: object
+) -> None:
+    """A busy loop may read the answer to a record before it gets round to the task that wrote it."""
+    world = MemoryNetwork(4, default=LinkSettings(latency_s=0.01))
+    async with relayed_pair(world, swapped=swapped, circuit=LinkSettings(latency_s=0.01)) as pair:
+        pair.a.serve_calls("echo", echo)
+        pair.b.serve_calls("echo", echo)
+        leading, following = _leading(pair)
+        late = {"leader": [leading], "follower": [following], "both": [leading, following]}[slow]
+        for peer in late:
+            _come_back_late(peer.primary.link.raw)
+        assert await pair.upgrade(pair.a)
+        await trio.sleep(10)
+        assert pair.ours.path == pair.theirs.path == Path.REVERSED
+        assert await pair.ours.call("echo", b"x") == b"x"
+        assert await pair.theirs.call("echo", b"y") == b"y"
+        assert world.open_connections == 1  # the circuit is closed
+        for endpoint in (pair.a, pair.b):
+            assert not endpoint.counters["protocol-violation"], endpoint.counters
+
+
+def _come_back_late(raw: RawStream) -> None:
+    send_all = raw.send_all
+
+    async def send_all_and_wait(data: Buffer) -> None:
+        await send_all(data)
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.5)
+
+    raw.send_all = send_all_and_wait  # type: ignore[method-assign]
 
 
 async def _until(condition: object) -> None:
@@ -417,10 +453,11 @@ def test_the_rule_of_the_leader() -> None:
     with pytest.raises(ProtocolViolation, match="not asked for"):
         switch.read(b"new")
     switch.choose(b"new", "new")
-    with pytest.raises(ProtocolViolation):  # ours is not written yet
+    with pytest.raises(ProtocolViolation, match="not asked for"):  # we have not said so yet
         switch.read(b"new")
     assert switch.must_write
-    assert switch.written() == b"new"
+    assert switch.begin_writing() == b"new"
+    switch.written()
     assert (switch.reading, switch.writing, switch.at_rest) == ("old", "new", False)
     with pytest.raises(ProtocolViolation, match="agreed on"):
         switch.read(b"other")
@@ -446,9 +483,24 @@ def test_the_rule_of_the_follower(offered_first: bool) -> None:
     with pytest.raises(ProtocolViolation, match="second switch"):
         switch.read(b"third")
     assert switch.must_write
-    assert switch.written() == b"new"
+    assert switch.begin_writing() == b"new"
+    switch.written()
     assert switch.at_rest
     assert switch.writing == "new"
+
+
+def test_the_answer_may_be_read_before_the_writer_has_come_back() -> None:
+    switch = Switch(leads=True, link="old")
+    switch.choose(b"new", "new")
+    switch.begin_writing()
+    with pytest.raises(ProtocolViolation, match="agreed on"):
+        switch.read(b"other")
+    switch.read(b"new")
+    assert (switch.reading, switch.writing, switch.at_rest) == ("new", "old", False)
+    switch.written()
+    assert (switch.reading, switch.writing, switch.at_rest) == ("new", "new", True)
+    with pytest.raises(ProtocolViolation, match="not asked for"):  # nothing of the last move stays
+        switch.read(b"new")
 
 
 @pytest.mark.parametrize("swapped", [False, True])

@@ -471,7 +471,7 @@ class Connection:
         """Write our last record on a link; return the one to go on with."""
         target = self._switch.target
         assert target is not None
-        await link.send(RecordKind.SWITCH, target.result.session_id)
+        await link.send(RecordKind.SWITCH, self._switch.begin_writing())
         self._switch.written()
         await self._leave(link)
         return target

@@ -61,6 +61,7 @@ class Switch(Generic[L]):
         self.writing = link
         self.target: L | None = None
         self._target_session = b""
+        self._saying = False  # our SWITCH to the target is on its way, or was written
         self._offered: dict[bytes, L] = {}  # follower: announced by the leader; at most MAX_PENDING
         self._wanted = b""  # follower: read from the old link, not announced yet
 
@@ -98,7 +99,7 @@ class Switch(Generic[L]):
             ProtocolViolation: it is not its turn, or names another link than the one agreed on.
         """
         if self.leads:
-            if self.target is None or self.writing is not self.target:
+            if self.target is None or not self._saying:
                 raise ProtocolViolation("a switch to another link that was not asked for")
             if session != self._target_session:
                 raise ProtocolViolation("a switch to another link than the one agreed on")
@@ -121,17 +122,25 @@ class Switch(Generic[L]):
         self._wanted = b""
         self.reading = self.target
 
-    def written(self) -> bytes:
-        """Return the session to name in SWITCH; what is written after it goes to the target."""
+    def begin_writing(self) -> bytes:
+        """Return the session to name in SWITCH, as our last record on the link in use.
+
+        From here on the other side may answer: its SWITCH can be read before the task that writes ours has come back from doing so.
+        """
+        assert self.must_write
+        self._saying = True
+        return self._target_session
+
+    def written(self) -> None:
+        """Go on writing to the target: our SWITCH has left."""
+        assert self._saying
         assert self.target is not None
         self.writing = self.target
-        session = self._target_session
         self._settle()
-        return session
 
     def _settle(self) -> None:
         if self.target is not None and self.reading is self.target and self.writing is self.target:
-            self.target, self._target_session = None, b""
+            self.target, self._target_session, self._saying = None, b"", False
 
 
 class Outcome(Enum):
