@@ -10,7 +10,9 @@ about 80 times its size while it is decoded (64 KiB of empty maps: some 5 MiB).
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, TypeVar
+from functools import lru_cache
+from types import UnionType
+from typing import Any, NoReturn, TypeVar, get_args
 
 import msgpack
 import msgspec
@@ -122,6 +124,27 @@ def unpack_untrusted(data: Buffer, *, limit: int = MAX_MESSAGE_BYTES) -> object:
     return value
 
 
+@lru_cache(maxsize=64)
+def _tagged(type_: Any) -> tuple[str, dict[str, Any]] | None:
+    """Of a union of Structs, the field that tells them apart and who is meant by its values."""
+    members = get_args(type_) if isinstance(type_, UnionType) else ()
+    configs: list[Any] = [getattr(member, "__struct_config__", None) for member in members]
+    fields = {None if config is None else config.tag_field for config in configs}
+    if len(fields) != 1 or not (field := fields.pop()):
+        return None
+    return field, {config.tag: member for config, member in zip(configs, members, strict=True)}
+
+
+def _meant(value: object, type_: Any) -> Any:
+    """The one type of a union that a value names: `convert` looks at all of them anew in each call (11 us for 13 types instead of 1)."""
+    tagged = _tagged(type_)
+    if tagged is None or not isinstance(value, dict):
+        return type_
+    field, types = tagged
+    tag = value.get(field)
+    return types.get(tag, type_) if isinstance(tag, str) else type_
+
+
 def decode_untrusted(data: Buffer, type_: type[T], *, limit: int = MAX_MESSAGE_BYTES) -> T:
     """Decode and validate into `type_` (a frozen Struct, usually); unknown fields are ignored, nothing is coerced.
 
@@ -130,10 +153,11 @@ def decode_untrusted(data: Buffer, type_: type[T], *, limit: int = MAX_MESSAGE_B
     """
     value = unpack_untrusted(data, limit=limit)
     try:
-        return msgspec.convert(
-            value, type_, strict=True, builtin_types=(bytes,), dec_hook=_decode_known
+        message: T = msgspec.convert(
+            value, _meant(value, type_), strict=True, builtin_types=(bytes,), dec_hook=_decode_known
         )
     except (msgspec.MsgspecError, TransportError, ValueError, TypeError, OverflowError) as error:
         # The text may quote values of the peer: one printable line of bounded length.
         text = "".join(c if c.isprintable() else "?" for c in str(error)[:200])
         raise MalformedMessage(f"not a {getattr(type_, '__name__', 'value')}: {text}") from None
+    return message

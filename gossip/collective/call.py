@@ -21,15 +21,18 @@ from __future__ import annotations
 import enum
 import hashlib
 import struct
+from functools import lru_cache
 from typing import Any
 
 import attrs
+import numpy as np
 import numpy.typing as npt
 
 from gossip.errors import InvalidOperation
 from transport.identity import NodeId
 
 Array = npt.NDArray[Any]
+_What = tuple["Kind", "Reduce", str, str, NodeId | None, tuple[int, ...], tuple[int, ...]]
 
 
 class Kind(enum.StrEnum):
@@ -110,17 +113,29 @@ class Call:
         Everything but the weight, the number of the operation, and the values. For a broadcast
         `source` is any vector of the length and type that is broadcast.
         """
-        digest = hashlib.sha256(b"noded collective v2\0")
-        words = (self.kind, self.reduce, self.wire, self.algorithm, source.dtype.name)
-        for word in words:
-            digest.update(struct.pack(">B", len(word)) + word.encode())
-        digest.update(struct.pack(">QB", source.size, len(self.root or b"")) + (self.root or b""))
-        for numbers in (self.sites, self.order):
-            digest.update(struct.pack(f">H{len(numbers)}I", len(numbers), *numbers))
-        if self.path is not None:
-            digest.update(struct.pack(">dd", self.path.rtt_s, self.path.bytes_per_s))
+        digest = _terms(
+            (self.kind, self.reduce, self.wire, self.algorithm, self.root, self.sites, self.order),
+            self.path,
+            source.dtype,
+            source.size,
+        ).copy()
         digest.update(descriptor)
         return attrs.evolve(self, descriptor=digest.digest())
+
+
+@lru_cache(maxsize=256)
+def _terms(what: _What, path: Path | None, dtype: np.dtype[Any], length: int) -> hashlib._Hash:
+    """The digest of what is asked for, to which the caller's descriptor is still to come: mostly the same as in the call before."""
+    kind, reduce, wire, algorithm, root, sites, order = what
+    digest = hashlib.sha256(b"noded collective v2\0")
+    for word in (kind, reduce, wire, algorithm, dtype.name):
+        digest.update(struct.pack(">B", len(word)) + word.encode())
+    digest.update(struct.pack(">QB", length, len(root or b"")) + (root or b""))
+    for numbers in (sites, order):
+        digest.update(struct.pack(f">H{len(numbers)}I", len(numbers), *numbers))
+    if path is not None:
+        digest.update(struct.pack(">dd", path.rtt_s, path.bytes_per_s))
+    return digest
 
 
 def chunk_bounds(length: int, world: int) -> list[int]:

@@ -89,6 +89,43 @@ def test_wrong_types_are_refused_and_nothing_is_coerced(value):
         decode_untrusted(pack(value), Sample)
 
 
+class Question(msgspec.Struct, frozen=True, tag_field="t", tag="question"):
+    number: int
+
+
+class Reply(msgspec.Struct, frozen=True, tag_field="t", tag="reply"):
+    number: int
+    text: str | None = None
+
+
+class Untagged(msgspec.Struct, frozen=True):
+    number: int
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "t": st.sampled_from(["question", "reply", "other", 1, None, ["question"], b"reply"]),
+            "number": st.sampled_from([1, -5, "1", None]),
+            "text": st.sampled_from(["x", None, 2]),
+        },
+    )
+    | values,
+    st.sampled_from([Question | Reply, Reply | None, Question, Untagged | None]),
+)
+def test_what_a_union_takes_is_what_the_library_makes_of_it(value, type_):
+    data = pack(value)
+    try:
+        plain = unpack_untrusted(data)
+        expected = msgspec.convert(plain, type_, strict=True, builtin_types=(bytes,))
+    except (MalformedMessage, msgspec.ValidationError):
+        with pytest.raises(MalformedMessage):
+            decode_untrusted(data, type_)
+    else:
+        assert decode_untrusted(data, type_) == expected
+
+
 def test_an_error_text_is_one_printable_line():
     with pytest.raises(MalformedMessage) as caught:
         decode_untrusted(pack({"kind": "x\n\x1b[31m" + "y" * 5000, "node": bytes(32)}), Sample)
