@@ -1,41 +1,20 @@
-"""Epoch machines under every fault the transport can show them, on one seeded event heap.
+"""Members that form epochs and reduce in them, over a network that shows them every fault.
 
-What is modelled, beyond messages and delays:
-
-* a **session** per connected pair: what was sent in one session never arrives in another, each end
-  learns of its end at a moment of its own, and a new one is made only when both have;
-* **crash** in two kinds: the process dies (what it wrote still arrives, then the end of the stream) or
-  the host does (what was on its way is lost); the node comes back with what its disk holds;
-* **freeze**: nothing happens inside, messages pile up, and the others give up after `SILENCE_S`;
-* **cut**: messages wait, as TCP's do, until the cut heals or an end gives up;
-* the **data plane**: a result arrives some time after everybody has begun; when a member leaves the
-  epoch, the links of the others break.
+Beside messages, delays and faults (`epoch_network`) the **data plane** is modelled: a result arrives some time after everybody has
+begun; when a member leaves the epoch, the links of the others break.
 
 A `Call` is what a caller of `Group.all_reduce` sees: one deadline, one outcome. With `tags`, every node also calls operations of
 that many other lanes, each again and again at moments of its own; in the even ones the result needs the first member alone, as in a
 broadcast, so that votes come before others have begun. With `sole` there is one caller for all of them: it calls every lane once, in an order of
-its own, waits for each (and says so), and does it again. The rules checked at every step are in `Checker`.
+its own, waits for each (and says so), and does it again. The rules checked at every step are in `epoch_checker.Checker`.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import heapq
-import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
 
-import attrs
-import pytest
-
-import gossip.collective.agreement.certificate as certificate_module
-import gossip.collective.agreement.former as former_module
-import gossip.collective.agreement.lineage as lineage_module
-import gossip.collective.agreement.operation as operation_module
 from gossip.collective.agreement.certificate import LANES, Certificate, Epoch
-from gossip.collective.agreement.deadlock import Wait, circle_through
-from gossip.collective.agreement.epoch import EpochMachine
 from gossip.collective.agreement.epoch_events import (
     EpochEntered,
     EpochLeft,
@@ -45,194 +24,18 @@ from gossip.collective.agreement.epoch_events import (
     OperationAborted,
     OperationCertified,
 )
-from gossip.collective.agreement.lineage import Memory
-from gossip.collective.agreement.messages import Message, decode_message_untrusted, encode
 from gossip.collective.agreement.operation import Operation, OperationState
-from transport.identity import Identity, NodeId, verify
-
-START = hashlib.sha256(b"start").digest()
-RUN = b"r" * 32
-SILENCE_S = 4.0
-"""The transport gives up a peer it hears nothing of for so long (about)."""
+from tests.simulation.epoch_checker import Checker
+from tests.simulation.epoch_network import EpochNetwork
+from tests.simulation.epoch_node import Call, Node, identities
+from transport.identity import NodeId
 
 CALL_S = 30.0
 GRACE_S = 2.0
 """Every call ends by its deadline and so much more."""
 
 
-@functools.lru_cache(maxsize=200_000)
-def cached_verify(public_key: bytes, signature: bytes, statement: bytes) -> bool:
-    """All of a simulation's members check the same signatures; one check is enough."""
-    return verify(public_key, signature, statement)
-
-
-@pytest.fixture(autouse=True)
-def fast_signatures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checking is a pure function: remembering its answers changes nothing but the time."""
-    use_cached_verify(lambda module, value: monkeypatch.setattr(module, "verify", value))
-
-
-def use_cached_verify(replace: Callable[[object, object], None]) -> None:
-    for module in (certificate_module, former_module, lineage_module, operation_module):
-        replace(module, cached_verify)
-
-
-@functools.lru_cache(maxsize=64)
-def identities(count: int) -> tuple[Identity, ...]:
-    return tuple(
-        Identity.from_seed(hashlib.sha256(f"swarm/{index}".encode()).digest())
-        for index in range(count)
-    )
-
-
-@attrs.define
-class Call:
-    """One collective as its caller sees it."""
-
-    round: int
-    deadline: float
-    outcome: str = ""
-    lane: int = 0
-    signed: list[Operation] = attrs.field(factory=list)
-    """Attempts whose result this node has signed."""
-
-
-@attrs.define(eq=False)
-class Session:
-    """One connection between two nodes."""
-
-    pair: tuple[NodeId, NodeId]
-    open_at: set[NodeId] = attrs.field(factory=set)
-    broken: bool = False
-    """Nothing new goes in."""
-    lost: bool = False
-    """Nothing comes out any more either."""
-    held: list[tuple[NodeId, NodeId, bytes]] = attrs.field(factory=list)
-    last_arrival: dict[NodeId, float] = attrs.field(factory=dict)
-
-
-class Checker:
-    """What must hold whatever happens; every violation is an AssertionError that says which."""
-
-    def __init__(self, *, quorum: str) -> None:
-        self.quorum = quorum
-        self.epochs: dict[bytes, Epoch] = {}
-        self.roots: dict[tuple[bytes, int, int], bytes] = {}
-        self.began: dict[tuple[bytes, int], set[tuple[int, bytes]]] = defaultdict(set)
-        self.spans: dict[bytes, list[float]] = {}
-        """Per epoch: when the first vote for its first and for its last certified operation was cast. A frozen
-        member that wakes may complete what the others have redone without it; that is no progress."""
-        self.voted: dict[tuple[bytes, int, int], float] = {}
-        self.waits: dict[bytes, dict[NodeId, Wait]] = defaultdict(dict)
-        """Per epoch: what each member waits for there and has called, as it is now and not as others have heard."""
-
-    def waiting(self, operation: Operation, node: NodeId, called: tuple[int, ...]) -> None:
-        self.waits[operation.epoch_id][node] = Wait(operation.lane, operation.sequence, called)
-
-    def goes_on(self, operation: Operation, node: NodeId) -> None:
-        """What the node waited for there has ended with a certificate."""
-        wait = self.waits[operation.epoch_id].get(node)
-        if wait is not None and (wait.lane, wait.sequence) == (operation.lane, operation.sequence):
-            del self.waits[operation.epoch_id][node]
-
-    def mismatch(self, operation: Operation) -> None:
-        """Nobody calls another operation: only who waits in a circle may be told so, and that is seen from outside, too."""
-        waits = self.waits[operation.epoch_id]
-        assert any(circle_through(member, waits) for member in waits), "a false alarm"
-
-    def entered(self, node: NodeId, epoch: Epoch) -> None:
-        assert self.epochs.setdefault(epoch.id, epoch) == epoch, "two contents of one epoch"
-        assert node in epoch.members
-
-    def begins(self, epoch: Epoch, sequence: int, round_: int, state: bytes) -> None:
-        if sequence == 0:
-            assert (round_, state) == (epoch.round, epoch.state), "started on another state"
-        self.began[epoch.id, sequence].add((round_, state))
-
-    def certified(self, operation: Operation, certificate: Certificate) -> None:
-        key = (certificate.epoch, certificate.lane, certificate.sequence)
-        fresh = key not in self.roots
-        assert self.roots.setdefault(key, certificate.root) == certificate.root, "two results"
-        assert certificate.verify(operation.epoch.members)
-        assert certificate.root == operation.root, "certified something else than was signed"
-        if certificate.lane == 0:
-            states = self.began[certificate.epoch, certificate.sequence]
-            assert len(states) == 1, "an operation from two states was certified"
-        if not fresh:
-            return
-        epoch, decided = operation.epoch, self.voted[key]
-        span = self.spans.setdefault(epoch.id, [decided, decided])
-        span[1] = max(span[1], decided)
-        if self.quorum == "majority":
-            self._one_lineage(epoch, span)
-
-    def _one_lineage(self, epoch: Epoch, span: list[float]) -> None:
-        """Two epochs with no common member never make progress side by side."""
-        for other_id, (first, last) in self.spans.items():
-            other = self.epochs[other_id]
-            if set(other.members) & set(epoch.members):
-                continue
-            assert last < span[0] or span[1] < first, "two parts of a partition both go on"
-
-
-@attrs.define(eq=False)
-class Disk:
-    """What a node finds when it starts again."""
-
-    round: int = 0
-    state: bytes = START
-    memory: Memory | None = None
-
-
-class Node:
-    def __init__(self, swarm: Swarm, identity: Identity) -> None:
-        self.swarm = swarm
-        self.identity = identity
-        self.id = identity.node_id
-        self.alive = True
-        self.life = 0
-        self.paused_until = 0.0
-        self.disk = Disk()
-        self.round, self.state = 0, START
-        self.call: Call | None = None
-        self.tagged: dict[int, Call] = {}
-        self.order: list[int] = []
-        """Lanes in which a sole caller waits, one after another."""
-        self.applying = False
-        self.epoch: Epoch | None = None
-        self.machine = self._new_machine()
-
-    def _new_machine(self) -> EpochMachine:
-        return EpochMachine(
-            RUN,
-            self.identity,
-            rng=random.Random(f"{self.swarm.seed}/{self.id.hex()}/{self.life}"),
-            settings=self.swarm.settings,
-            memory=self.disk.memory,
-        )
-
-    def remember(self) -> None:
-        """Before anything is sent; what is known of operations goes to the disk with a checkpoint."""
-        new, old = self.machine.memory, self.disk.memory
-        if new is not None and (old is None or new.lasting != old.lasting):
-            self.disk.memory = new
-
-    def save(self) -> None:
-        """A checkpoint."""
-        self.disk = Disk(self.round, self.state, self.machine.memory)
-
-    def reborn(self) -> None:
-        """A new process that starts from the disk."""
-        self.life += 1
-        self.round, self.state = self.disk.round, self.disk.state
-        self.call, self.applying, self.epoch = None, False, None
-        self.tagged, self.order = {}, []
-        self.paused_until = 0.0
-        self.machine = self._new_machine()
-        self.alive = True
-
-
-class Swarm:
+class Swarm(EpochNetwork):
     def __init__(
         self,
         count: int,
@@ -244,288 +47,24 @@ class Swarm:
         tags: int = 0,
         sole: bool = False,
     ) -> None:
-        self.seed = seed
-        self.rng = random.Random(f"swarm/{seed}")
         self.settings = settings or EpochSettings(min_members=count)
+        super().__init__(
+            {each.node_id: Node(seed, self.settings, each) for each in identities(count)}, seed
+        )
         self.train = train
         self.wanted_rounds = wanted_rounds
         self.tags = tags
         self.sole = sole
         self.tag_pause = (0.0, 0.2)
-        self.now = 0.0
-        self.heap: list[tuple[float, int, Callable[[], None]]] = []
-        self.count = 0
-        self.delivered = 0
         self.calm_s = 1.0
         """Mean time between two faults of a random run."""
         self.quiet = False
         """No more faults."""
-        self.nodes = {i.node_id: Node(self, i) for i in identities(count)}
-        self.order = sorted(self.nodes)
-        self.sessions: dict[frozenset[NodeId], Session] = {}
-        self.cuts: set[frozenset[NodeId]] = set()
         self.broadcast: set[tuple[bytes, int, int]] = set()
         """Operations of even lanes whose values have left the first member."""
         self.checker = Checker(quorum=self.settings.quorum)
-        self.markers: Counter[str] = Counter()
-        self.tamper: Callable[[NodeId, NodeId, Message], list[Message]] = lambda _s, _t, m: [m]
-        """What a hostile node sends instead of what its machine wanted to send."""
         self.accusations: Counter[NodeId] | None = None
         """By accused; None in a world without liars, where any accusation is wrong."""
-        self.on_message: Callable[[NodeId, NodeId, Message], None] = lambda *_: None
-
-    # ---- events ------------------------------------------------------------------------------
-
-    def at(self, when: float, action: Callable[[], None]) -> None:
-        self.count += 1
-        heapq.heappush(self.heap, (when, self.count, action))
-
-    def after(self, seconds: float, action: Callable[[], None]) -> None:
-        self.at(self.now + seconds, action)
-
-    def run(self, until: float, done: Callable[[], bool] = lambda: False) -> None:
-        while self.heap and self.heap[0][0] <= until and not done():
-            self.now, _, action = heapq.heappop(self.heap)
-            action()
-        if not done():
-            self.now = until
-
-    def awake(self, node: Node, life: int, action: Callable[[], None]) -> None:
-        """Do it now, or as soon as the node is not frozen any more; never in another life."""
-        if not node.alive or node.life != life:
-            return
-        if node.paused_until > self.now:
-            self.at(node.paused_until, lambda: self.awake(node, life, action))
-            return
-        action()
-
-    def later(self, node: Node, seconds: float, action: Callable[[], None]) -> None:
-        life = node.life
-        self.after(seconds, lambda: self.awake(node, life, action))
-
-    # ---- connections -------------------------------------------------------------------------
-
-    def start(self) -> None:
-        for node in self.nodes.values():
-            self.ready(node)
-        for index, a in enumerate(self.order):
-            for b in self.order[index + 1 :]:
-                self.meet(a, b)
-
-    def meet(self, a: NodeId, b: NodeId) -> None:
-        """Connect the two when both can, and neither thinks it is connected still."""
-        pair = frozenset((a, b))
-        one, other = self.nodes[a], self.nodes[b]
-        if pair in self.cuts or pair in self.sessions or not (one.alive and other.alive):
-            return
-        if max(one.paused_until, other.paused_until) > self.now:
-            self.at(max(one.paused_until, other.paused_until) + 0.01, lambda: self.meet(a, b))
-            return
-        session = self.sessions[pair] = Session((a, b))
-        for here, there in ((a, b), (b, a)):
-            self.later(
-                self.nodes[here],
-                self.rng.uniform(0.0, 0.01),
-                lambda here=here, there=there: self._open(session, here, there),
-            )
-
-    def _open(self, session: Session, here: NodeId, there: NodeId) -> None:
-        if self.sessions.get(frozenset((here, there))) is not session or session.broken:
-            return
-        session.open_at.add(here)
-        node = self.nodes[here]
-        node.machine.peer_up(there, self.nodes[there].identity.public_key, self.now)
-        self.pump(node)
-
-    def _close_end(self, session: Session, here: NodeId, there: NodeId, reason: str) -> None:
-        """The node `here` learns that its connection is gone."""
-        if here not in session.open_at:
-            return
-        session.open_at.discard(here)
-        node = self.nodes[here]
-        if node.alive:
-            node.machine.peer_down(there, reason, self.now)
-            self.pump(node)
-        self._maybe_over(session)
-
-    def _maybe_over(self, session: Session) -> None:
-        pair = frozenset(session.pair)
-        if not session.open_at and self.sessions.get(pair) is session:
-            del self.sessions[pair]
-            a, b = session.pair
-            self.after(self.rng.uniform(0.05, 0.5), lambda: self.meet(a, b))
-
-    def break_session(self, session: Session, reason: str, ends: dict[NodeId, float]) -> None:
-        """Each end in `ends` learns of it after so many seconds; nothing new goes through."""
-        session.broken = True
-        a, b = session.pair
-        for here, there in ((a, b), (b, a)):
-            if here in ends:
-                node = self.nodes[here]
-                self.later(
-                    node,
-                    ends[here],
-                    lambda here=here, there=there: self._close_end(session, here, there, reason),
-                )
-        self._maybe_over(session)
-
-    def _sessions_of(self, node: NodeId) -> list[tuple[NodeId, Session]]:
-        found = []
-        for other in self.order:
-            session = self.sessions.get(frozenset((node, other)))
-            if other != node and session is not None:
-                found.append((other, session))
-        return found
-
-    def post(self, source: NodeId, target: NodeId, message: Message) -> None:
-        session = self.sessions.get(frozenset((source, target)))
-        if session is None or source not in session.open_at or session.broken:
-            return
-        for changed in self.tamper(source, target, message):
-            data = encode(changed)
-            if frozenset((source, target)) in self.cuts:
-                session.held.append((source, target, data))
-            else:
-                self._send(session, source, target, data)
-
-    def _send(self, session: Session, source: NodeId, target: NodeId, data: bytes) -> None:
-        arrival = self.now + self.rng.uniform(0.001, 0.02)
-        arrival = max(arrival, session.last_arrival.get(target, 0.0))
-        session.last_arrival[target] = arrival
-        node = self.nodes[target]
-        life = node.life
-        self.at(
-            arrival,
-            lambda: self.awake(node, life, lambda: self._deliver(session, source, target, data)),
-        )
-
-    def _deliver(
-        self, session: Session, source: NodeId, target: NodeId, data: bytes, *, seen: bool = False
-    ) -> None:
-        pair = frozenset((source, target))
-        node = self.nodes[target]
-        if self.sessions.get(pair) is not session or session.lost:
-            return
-        if target not in session.open_at:
-            if not session.broken:  # the other end was quicker: the driver keeps it until then
-                self.later(node, 0.002, lambda: self._deliver(session, source, target, data))
-            return
-        if pair in self.cuts:
-            session.held.append((source, target, data))
-            return
-        message = decode_message_untrusted(data)
-        if not seen:
-            self.delivered += 1
-            self.markers[type(message).__name__] += 1
-            self.on_message(source, target, message)  # may crash, freeze or cut anybody
-            life = node.life
-            self.awake(node, life, lambda: self._deliver(session, source, target, data, seen=True))
-            return
-        node.machine.receive(source, message, self.now)
-        self.pump(node)
-
-    # ---- faults ------------------------------------------------------------------------------
-
-    def where(self, node: Node) -> str:
-        """What the node is in the middle of, for the markers."""
-        step = node.machine._former._step
-        if step is not None:
-            return type(step).__name__.lower()
-        operation = node.machine.operation
-        if operation is not None:
-            return operation.state.value
-        return "settling" if node.machine._settling else "idle"
-
-    def crash(self, victim: NodeId, *, host: bool = False) -> None:
-        node = self.nodes[victim]
-        if not node.alive:
-            return
-        self.markers[f"crash {self.where(node)}"] += 1
-        self._call_ends(node, "crashed")
-        for call in node.tagged.values():
-            call.outcome = "crashed"
-        node.alive = False
-        for other, session in self._sessions_of(victim):
-            session.open_at.discard(victim)
-            session.lost = host
-            arrival = max(session.last_arrival.get(other, 0.0) - self.now, 0.0) + 0.0005
-            told = self.rng.uniform(0.0, 0.2) if host else arrival
-            self.break_session(session, "unreachable" if host else "closed", {other: told})
-
-    def restart(self, victim: NodeId) -> None:
-        node = self.nodes[victim]
-        if node.alive:
-            return
-        node.reborn()
-        self.markers["restart"] += 1
-        self.ready(node)
-        for other in self.order:
-            if other != victim:
-                self.meet(victim, other)
-
-    def freeze(self, victim: NodeId, seconds: float) -> None:
-        node = self.nodes[victim]
-        if not node.alive or node.paused_until > self.now:
-            return
-        self.markers[f"freeze {self.where(node)}"] += 1
-        node.paused_until = self.now + seconds
-        for other, session in self._sessions_of(victim):
-            silence = SILENCE_S * self.rng.uniform(0.9, 1.1)
-            if seconds > silence:
-                self.after(
-                    silence,
-                    lambda s=session, o=other, q=silence: (
-                        self.break_session(s, "silent", {o: 0.0, victim: seconds - q + 0.005})
-                        if not s.broken
-                        else None
-                    ),
-                )
-
-    def cut(self, pairs: Iterable[tuple[NodeId, NodeId]], seconds: float) -> None:
-        """Nothing passes between these pairs for a while."""
-        for a, b in pairs:
-            pair = frozenset((a, b))
-            if a == b or pair in self.cuts:
-                continue
-            self.cuts.add(pair)
-            session = self.sessions.get(pair)
-            if session is not None:
-                for here, there in ((a, b), (b, a)):
-                    self.later(
-                        self.nodes[here],
-                        SILENCE_S * self.rng.uniform(0.9, 1.1),
-                        lambda h=here, t=there, s=session: self._gives_up(s, h, t),
-                    )
-            self.after(seconds, lambda a=a, b=b: self.heal(a, b))
-
-    def _gives_up(self, session: Session, here: NodeId, there: NodeId) -> None:
-        if frozenset((here, there)) in self.cuts and here in session.open_at:
-            session.broken = True
-            self._close_end(session, here, there, "silent")
-
-    def isolate(self, victim: NodeId, seconds: float) -> None:
-        self.markers[f"cut {self.where(self.nodes[victim])}"] += 1
-        self.cut([(victim, other) for other in self.order if other != victim], seconds)
-
-    def heal(self, a: NodeId, b: NodeId) -> None:
-        pair = frozenset((a, b))
-        self.cuts.discard(pair)
-        session = self.sessions.get(pair)
-        if session is None:
-            self.meet(a, b)
-            return
-        if session.broken:  # one end had given up: its reset reaches the other now
-            self.break_session(session, "reset", dict.fromkeys(session.pair, 0.01))
-            return
-        held, session.held = session.held, []
-        for source, target, data in held:
-            self._send(session, source, target, data)
-
-    def heal_all(self) -> None:
-        for pair in sorted(self.cuts, key=sorted):
-            self.heal(*sorted(pair))
-        for id_ in self.order:
-            self.restart(id_)
 
     # ---- the driver --------------------------------------------------------------------------
 
@@ -638,6 +177,11 @@ class Swarm:
         if node.round < self.wanted_rounds:
             round_ = node.round
             self.later(node, self.rng.uniform(*self.train), lambda: self.calls(node, round_))
+
+    def calls_lost(self, node: Node) -> None:
+        self._call_ends(node, "crashed")
+        for call in node.tagged.values():
+            call.outcome = "crashed"
 
     def calls(self, node: Node, round_: int) -> None:
         if node.call is not None or node.round != round_ or node.applying:

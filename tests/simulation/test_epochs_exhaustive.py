@@ -15,7 +15,8 @@ import pytest
 
 from gossip.collective.agreement.epoch_events import EpochSettings
 from gossip.collective.agreement.messages import Message
-from tests.simulation.epoch_swarm import Swarm, fast_signatures  # noqa: F401
+from tests.simulation.epoch_node import fast_signatures  # noqa: F401
+from tests.simulation.epoch_swarm import Swarm
 from transport.identity import NodeId
 
 SLOW = os.environ.get("NODED_SLOW") == "1"

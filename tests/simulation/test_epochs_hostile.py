@@ -22,7 +22,8 @@ from gossip.collective.agreement.messages import (
     Vote,
     Wait,
 )
-from tests.simulation.epoch_swarm import Swarm, fast_signatures  # noqa: F401
+from tests.simulation.epoch_node import fast_signatures  # noqa: F401
+from tests.simulation.epoch_swarm import Swarm
 from transport.identity import NodeId
 
 RUN = b"r" * 32

@@ -22,7 +22,8 @@ import pytest
 
 from gossip.collective.agreement.epoch_events import EpochSettings
 from gossip.collective.agreement.messages import Answer, Ask, Message
-from tests.simulation.epoch_swarm import Swarm, fast_signatures  # noqa: F401
+from tests.simulation.epoch_node import fast_signatures  # noqa: F401
+from tests.simulation.epoch_swarm import Swarm
 from tests.simulation.test_epochs_exhaustive import FAULTS, strike
 from tests.simulation.test_epochs_hostile import (
     LIE,

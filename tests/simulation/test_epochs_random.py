@@ -17,7 +17,8 @@ import pytest
 
 from gossip.collective.agreement.epoch_events import EpochSettings
 from gossip.collective.agreement.formation import has_quorum
-from tests.simulation.epoch_swarm import RUN, START, Disk, Node, Swarm, fast_signatures  # noqa: F401
+from tests.simulation.epoch_node import RUN, START, Disk, Node, fast_signatures  # noqa: F401
+from tests.simulation.epoch_swarm import Swarm
 
 SLOW = os.environ.get("NODED_SLOW") == "1"
 BATCHES, SEEDS, OPERATIONS = (40, 25, 200) if SLOW else (4, 6, 40)
