@@ -26,7 +26,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("target", help="a name from tests/fuzz/targets.py, or `all`")
+    parser.add_argument("target", help="a name from tests/fuzz/corpus, or `all`")
     parser.add_argument("--seconds", type=int, default=60, help="how long, for each target")
     parser.add_argument("--work", type=Path, help="scratch folder; a new one by default")
     parser.add_argument("--keep", type=int, default=0, help="inputs to copy into the corpus")

@@ -37,26 +37,13 @@ from node.joining.reasons import Reason
 from node.joining.request import parse_request
 from node.run.manifest import RunManifest
 from tests.fuzz import CORPUS
-from tests.fuzz.targets import (
-    ALICE,
-    ARTEFACT,
-    BOB,
-    CHAIN,
-    FIRST,
-    INVITE,
-    JOIN_ANSWER,
-    JOIN_REQUEST,
-    KEY,
-    NONCE,
-    NOW,
-    RECORD,
-    RECORDS,
-    REVOCATION,
-    SECOND,
-    SWARM,
-    THIRD,
-    run_state,
-)
+from tests.fuzz.targets.dht_and_crdt import RECORD, run_state
+from tests.fuzz.targets.gossip import ARTEFACT
+from tests.fuzz.targets.joining import INVITE, JOIN_ANSWER, JOIN_REQUEST
+from tests.fuzz.targets.kit import ALICE, BOB, KEY, NOW
+from tests.fuzz.targets.secure import CHAIN, FIRST, RECORDS, REVOCATION, SECOND, THIRD
+from tests.fuzz.targets.transport import NONCE
+from tests.trusted import SWARM
 from transport.address import Address
 from transport.bulk import messages as bulk_messages
 from transport.codec import pack
