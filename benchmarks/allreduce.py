@@ -7,9 +7,10 @@ whatever else the machine does meets both alike; quote the ratio. An iteration b
 after all have come to rest, and ends with the last of them. So what is timed holds nothing of the barrier before, and everything has
 left the caches meanwhile, as in a step of training. `--burst 20` measures that many operations in a row instead: the mean of warm ones.
 
-Two paths are measured, each beside gloo: `shared` is what members on one machine use (sealed records
+Three paths can be measured, each beside gloo: `shared` is what members on one machine use (sealed records
 in shared memory, notices over TCP), `tcp` is the same program with shared memory declined, as between
-two machines. Gloo uses TCP over loopback in both.
+two machines; gloo uses TCP over loopback in both. `line` is for two: each in a network namespace of its own, and
+between them a wire that the kernel limits to `--line` Mbit/s each way (needs root).
 
 A way is an algorithm and a wire format (`auto`: values as they are); all of them take turns with gloo in every iteration.
 
@@ -24,6 +25,7 @@ and keeps its input for a retry (out of place); gloo's is plaintext, in place, a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import statistics
@@ -32,11 +34,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from allreduce_rank import Rank, ranks
-from part_costs import floor, free_port, part_costs
+import netpath
+from allreduce_rank import Place, Rank, ranks
+from part_costs import floor, part_costs
 
 SIZES = (1 << 10, 1 << 16, 1 << 20, 1 << 24, 1 << 26, 1 << 28)
-PATHS = ("shared", "tcp")
+PATHS = ("shared", "tcp", "line")
+LINE_WORLD = 2
 PAUSE_S = 0.005
 """From telling the ranks when to begin to the beginning: all have come to rest by then."""
 WARM_UP = 2
@@ -110,14 +114,31 @@ def case(
         }
 
 
+@contextlib.contextmanager
+def placed(world: int, path: str, line_mbit: int) -> Iterator[Place]:
+    """Where the ranks of a path are."""
+    if path != "line":
+        yield Place(["127.0.0.1"] * world)
+        return
+    with netpath.veth_pair(line_mbit * 10**6):
+        prefixes = [netpath.inside(name) for name in netpath.NAMES]
+        yield Place(netpath.ADDRESSES, prefixes, ["nb0", "nb1"])
+
+
 def run_world(
-    world: int, path: str, sizes: Sequence[int], ways: Sequence[str], *, pin: bool, **options: int
+    world: int,
+    path: str,
+    sizes: Sequence[int],
+    ways: Sequence[str],
+    *,
+    pin: bool,
+    line_mbit: int,
+    **options: int,
 ) -> Iterator[dict[str, Any]]:
-    ports = [free_port() for _ in range(world)]
-    meeting = free_port()
     with (
-        ranks("noded", ports, path, world=world, pin=pin) as noded,
-        ranks("gloo", [*ports, meeting], path, world=world, pin=pin) as gloo,
+        placed(world, path, line_mbit) as place,
+        ranks("noded", place, path, pin=pin) as noded,
+        ranks("gloo", place, path, pin=pin) as gloo,
     ):
         for size in sizes:
             for row in case(noded, gloo, size, ways, **options):
@@ -155,7 +176,8 @@ def main() -> None:
     )
     parser.add_argument("--world", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS))
+    parser.add_argument("--paths", nargs="+", choices=PATHS, default=["shared", "tcp"])
+    parser.add_argument("--line", type=int, default=1000, help="Mbit/s each way of the path `line`")
     parser.add_argument("--ways", nargs="+", default=["auto"])
     parser.add_argument("--most", type=int, default=100, help="iterations of one size at most")
     parser.add_argument(
@@ -170,12 +192,15 @@ def main() -> None:
     costs = part_costs()
     rows: list[dict[str, Any]] = []
     for world, path in itertools.product(options.world, options.paths):
+        if path == "line" and world != LINE_WORLD:
+            continue
         for row in run_world(
             world,
             path,
             options.sizes,
             options.ways,
             pin=options.pin,
+            line_mbit=options.line,
             most=options.most,
             burst=options.burst,
         ):

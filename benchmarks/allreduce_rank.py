@@ -20,9 +20,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
+from part_costs import free_port
 
 PATIENCE_S = 120.0
 """For one operation: nobody dials again here, so one that is lost fails the run."""
@@ -59,15 +60,14 @@ def sum_of_ranks(world: int) -> float:
 # ---- gloo --------------------------------------------------------------------------------------
 
 
-def gloo_main(rank: int, ports: list[int]) -> None:
+def gloo_main(rank: int, hosts: list[str], ports: list[int]) -> None:
     import torch
     import torch.distributed as dist
 
-    world = len(ports) - 1
+    world = len(hosts)
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{ports[-1]}", rank=rank, world_size=world
-    )
+    meeting = f"tcp://{hosts[0]}:{ports[0]}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     tensor = torch.ones(0)
     say(ready=True)
     for line in sys.stdin:
@@ -95,7 +95,7 @@ def gloo_main(rank: int, ports: list[int]) -> None:
 # ---- noded -------------------------------------------------------------------------------------
 
 
-async def noded_main(rank: int, ports: list[int], path: str) -> None:
+async def noded_main(rank: int, hosts: list[str], ports: list[int], path: str) -> None:
     import numpy as np
     from collective_rank import open_member, read_line
 
@@ -109,9 +109,9 @@ async def noded_main(rank: int, ports: list[int], path: str) -> None:
             raise shared.NotShared("this run measures TCP")
 
         shared.Offer = declined  # type: ignore[assignment,misc]
-    world = len(ports)
+    world = len(hosts)
     own = Identity.from_seed(hashlib.sha256(SEED + b"%d" % rank).digest())
-    addresses = [Address("127.0.0.1", port) for port in ports]
+    addresses = [Address(host, port) for host, port in zip(hosts, ports, strict=True)]
     run = hashlib.sha256(b"run" + SEED).digest()
     async with open_member(own, SEED, run, addresses[rank], count=world, rank=rank) as (
         endpoint,
@@ -181,19 +181,31 @@ async def noded_main(rank: int, ports: list[int], path: str) -> None:
 # ---- seen by the run ---------------------------------------------------------------------------
 
 
+class Place(NamedTuple):
+    """Where the ranks are: their addresses and, in network namespaces, what enters those and the devices there."""
+
+    hosts: Sequence[str]
+    prefixes: Sequence[Sequence[str]] = ()
+    devices: Sequence[str] = ()
+
+
 class Rank:
     """A rank, seen by the run."""
 
-    def __init__(
-        self, program: str, rank: int, ports: Sequence[int], path: str, *, cpu: int | None
-    ) -> None:
-        spec = {"program": program, "rank": rank, "ports": ports, "path": path, "cpu": cpu}
+    def __init__(self, program: str, rank: int, place: Place, path: str, **spec: Any) -> None:
+        spec |= {"program": program, "rank": rank, "hosts": place.hosts, "path": path}
         self.name = f"rank {rank} of {program}"
+        device = {"GLOO_SOCKET_IFNAME": place.devices[rank]} if place.devices else {}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(spec)],
+            [
+                *(place.prefixes[rank] if place.prefixes else ()),
+                sys.executable,
+                __file__,
+                json.dumps(spec),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **device},
             text=True,
         )
 
@@ -220,16 +232,15 @@ class Rank:
 
 
 @contextlib.contextmanager
-def ranks(
-    program: str, ports: Sequence[int], path: str, *, world: int, pin: bool
-) -> Iterator[list[Rank]]:
+def ranks(program: str, place: Place, path: str, *, pin: bool) -> Iterator[list[Rank]]:
     """All ranks of a program, connected with each other and at rest."""
     cpus = sorted(os.sched_getaffinity(0))
+    ports = [free_port() for _ in place.hosts]
     started: list[Rank] = []
     try:
-        for rank in range(world):
+        for rank in range(len(place.hosts)):
             cpu = cpus[rank % len(cpus)] if pin else None
-            started.append(Rank(program, rank, ports, path, cpu=cpu))
+            started.append(Rank(program, rank, place, path, ports=ports, cpu=cpu))
         if program == "noded":
             for each in started:
                 each.hear("listening")
@@ -248,9 +259,9 @@ def main() -> None:
     if spec["cpu"] is not None:
         os.sched_setaffinity(0, {spec["cpu"]})
     if spec["program"] == "gloo":
-        gloo_main(spec["rank"], spec["ports"])
+        gloo_main(spec["rank"], spec["hosts"], spec["ports"])
     else:
-        trio.run(noded_main, spec["rank"], spec["ports"], spec["path"])
+        trio.run(noded_main, spec["rank"], spec["hosts"], spec["ports"], spec["path"])
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def part_costs() -> dict[str, float | None]:
 def floor(costs: dict[str, Any], world: int, path: str) -> float:
     """CPU seconds per GiB of payload that the parts alone cost, all members together."""
     moved = 2 * (world - 1)
-    crossing = costs["socket"] if path == "tcp" else 0.0
+    crossing = costs["socket"] if path != "shared" else 0.0
     return moved * (crossing + 2 * costs["aes"]) + (world - 1) * costs["add"] + costs["blake3"]
 
 

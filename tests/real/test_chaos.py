@@ -251,7 +251,7 @@ def test_chaos(tmp_path: Path) -> None:
         for report in reports:
             assert report["links"] == report["of_epoch"], "links of an epoch outlived it"
             report["fds"] -= 2 * report["links"]  # each has a socket and its memory
-        for what, more in (("fds", 8), ("tasks", 24), ("rss", 64 << 20)):
+        for what, more in (("fds", 8), ("tasks", 24), ("memory", 64 << 20)):
             # Those that were killed last have the least history: nobody may hold much more than they do.
             values = [report[what] for report in reports]
             assert max(values) <= min(values) + more, f"{what} were left behind: {reports}"
