@@ -44,6 +44,8 @@ LINE_WORLD = 2
 PAUSE_S = 0.005
 """From telling the ranks when to begin to the beginning: all have come to rest by then."""
 WARM_UP = 2
+MOST_BURST = 50
+"""Gloo adds up in place: the values of more would be infinite."""
 
 
 def iterations(size: int, most: int) -> int:
@@ -181,7 +183,12 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=["auto"])
     parser.add_argument("--most", type=int, default=100, help="iterations of one size at most")
     parser.add_argument(
-        "--burst", type=int, default=1, help="operations in a row, of which the mean is taken"
+        "--burst",
+        type=int,
+        default=1,
+        choices=range(1, MOST_BURST + 1),
+        metavar="N",
+        help=f"operations in a row, of which the mean is taken; at most {MOST_BURST}",
     )
     parser.add_argument(
         "--pin",
