@@ -16,7 +16,7 @@ import trio
 from tests.transport.pool_links import result
 from transport.address import Address
 from transport.bulk import shared
-from transport.bulk.link import BulkLink, LinkClosed
+from transport.bulk.link import MAX_PAYLOAD_BYTES, BulkLink, LinkClosed
 from transport.errors import UsageError
 from transport.tcp import TcpStream
 
@@ -69,7 +69,8 @@ async def test_transfers_pass_in_order_and_more_of_them_than_there_are_slots():
     async with pair() as (sender, receiver):
         assert await share(sender, receiver) == (True, True)
         sent = [
-            (b"%d" % n, bytes([n]) * size) for n, size in enumerate((0, 1, 700_000, 1 << 20) * 3)
+            (b"%d" % n, bytes([n]) * size)
+            for n, size in enumerate((0, 1, 700_000, shared.MAX_SHARED_BYTES) * 3)
         ]
 
         async def send() -> None:
@@ -79,6 +80,30 @@ async def test_transfers_pass_in_order_and_more_of_them_than_there_are_slots():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
             assert [await take(receiver) for _ in sent] == sent
+
+
+@pytest.mark.parametrize("through_memory", [False, True])
+async def test_a_transfer_may_be_larger_where_no_connection_carries_it(through_memory: bool):
+    async with pair() as (sender, receiver):
+        assert sender.largest == receiver.largest == MAX_PAYLOAD_BYTES
+        if through_memory:
+            await share(sender, receiver)
+            assert sender.largest == receiver.largest == shared.MAX_SHARED_BYTES
+        too_much = bytes(sender.largest + 1)
+        with pytest.raises(UsageError, match="over the limit"):
+            await sender.send(b"", too_much)
+        await sender.send(b"", b"and goes on")
+        assert await take(receiver) == (b"", b"and goes on")
+
+
+async def test_a_larger_transfer_than_a_link_carries_ends_it_when_it_is_announced(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async with pair() as (sender, receiver):
+        await sender.send(b"", bytes(100))
+        monkeypatch.setattr("transport.bulk.link.MAX_PAYLOAD_BYTES", 99)
+        with pytest.raises(LinkClosed, match="100 bytes announced, limit 99"):
+            await receiver.receive_head()
 
 
 async def test_what_can_be_sent_without_waiting_is_as_much_as_there_are_slots():

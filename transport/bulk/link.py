@@ -2,7 +2,7 @@
 
 Problem: tensors must not queue behind control messages nor the other way round, and every copy
 counts. Idea: after a handshake of kind "bulk" the connection carries transfers only. A transfer is
-a small header (the caller's, opaque here) and up to 1 MiB of payload; it is sealed into one reused
+a small header (the caller's, opaque here) and a payload of bounded size; it is sealed into one reused
 buffer and handed to the kernel in one call. On the other side each record is decrypted straight
 into the memory that the caller names once it has seen the authenticated header, and no more than one
 record is read before it is opened, so that both ends work in the processor's cache. Within one machine
@@ -42,7 +42,7 @@ from transport.secure.record import (
 
 MAX_HEADER_BYTES = 128
 MAX_PAYLOAD_BYTES = 1 << 20
-"""One transfer: large enough to hide per-call costs, small enough to stay in the cache."""
+"""One transfer over a connection: large enough to hide per-call costs, small enough to stay in the cache. Through shared memory: `largest`."""
 BULK_RECORD_BYTES = 2 * RECORD_BYTES
 """Largest record that carries payload."""
 
@@ -130,6 +130,11 @@ class BulkLink:
     def shares_memory(self) -> bool:
         """True once both ends have agreed that what is sent here passes through shared memory."""
         return self._lane_out is not None or self._lane_in is not None
+
+    @property
+    def largest(self) -> int:
+        """Bytes of payload that one transfer may have here."""
+        return shared.MAX_SHARED_BYTES if self.shares_memory else MAX_PAYLOAD_BYTES
 
     async def send(self, header: bytes, payload: Buffer) -> None:
         """Send one transfer.
@@ -235,7 +240,7 @@ class BulkLink:
         The memory is used again by the transfer after it.
         """
         self._check_open()
-        if len(header) > MAX_HEADER_BYTES or size > MAX_PAYLOAD_BYTES:
+        if len(header) > MAX_HEADER_BYTES or size > self.largest:
             raise UsageError(f"transfer of {len(header)} + {size} bytes is over the limit")
         if self._lane_in is not None:
             raise UsageError("this end of the link only receives")
@@ -360,10 +365,10 @@ class BulkLink:
         await self.receive_data(target)
         return header
 
-    async def receive_head(self, most: int = MAX_PAYLOAD_BYTES) -> tuple[bytes, int]:
+    async def receive_head(self, most: int | None = None) -> tuple[bytes, int]:
         """Receive the start of a transfer: its header, and the size of the payload that follows.
 
-        A transfer of more than `most` bytes ends the link. Cancellation leaves it unusable.
+        A transfer of more than `most` bytes (`largest`, if None) ends the link. Cancellation leaves it unusable.
 
         Raises:
             LinkClosed: ended or broken; the message says why.
@@ -386,8 +391,8 @@ class BulkLink:
                 raise self._fail(f"unexpected record of kind {kind}, {length} bytes")
             self._open_record(length, memoryview(head))
             (size,) = _LENGTH.unpack_from(head)
-            if size > most:
-                raise self._fail(f"transfer of {size} bytes announced, limit {most}")
+            if size > (limit := self.largest if most is None else most):
+                raise self._fail(f"transfer of {size} bytes announced, limit {limit}")
             self._due = size
             return bytes(head[_LENGTH.size : length]), size
         except BaseException as error:

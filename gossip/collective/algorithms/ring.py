@@ -55,15 +55,16 @@ from gossip.collective.formats.wire_format import RefusedPayload
 from gossip.collective.links.buffers import as_bytes
 from gossip.collective.links.segment import DIGEST_BYTES, Place, read_head, write_head
 from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation, NotFinite
-from transport.bulk.link import BULK_RECORD_BYTES, MAX_PAYLOAD_BYTES
+from transport.bulk.link import BULK_RECORD_BYTES
+from transport.bulk.shared import MAX_SHARED_BYTES
 from transport.bulk.striped import AnyLink
 from transport.identity import NodeId
 
 PIECE_BYTES: Final = BULK_RECORD_BYTES
 """Half a MiB keeps source, target and wire buffers in a core's cache."""
 
-SEGMENT_BYTES: Final = MAX_PAYLOAD_BYTES
-"""Largest segment: a header and a notice for each, which cost as much as the cipher of a sixth of it."""
+SEGMENT_BYTES: Final = MAX_SHARED_BYTES
+"""Largest segment, within one machine: beside its bytes, one costs a header, a notice and waking who waits for it."""
 
 NETWORK_SEGMENT_BYTES: Final = PIECE_BYTES
 """Of the own segments between machines, where a member that has half of one can pass that on."""
@@ -364,7 +365,7 @@ class _Run:
         link = self._from_previous
         with trio.CancelScope() as patience:
             while open_streams:
-                header, size = await link.receive_head(SEGMENT_BYTES)
+                header, size = await link.receive_head()
                 segment = self._expected(header, size)
                 if segment.phase == _REDUCE:
                     await self._reduce(segment)
