@@ -212,7 +212,7 @@ class Member:
         segments = 2 * (world - 1) * -(-size // world // SEGMENT_BYTES)
         count, receive_head = 0, BulkLink.receive_head
 
-        async def counted(link: BulkLink, most: int) -> tuple[bytes, int]:
+        async def counted(link: BulkLink, most: int | None = None) -> tuple[bytes, int]:
             nonlocal count
             head = await receive_head(link, most)
             count += 1
