@@ -44,7 +44,7 @@ LINE_WORLD = 2
 PAUSE_S = 0.005
 """From telling the ranks when to begin to the beginning: all have come to rest by then."""
 WARM_UP = 2
-MOST_BURST = 50
+MOST_BURST = 40
 """Gloo adds up in place: the values of more would be infinite."""
 
 

@@ -143,11 +143,12 @@ async def noded_main(rank: int, hosts: list[str], ports: list[int], path: str) -
                 case "prepare":
                     # New pages can take seconds, in which the loop has to say that it lives.
                     source, out = await trio.to_thread.run_sync(buffers, command["size"])
-                    resident = reset_peak()
                     say(answer=True)
-                case "fill":  # nothing: the input is left as it was
+                case "fill":  # the input is left as it was; of the result before nothing may stay
+                    await trio.to_thread.run_sync(out.fill, np.nan)
                     say(answer=True)
                 case "reduce":
+                    resident = reset_peak()
                     algorithm, _, wire = command["way"].partition("/")
                     # The loop goes on for as long as it can, but epoll counts in milliseconds.
                     await trio.sleep(max(0.0, command["at"] - time.monotonic() - EPOLL_S))

@@ -37,7 +37,7 @@ from blake3 import blake3
 
 from gossip.collective.agreement.epoch_events import EpochSettings
 from gossip.collective.agreement.former import proposer_of
-from gossip.collective.algorithms.ring import SEGMENT_BYTES
+from gossip.collective.algorithms.ring import NETWORK_SEGMENT_BYTES, SEGMENT_BYTES
 from gossip.collective.group import Behind, Group, Reduced, open_group
 from gossip.collective.links.buffers import as_bytes
 from gossip.collective.state.handover import Handover, HeldState, open_handover
@@ -209,7 +209,9 @@ class Member:
                 await trio.sleep(PING_S)
 
     def _come_to_harm(self, *, share: float, how: str, world: int, size: int) -> None:
-        segments = 2 * (world - 1) * -(-size // world // SEGMENT_BYTES)
+        # What is cut off from the others is in a network namespace of its own, and shares no memory.
+        cut = NETWORK_SEGMENT_BYTES if how == "silence" else SEGMENT_BYTES
+        segments = 2 * (world - 1) * -(-size // world // cut)
         count, receive_head = 0, BulkLink.receive_head
 
         async def counted(link: BulkLink, most: int | None = None) -> tuple[bytes, int]:

@@ -31,7 +31,8 @@ HANDSHAKE_BYTES: Final = 16384
 LINK_BYTES: Final = 1 << 20
 """Reserved for a control link beside its stream windows: one record of 256 KiB sealed, one being opened, and buffers at rest."""
 BULK_LINK_BYTES: Final = 3 << 20
-"""Reserved for a bulk link: 1 MiB being received, 1 MiB sealed to be sent, and their overhead."""
+"""Reserved for a bulk link: 1 MiB being received, 1 MiB sealed to be sent, and their overhead. Memory shared within one machine comes on top (16 MiB in each direction, when all of
+it is used): only a process of the same user can have it."""
 PENDING_LINKS: Final = 4
 """Links of one peer that wait to take over its connection, beside the one in use."""
 

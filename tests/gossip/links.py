@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -87,18 +87,24 @@ async def links_between(world: int, network: MemoryNetwork | None = None) -> lis
 
 
 @asynccontextmanager
-async def local_ring(world: int, *, shared: bool) -> AsyncIterator[list[RingPlace]]:
-    """Places of a ring over real sockets, as within one machine, with shared memory or without."""
+async def local_ring(
+    world: int, *, shared: bool | Sequence[bool], far: Address | None = None
+) -> AsyncIterator[list[RingPlace]]:
+    """Places of a ring over real sockets, as within one machine, with shared memory or without.
+
+    `shared` may say it of each link, from each member to the next; the others then lead to `far`, if it is given.
+    """
     here = Address("127.0.0.1", 1)
+    sharing = [shared] * world if isinstance(shared, bool) else shared
     ends: list[tuple[BulkLink, BulkLink]] = []
     for index in range(world):
         links = []
         for sock, role in zip(socket.socketpair(), ("initiator", "responder"), strict=True):
             sock.setblocking(False)
-            raw = TcpStream(sock, here, here)
+            raw = TcpStream(sock, here, here if sharing[index] or far is None else far)
             links.append(BulkLink(raw, result(str(index), role), ignore))
         ends.append((links[0], links[1]))
-        if shared:
+        if sharing[index]:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(links[1].accept_memory)
                 assert await links[0].offer_memory()

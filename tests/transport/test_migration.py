@@ -497,6 +497,8 @@ def test_the_answer_may_be_read_before_the_writer_has_come_back() -> None:
         switch.read(b"other")
     switch.read(b"new")
     assert (switch.reading, switch.writing, switch.at_rest) == ("new", "old", False)
+    with pytest.raises(ProtocolViolation, match="not asked for"):
+        switch.read(b"new")
     switch.written()
     assert (switch.reading, switch.writing, switch.at_rest) == ("new", "new", True)
     with pytest.raises(ProtocolViolation, match="not asked for"):  # nothing of the last move stays

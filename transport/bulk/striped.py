@@ -188,7 +188,7 @@ class StripedLink:
         try:
             while True:
                 await room.acquire()
-                header, size = await link.receive_head()
+                header, size = await link.receive_head(MAX_PAYLOAD_BYTES)
                 number = _NUMBER.unpack_from(header)[0] if len(header) >= _NUMBER.size else -1
                 if number < self._received or number in self._arrived:
                     self._end("a transfer without a number of its own")

@@ -99,7 +99,7 @@ class Switch(Generic[L]):
             ProtocolViolation: it is not its turn, or names another link than the one agreed on.
         """
         if self.leads:
-            if self.target is None or not self._saying:
+            if self.target is None or not self._saying or self.reading is self.target:
                 raise ProtocolViolation("a switch to another link that was not asked for")
             if session != self._target_session:
                 raise ProtocolViolation("a switch to another link than the one agreed on")

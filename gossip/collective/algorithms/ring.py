@@ -13,8 +13,8 @@ on other bytes than it received is not caught by this operation's certificate, b
 digest in the next one's descriptor.
 
 Chunks travel in segments, each with a header that names its place, so that receiving, adding and
-sending overlap. The segments of one (phase, step) come in their order, cut as the chunk's first sender cut them; how
-these streams mix is up to the sender. A segment is taken in pieces that a core's cache holds with all that is made of them: received, added
+sending overlap. The segments of one (phase, step) come in their order, cut as the chunk's first sender cut them, or smaller: through shared
+memory they are larger than a connection carries, and who passes them on to one cuts them again. How these streams mix is up to the sender. A segment is taken in pieces that a core's cache holds with all that is made of them: received, added
 and sealed for the next member before the next piece is looked at. A member passes on first what has just
 arrived, and within one machine begins a new segment of its own only when an earlier one has come back summed up.
 
@@ -23,7 +23,7 @@ Invariants:
 * the source is only read: an operation can be repeated from it in another epoch;
 * a receiver never waits for its own sender (a ring of such waits could deadlock): what cannot leave at
   once is kept in its place in `out`, so the memory needed beyond the caller's two buffers is one
-  piece;
+  piece, and where values are weighted a segment;
 * every segment's header names the operation, so that bytes of an aborted one are never taken;
 * a chunk that is not finite is never passed on as a result by its owner. What is not finite stays so in a sum, so the owner
   finds it; whose it is, an attempt finds that looks at everything everywhere (`Reduction.careful`). In a minimum it would be lost, so there
@@ -497,7 +497,8 @@ class _Run:
 
     def _begin_relay(self, onward: _Segment) -> bool:
         """Send what arrives as it arrives; False when it has to be kept in its place in `out` for a while."""
-        self._relaying = not self._to_pass_on and self._try_begin(onward)
+        fits = onward.stop - onward.start <= self._per_segment
+        self._relaying = fits and not self._to_pass_on and self._try_begin(onward)
         return self._relaying
 
     def _pass_on(self, segment: _Segment, *, relayed: bool) -> None:
@@ -506,5 +507,12 @@ class _Run:
             self._to_next.end()
             self._relaying = False
         else:
-            self._to_pass_on.append(segment)
+            self._to_pass_on.extend(self._cut(segment))
         self.pump()
+
+    def _cut(self, segment: _Segment) -> Iterator[_Segment]:
+        """In what the link to the next member carries; the digest belongs to the end."""
+        for start in range(segment.start, segment.stop, self._per_segment) or [segment.start]:
+            stop = min(start + self._per_segment, segment.stop)
+            digest = segment.digest if stop == segment.stop else b""
+            yield segment._replace(start=start, stop=stop, digest=digest)
