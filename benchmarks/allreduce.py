@@ -57,7 +57,7 @@ def together(program: Sequence[Rank], **command: Any) -> list[Any]:
     """Have all ranks do something; their answers."""
     for each in program:
         each.tell(**command)
-    return [each.hear() for each in program]
+    return [each.hear("answer") for each in program]
 
 
 def iteration(program: Sequence[Rank], way: str, times: int) -> dict[str, Any]:

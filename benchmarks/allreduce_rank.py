@@ -14,8 +14,6 @@ import gc
 import hashlib
 import json
 import os
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,18 +21,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import trio
-from part_costs import free_port
+from part_costs import cpu_seconds, free_port
+from rank_process import RankProcess, say
 
 PATIENCE_S = 120.0
 """For one operation: nobody dials again here, so one that is lost fails the run."""
 EPOLL_S = 0.0015
 """How much earlier than asked for trio's sleep has to end, to end in time."""
 SEED = b"benchmark"
-
-
-def cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
 
 
 def status_mib(field: str) -> float:
@@ -48,10 +42,6 @@ def reset_peak() -> float:
     """Let the peak start from now; returns the resident size, in MiB."""
     Path("/proc/self/clear_refs").write_text("5")
     return status_mib("VmRSS")
-
-
-def say(**words: Any) -> None:
-    os.write(1, (json.dumps(words) + "\n").encode())
 
 
 def sum_of_ranks(world: int) -> float:
@@ -193,46 +183,18 @@ class Place(NamedTuple):
     devices: Sequence[str] = ()
 
 
-class Rank:
+class Rank(RankProcess):
     """A rank, seen by the run."""
 
     def __init__(self, program: str, rank: int, place: Place, path: str, **spec: Any) -> None:
         spec |= {"program": program, "rank": rank, "hosts": place.hosts, "path": path}
-        self.name = f"rank {rank} of {program}"
-        device = {"GLOO_SOCKET_IFNAME": place.devices[rank]} if place.devices else {}
-        self.process = subprocess.Popen(
-            [
-                *(place.prefixes[rank] if place.prefixes else ()),
-                sys.executable,
-                __file__,
-                json.dumps(spec),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **device},
-            text=True,
+        super().__init__(
+            f"rank {rank} of {program}",
+            __file__,
+            spec,
+            prefix=place.prefixes[rank] if place.prefixes else (),
+            environment={"GLOO_SOCKET_IFNAME": place.devices[rank]} if place.devices else None,
         )
-
-    def tell(self, **command: Any) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-
-    def hear(self, word: str = "answer") -> Any:
-        """What it says under that word in its next line."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended: exit code {self.process.wait()}")
-        return json.loads(line)[word]
-
-    def close(self) -> None:
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-        self.process.kill()
-        self.process.wait()
 
 
 @contextlib.contextmanager

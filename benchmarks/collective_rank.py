@@ -21,7 +21,6 @@ import os
 import random
 import signal
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -34,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import trio
 from blake3 import blake3
+from rank_process import RankProcess, say
 
 from gossip.collective.agreement.epoch_events import EpochSettings
 from gossip.collective.agreement.former import proposer_of
@@ -83,11 +83,6 @@ def farthest(out: np.ndarray, ranks: Sequence[int], operation: int) -> float:
         size_of += np.abs(values)
     allowed = size_of * np.finfo(np.float32).eps * max(1, len(ranks) - 1) + 1e-30
     return float(np.max(np.abs(out - total) / allowed))
-
-
-def say(**words: Any) -> None:
-    """One line, written at once: who says it may be dead the next moment."""
-    os.write(1, (json.dumps(words) + "\n").encode())
 
 
 class _Steps(logging.Handler):
@@ -348,11 +343,7 @@ async def serve(spec: dict[str, Any]) -> None:
                     say(answer=answer)
 
 
-class RankFailed(Exception):
-    """A rank could not do what it was told to; the message says why."""
-
-
-class Rank:
+class Rank(RankProcess):
     """A rank, seen by the run."""
 
     def __init__(
@@ -366,39 +357,7 @@ class Rank:
     ) -> None:
         spec = {"rank": rank, "addresses": addresses, "first": first, "state_bytes": state_bytes}
         self.rank = rank
-        self.process = subprocess.Popen(
-            [*prefix, sys.executable, __file__, json.dumps(spec)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            text=True,
-        )
-
-    def tell(self, **command: Any) -> None:
-        stdin = self.process.stdin
-        assert stdin is not None
-        stdin.write(json.dumps(command) + "\n")
-        stdin.flush()
-
-    def hear(self, word: str) -> Any:
-        """What it says under that word in its next line."""
-        stdout = self.process.stdout
-        assert stdout is not None
-        line = stdout.readline()
-        if not line:
-            raise RankFailed(f"rank {self.rank} ended: exit code {self.process.wait()}")
-        said = json.loads(line)
-        if word not in said:
-            raise RankFailed(f"rank {self.rank}: {line.strip()}")
-        return said[word]
-
-    def close(self) -> None:
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-        self.process.kill()  # SIGKILL ends a stopped process as well
-        self.process.wait()
+        super().__init__(f"rank {rank}", __file__, spec, prefix=prefix)
 
 
 @contextlib.contextmanager

@@ -35,7 +35,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import netpath
-from collective_rank import Rank, RankFailed, members, reduce_all
+from collective_rank import Rank, members, reduce_all
+from rank_process import RankFailed
 
 MIB = 1 << 20
 WORLD = 4
