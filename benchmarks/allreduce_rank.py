@@ -134,8 +134,9 @@ async def noded_main(rank: int, hosts: list[str], ports: list[int], path: str) -
                     # New pages can take seconds, in which the loop has to say that it lives.
                     source, out = await trio.to_thread.run_sync(buffers, command["size"])
                     say(answer=True)
-                case "fill":  # the input is left as it was; of the result before nothing may stay
+                case "fill":  # as gloo's tensor is; and of the result before nothing may stay
                     await trio.to_thread.run_sync(out.fill, np.nan)
+                    await trio.to_thread.run_sync(source.fill, rank + 1)
                     say(answer=True)
                 case "reduce":
                     resident = reset_peak()

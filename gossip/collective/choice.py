@@ -10,6 +10,7 @@ algorithm    messages in a row     bytes in a row   for
 ring         2 (N-1) a             2 S (N-1)/N b    large vectors: two links each
 butterfly    2 hops, N-1 each      2 S (N-1)/N b    middle sizes; every wire format
 star         2 hops, N-1 at hub    2 S (N-1) b      few bytes on few processors
+double star  the same at each hub  S (N-1) b        more bytes on few processors
 doubling     log2(N) a             S log2(N) b      small vectors over long paths
 ============ ===================== ================ =======================================
 
@@ -32,16 +33,19 @@ from gossip.collective.elements import elements_of
 from gossip.collective.formats.registry import format_named
 from gossip.errors import InvalidOperation
 
-MESSAGE_S: Final = 60e-6
-"""To seal, send, receive and open a small transfer, both sides (measured with messages of 160 bytes: 56 to 66 us of CPU)."""
+MESSAGE_S: Final = 125e-6
+"""To seal, send, receive and open a small transfer, both sides, in an operation after a rest (measured with four and eight members: 100 to 130 us of
+processor time; one after the other, in the cache, 56 to 66)."""
 DOUBLING_BYTES: Final = 1 << 20
 """Largest vector, as it is added, of recursive doubling: it travels as one transfer."""
+DOUBLE_STAR_BYTES: Final = 8 << 20
+"""Largest vector of a double star: it is for few processors, which others do not leave idle with more than that."""
 DOUBLING_MESSAGE: Final = 1.25
 """Of a message of recursive doubling, which is copied, and added by both (measured with two and four members: 5 to 20 % over the star)."""
 LOCAL_BYTE_S: Final = 0.75 / 2**30
 """Processor time for a byte that moves within one machine, from values to values and into a digest (measured: 0.7 to 0.9 s/GiB)."""
-LOCAL_RING_BYTE_S: Final = 0.5 / 2**30
-"""The same in a ring, where only the owner of a part hashes it (0.5 to 0.6)."""
+OWNERS_WORD_BYTE_S: Final = 0.5 / 2**30
+"""The same where only the owner of a part hashes it (0.5 to 0.6 in a ring)."""
 
 
 class Algorithm(enum.StrEnum):
@@ -50,16 +54,20 @@ class Algorithm(enum.StrEnum):
     RING = "ring"
     BUTTERFLY = "butterfly"
     STAR = "star"
+    DOUBLE_STAR = "double-star"
     DOUBLING = "doubling"
     CHAIN = "chain"
     HIERARCHICAL = "hierarchical"
 
+
+_OWNERS_WORD: Final = {Algorithm.RING, Algorithm.DOUBLE_STAR}
 
 CAN: Final = {
     Kind.ALL_REDUCE: (
         Algorithm.RING,
         Algorithm.BUTTERFLY,
         Algorithm.STAR,
+        Algorithm.DOUBLE_STAR,
         Algorithm.DOUBLING,
         Algorithm.HIERARCHICAL,
     ),
@@ -111,7 +119,7 @@ def _choose(what: _What, dtype: np.dtype[Any], size: int, world: int) -> Algorit
     if call.sites and Algorithm.HIERARCHICAL in able:
         return Algorithm.HIERARCHICAL
     bytes_ = size if call.wire == EXACT else int(size / 4 * format_named(call.wire).bytes_per_value)
-    return min(able, key=lambda one: (estimate(one, call, bytes_, world), one))
+    return min(able, key=lambda one: estimate(one, call, bytes_, world))  # the first of equals
 
 
 def _is_able(algorithm: Algorithm, call: Call, dtype: np.dtype[Any], size: int, world: int) -> bool:
@@ -122,6 +130,8 @@ def _is_able(algorithm: Algorithm, call: Call, dtype: np.dtype[Any], size: int, 
         case Algorithm.DOUBLING:
             wide = 2 * size if narrow else size
             return call.wire == EXACT and wide <= DOUBLING_BYTES
+        case Algorithm.DOUBLE_STAR:
+            return call.wire == EXACT and size <= DOUBLE_STAR_BYTES
         case Algorithm.HIERARCHICAL:
             integers = (
                 call.reduce is Reduce.SUM and dtype.kind in "iu"
@@ -144,6 +154,7 @@ def estimate(algorithm: Algorithm, call: Call, size: int, world: int) -> float:
         ),
         Algorithm.BUTTERFLY: (2, 2 * others, 2 * others / world, 2 * others * world, 2 * others),
         Algorithm.STAR: (2, 2 * others, 2 * others, 2 * others, 2 * others),
+        Algorithm.DOUBLE_STAR: (2, 2 * others, others, 4 * others, 2 * others),
         Algorithm.DOUBLING: (rounds, rounds, rounds, rounds * world, rounds * world),
         Algorithm.CHAIN: (others, others, 1, others, others),
         Algorithm.HIERARCHICAL: (math.inf,) * 5,  # only where sites are known, and then always
@@ -152,7 +163,7 @@ def estimate(algorithm: Algorithm, call: Call, size: int, world: int) -> float:
         hops, in_a_row, bytes_in_a_row, messages, vectors = 1, others, others, others, others
     path = call.path
     if path is None:
-        byte = LOCAL_RING_BYTE_S if algorithm is Algorithm.RING else LOCAL_BYTE_S
+        byte = OWNERS_WORD_BYTE_S if algorithm in _OWNERS_WORD else LOCAL_BYTE_S
         if algorithm is Algorithm.DOUBLING:
             messages *= DOUBLING_MESSAGE
         return messages * MESSAGE_S + (vectors + bytes_in_a_row) * size * byte

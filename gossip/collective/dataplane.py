@@ -89,6 +89,9 @@ async def _links(lane: Lane, call: Call, algorithm: Algorithm, hub: int) -> Link
             out, into = [(rank + 1) % world], [(rank - 1) % world]
         case Algorithm.STAR:
             out = into = others if rank == hub else [hub]
+        case Algorithm.DOUBLE_STAR:
+            hubs = _hubs(world)
+            out = into = others if rank in hubs else list(hubs)
         case Algorithm.DOUBLING:
             out = into = partners(rank, world)
         case Algorithm.HIERARCHICAL:
@@ -106,6 +109,7 @@ async def _opened(lane: Lane, out: Iterable[int], into: Iterable[int]) -> Links:
         lane.rank,
         {rank: lane.opened(rank) or await lane.to(rank) for rank in out},
         {rank: lane.accepted(rank) or await lane.from_(rank) for rank in into},
+        lane.workspace,
     )
 
 
@@ -116,6 +120,11 @@ def _hub(members: tuple[bytes, ...], call: Call) -> int:
     if call.root not in members:
         raise InvalidOperation("who is to broadcast is no member of the epoch")
     return members.index(call.root)
+
+
+def _hubs(world: int) -> tuple[int, ...]:
+    """Who are in the middle of a double star."""
+    return tuple(range(min(world, 2)))
 
 
 def _neighbours(call: Call, rank: int, world: int) -> tuple[int, int]:
@@ -149,7 +158,12 @@ async def _ring(links: Links, call: Call, source: Array, out: Array) -> Result:
 
 
 async def _star(links: Links, call: Call, source: Array, out: Array) -> Result:
-    return await butterfly(links, call, source, out, owner=_hub(links.names, call))
+    return await butterfly(links, call, source, out, owners=(_hub(links.names, call),))
+
+
+async def _double_star(links: Links, call: Call, source: Array, out: Array) -> Result:
+    hubs = _hubs(links.world)
+    return await butterfly(links, call, source, out, owners=hubs, owners_word=True)
 
 
 async def _chain(links: Links, call: Call, source: Array, out: Array) -> Result:
@@ -164,6 +178,7 @@ _RUNNERS: Final[dict[Algorithm, Callable[[Links, Call, Array, Array], Awaitable[
     Algorithm.RING: _ring,
     Algorithm.BUTTERFLY: butterfly,
     Algorithm.STAR: _star,
+    Algorithm.DOUBLE_STAR: _double_star,
     Algorithm.DOUBLING: recursive_doubling,
     Algorithm.CHAIN: _chain,
     Algorithm.HIERARCHICAL: _hierarchical,

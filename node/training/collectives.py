@@ -170,7 +170,7 @@ class Collectives:
             weight: factor of this node's values, 0 or from 1e-9 to 1e15.
             tag: which line of operations, 1 to 15.
             wire: "exact", or a format for float32 values: "bf16", "int8", "int4"...
-            algorithm: "auto", "ring", "butterfly"...
+            algorithm: "auto", "ring", "butterfly", "star", "double-star", "doubling"... (docs/collectives.md)
             label: what members must agree on besides.
             timeout_s: by then it has ended, one way or another; None: when it has.
             within: id of the only epoch in which it may be done.

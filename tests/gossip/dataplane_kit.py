@@ -14,6 +14,7 @@ from gossip.collective.call import Call, Kind, Reduce
 from gossip.collective.choice import CAN, Algorithm
 from gossip.collective.dataplane import Outcome, execute
 from gossip.collective.elements import FLOATS, INTEGERS
+from gossip.collective.links.buffers import Workspace
 from tests.gossip.links import links_between, names, virtual
 from transport.simulated.memory import MemoryNetwork
 
@@ -33,6 +34,7 @@ class OpenLane:
     world: int
     out: dict
     into: dict
+    workspace: Workspace = attrs.field(factory=Workspace)
 
     def prepare(self, rank: int) -> None:
         assert rank in self.out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ NODES = tuple(NodeId(bytes([index + 1]) * 32) for index in range(40))
 # ---- the choice ----------------------------------------------------------------------------------
 
 FP32 = np.dtype(np.float32)
+BF16 = np.dtype(ml_dtypes.bfloat16)
 FAR = Path(0.1, 1.25e8)
 
 
@@ -32,6 +34,8 @@ def test_what_is_chosen_is_estimated_to_be_the_fastest(kind: Kind, path: Path | 
         others = set(CAN[kind]) - {Algorithm.HIERARCHICAL}
         if size > 1 << 20:
             others -= {Algorithm.DOUBLING}
+        if size > 1 << 23:
+            others -= {Algorithm.DOUBLE_STAR}
         assert chosen in others
         best = min(estimate(one, call, size, world) for one in others)
         assert estimate(chosen, call, size, world) == best
@@ -43,6 +47,10 @@ def test_few_hops_over_a_long_path_and_few_bytes_for_a_large_vector():
     assert choose(far, FP32, 1 << 28, 8) in {Algorithm.RING, Algorithm.BUTTERFLY}
     near = Call()
     assert choose(near, FP32, 1 << 10, 4) in {Algorithm.STAR, Algorithm.DOUBLING}
+    for world in (3, 4, 8):
+        assert choose(near, FP32, 1 << 20, world) is Algorithm.DOUBLE_STAR
+        assert choose(near, BF16, 1 << 28, world) is Algorithm.BUTTERFLY
+    assert choose(near, FP32, 1 << 20, 2) is Algorithm.RING
     assert choose(near, FP32, 1 << 28, 4) in {Algorithm.RING, Algorithm.BUTTERFLY}
     assert choose(Call(kind=Kind.BROADCAST, path=FAR), FP32, 1 << 28, 8) is Algorithm.CHAIN
     assert choose(Call(kind=Kind.BROADCAST, path=FAR), FP32, 1 << 10, 8) is Algorithm.STAR

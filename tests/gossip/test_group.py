@@ -107,7 +107,7 @@ async def test_other_descriptor_is_an_error_at_once(autojump_clock: object) -> N
         assert len(caught) == 2
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "star"])
+@pytest.mark.parametrize("algorithm", ["ring", "star", "double-star"])
 async def test_who_has_values_that_are_not_finite_is_told_and_the_others_go_on_once_it_has_better_ones(
     algorithm: str, autojump_clock: object
 ) -> None:

@@ -10,7 +10,7 @@ Steps at one member, for every part p with its owner::
     gather: as owner, divide, encode once and send to everybody; take the parts of the others
 
 With a part for every member this is the *butterfly*; with all of the vector owned by one member it is the *star*, of
-the fewest messages. An all-gather is the second step alone, with values instead of sums; a broadcast is that
+the fewest messages; with two halves the *double star*, which has twice as many and keeps two processors busy. An all-gather is the second step alone, with values instead of sums; a broadcast is that
 with one owner; a reduce-scatter is the first step, after which owners tell only the digests of their parts.
 
 Invariants:
@@ -21,6 +21,8 @@ Invariants:
 * weights travel beside the values, which the owner multiplies as it adds them: rounding does not depend on them;
 * unless the result stays in parts, each member hashes every part itself, as it came: an owner that sends different
   bytes to different members makes their results, and so their votes, differ, and there is no forwarder who could;
+* in the double star that is the owner's word instead, as in the ring (`gossip.collective.algorithms.ring`) and at the same price: it tells the digest of
+  its part, and the first attempt looks only at the sums for what is not finite;
 * beyond the vectors a member holds five segments, its own packed results and what links hold.
 """
 
@@ -28,7 +30,8 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +40,7 @@ import trio
 from blake3 import blake3
 
 from gossip.collective.agreement.certificate import result_root
-from gossip.collective.call import REDUCING, Call, Kind, chunk_bounds
+from gossip.collective.call import REDUCING, Call, Kind, Reduce, chunk_bounds
 from gossip.collective.elements import Weighed, elements_of
 from gossip.collective.formats.wire_format import RefusedPayload
 from gossip.collective.links.buffers import as_bytes
@@ -59,7 +62,8 @@ async def butterfly(
     source: Array,
     out: Array,
     *,
-    owner: int | None = None,
+    owners: Sequence[int] | None = None,
+    owners_word: bool = False,
     weight: float | None = None,
     stage: int = 0,
 ) -> tuple[bytes, float]:
@@ -68,11 +72,12 @@ async def butterfly(
     `source` is only read; `out` begins with the result when this returns. Cancellation leaves the links unusable.
 
     Args:
-        links: to and from every member, or with an `owner`, to and from that one.
-        call: what to do; who broadcasts is `owner`.
+        links: to and from every member; of one that owns nothing, to and from the owners.
+        call: what to do; who broadcasts is the owner.
         source: this member's values.
         out: room for the result.
-        owner: who owns all of the vector.
+        owners: who owns a part of the vector, ascending; None: everybody.
+        owners_word: what others believe of a part is what its owner says, see the module.
         weight: what members of a broadcast are told as the total.
         stage: see `Exchange`.
 
@@ -82,7 +87,8 @@ async def butterfly(
         CollectiveAborted, DescriptorMismatch, LinkClosed: as for `gossip.collective.dataplane.execute`.
     """
     async with trio.open_nursery() as nursery:
-        run = _Butterfly(Exchange(links, call, nursery, stage), source, out, owner)
+        exchange = Exchange(links, call, nursery, stage)
+        run = _Butterfly(exchange, source, out, owners or range(links.world), owners_word)
         if call.kind not in REDUCING:
             run.publish_own(float(links.world) if weight is None else weight)
         await run.all_segments()
@@ -94,22 +100,33 @@ async def butterfly(
 class _Butterfly:
     """One operation at one member."""
 
-    def __init__(self, exchange: Exchange, source: Array, out: Array, owner: int | None) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        source: Array,
+        out: Array,
+        owners: Sequence[int],
+        owners_word: bool,
+    ) -> None:
         links, call = exchange.links, exchange.call
         self._exchange, self._call, self._links = exchange, call, links
         self._source, self._out = source, out
         self._elements = elements_of(source.dtype)
         self._me, world = links.rank, links.world
-        if owner is not None:
-            self._bounds = [0] * (owner + 1) + [source.size] * (world - owner)
-        elif call.kind is Kind.ALL_GATHER:
+        if call.kind is Kind.ALL_GATHER:
             self._bounds = [source.size * rank for rank in range(world + 1)]
         else:
-            self._bounds = chunk_bounds(source.size, world)
+            cuts = chunk_bounds(source.size, len(owners))
+            self._bounds = [cuts[bisect_left(owners, rank)] for rank in range(world + 1)]
         largest = max(self._size(rank) for rank in range(world))
-        self._carriage = Carriage(self._elements, call.wire, largest)
+        self._owners_word = owners_word
+        # Of a minimum, what is not finite could be lost in the sum.
+        self._looks = not owners_word or call.careful or call.reduce in {Reduce.MIN, Reduce.MAX}
+        self._carriage = Carriage(
+            self._elements, call.wire, largest, workspace=links.workspace, looks=self._looks
+        )
         # Somebody owns even nothing, or nobody would tell the weights.
-        self._owners = [r for r in range(world) if self._size(r)] or [owner or 0]
+        self._owners = [r for r in range(world) if self._size(r)] or [owners[0]]
         # Others, beginning with the next member, so that not all send to the same one first.
         self._others = [(self._me + step) % world for step in range(1, world)]
         self._hashers = [blake3() for _ in range(world)]
@@ -158,7 +175,8 @@ class _Butterfly:
             few = paced and self._links.out[rank].shares_memory
             self._exchange.post(rank, itertools.islice(ready, 1 if few else None))
         early = [rank for rank in theirs if paced and self._links.into[rank].shares_memory]
-        total = np.empty(own[0][1] if own and reducing else 0, self._elements.total)
+        longest = own[0][1] if own and reducing else 0
+        total = self._links.workspace.array("total", longest, self._elements.total)
         for number in range(steps + 1):
             for rank, ready in contributions.items():
                 self._exchange.post(rank, itertools.islice(ready, 1))
@@ -238,9 +256,17 @@ class _Butterfly:
         if self._call.kind is not Kind.REDUCE_SCATTER:
             self._publish(start, part)
             return
-        if not self._elements.finite(part):
-            raise NotFinite(f"not all of {part.size} sums are finite")
+        self._refuse_unless_finite(start, part)
         self._hashers[self._me].update(as_bytes(part))
+
+    def _refuse_unless_finite(self, start: int, sums: Array) -> None:
+        if self._elements.finite(sums):
+            return
+        first = self._bounds[self._me] + start
+        own = self._source[first : first + sums.size]
+        if self._looks or (self._call.weight and not self._elements.finite(own)):
+            raise NotFinite(f"not all of {sums.size} values or sums are finite")
+        raise CollectiveAborted("a sum is not finite: all look at their values now")
 
     def publish_own(self, weight: float) -> None:
         """Without a reduction: the own part is the own values."""
@@ -253,9 +279,14 @@ class _Butterfly:
 
     def _publish(self, start: int, part: Array) -> None:
         """Send a segment of the own part to everybody, and take what the others will decode for oneself."""
+        if not self._looks:
+            self._refuse_unless_finite(start, part)
         payload = self._carriage.pack(part)
         self._hashers[self._me].update(payload)
-        head = self._exchange.head(Place(_GATHER, 0, self._me, start), self.weight)
+        told = b""
+        if self._owners_word and start + part.size == self._size(self._me):
+            told = self._digests[self._me] = self._hashers[self._me].digest()
+        head = self._exchange.head(Place(_GATHER, 0, self._me, start), self.weight, told)
         for rank in self._others:
             self._exchange.post(rank, iter([(head, payload)]))
         if not self._carriage.exact:
@@ -263,14 +294,18 @@ class _Butterfly:
             self._carriage.accept(part, len(payload), self._links.names[self._me])
 
     async def _take_result(self, rank: int, start: int, stop: int) -> None:
-        weight, _, size = await self._exchange.receive_head(rank, Place(_GATHER, 0, rank, start))
+        place = Place(_GATHER, 0, rank, start)
+        weight, told, size = await self._exchange.receive_head(rank, place)
         self._agree_on(weight, rank)
+        if self._owners_word and stop == self._size(rank):
+            self._take_word(rank, told)
         self._refuse_size(rank, size, self._carriage.largest(stop - start))
         first = self._bounds[rank]
         part = self._out[first + start : first + stop]
         memory = self._carriage.place(part, size)
         await self._exchange.receive_data(rank, memory)
-        self._hashers[rank].update(memory)
+        if not self._owners_word:
+            self._hashers[rank].update(memory)
         self._carriage.accept(part, size, self._links.names[rank])
 
     def _agree_on(self, weight: float, rank: int) -> None:
@@ -292,7 +327,13 @@ class _Butterfly:
             if rank in self._owners:
                 place = Place(_DIGEST, 0, rank, 0)
                 weight, digest, size = await self._exchange.receive_head(rank, place)
-                if len(digest) != DIGEST_BYTES or size:
+                if size:
                     raise CollectiveAborted(f"{self._links.names[rank].short} sent no digest")
                 self._agree_on(weight, rank)
-                self._digests[rank] = digest
+                self._take_word(rank, digest)
+
+    def _take_word(self, rank: int, digest: bytes) -> None:
+        """An owner says what its part is."""
+        if len(digest) != DIGEST_BYTES:
+            raise CollectiveAborted(f"{self._links.names[rank].short} sent no digest")
+        self._digests[rank] = digest

@@ -44,7 +44,7 @@ async def chain(
         RefusedPayload: what the member before sent are no such values.
         CollectiveAborted, DescriptorMismatch, LinkClosed: as for `gossip.collective.dataplane.execute`.
     """
-    carriage = Carriage(elements_of(source.dtype), call.wire)
+    carriage = Carriage(elements_of(source.dtype), call.wire, workspace=links.workspace)
     world, me = links.world, links.rank
     previous, following = (me - 1) % world, (me + 1) % world
     last = following == root

@@ -62,7 +62,7 @@ async def recursive_doubling(
         CollectiveAborted, DescriptorMismatch, LinkClosed: as for `gossip.collective.dataplane.execute`.
     """
     elements = elements_of(source.dtype)
-    total = np.empty(source.size, elements.total)
+    total = links.workspace.array("total", source.size, elements.total)
     if total.nbytes > DOUBLING_BYTES:
         raise InvalidOperation(f"recursive doubling is for at most {DOUBLING_BYTES} bytes")
     if call.wire != EXACT:
@@ -129,7 +129,7 @@ class _Doubling:
 
     async def _add_from(self, other: int, phase: int, number: int) -> None:
         """Take the other's sum into the own one, the lower member's first."""
-        theirs = np.empty_like(self._total)
+        theirs = self._links.workspace.array("theirs", self._total.size, self._total.dtype)
         weight = await self._receive(other, phase, number, theirs)
         if weight and not self.weight:
             np.copyto(self._total, theirs)

@@ -83,14 +83,14 @@ async def hierarchical(
     weight = 0.0
     of_site = np.empty_like(source) if site.rank == 0 else out
     step = attrs.evolve(within, kind=Kind.REDUCE_SCATTER)
-    _, of_site_weight = await butterfly(site, step, source, of_site, owner=0, stage=_SITE)
+    _, of_site_weight = await butterfly(site, step, source, of_site, owners=(0,), stage=_SITE)
     if site.rank == 0:
         between = attrs.evolve(call, weight=of_site_weight)
         _, weight = await butterfly(
             links.among(leaders(sites)), between, of_site, out, stage=_BETWEEN
         )
     step = attrs.evolve(within, kind=Kind.BROADCAST)
-    _, weight = await butterfly(site, step, out, out, owner=0, weight=weight, stage=_BACK)
+    _, weight = await butterfly(site, step, out, out, owners=(0,), weight=weight, stage=_BACK)
     return result_root([await _digest(out), _WEIGHT.pack(weight)]), weight
 
 

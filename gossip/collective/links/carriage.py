@@ -3,7 +3,8 @@
 `exact` carries the bytes of the vector's own type, and what arrives of a result is received in its final place.
 A wire format (`gossip.collective.formats`) carries float32 values in fewer bytes: what arrives is received in a buffer of one
 segment and decoded from there. Either way, what is not finite is refused: by the member that would send it, as
-NotFinite, and by the first that is sent it, as RefusedPayload with the sender's name.
+NotFinite, and by the first that is sent it, as RefusedPayload with the sender's name; unless the algorithm looks for it elsewhere
+(`looks`), for values as they are.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from gossip.collective.call import EXACT
 from gossip.collective.elements import Elements
 from gossip.collective.formats.registry import format_named
 from gossip.collective.formats.wire_format import RefusedPayload, WireFormat
-from gossip.collective.links.buffers import as_bytes
+from gossip.collective.links.buffers import Workspace, as_bytes
 from gossip.errors import InvalidOperation, NotFinite
 from transport.identity import NodeId
 
 Array = npt.NDArray[Any]
 
+_BYTES: Final = np.dtype(np.uint8)
 SEGMENT_VALUE_BYTES: Final = 1 << 19
 """Of values, as they are added, that travel and are worked on together: source, target and wire buffers stay in a core's cache."""
 ALIGN: Final = 256
@@ -36,14 +38,26 @@ class Carriage:
         elements: type of the values.
         wire: `exact` or the name of a format.
         most: values that a segment has at most, if that is known to be fewer than usual.
+        workspace: where its buffers are.
+        looks: whether values as they are have to be finite here.
 
     Raises:
         InvalidOperation: that format does not carry values of this type.
         UnknownFormat: there is none of that name.
     """
 
-    def __init__(self, elements: Elements, wire: str, most: int | None = None) -> None:
+    def __init__(
+        self,
+        elements: Elements,
+        wire: str,
+        most: int | None = None,
+        *,
+        workspace: Workspace | None = None,
+        looks: bool = True,
+    ) -> None:
         self._elements = elements
+        self._looks = looks
+        self._workspace = workspace or Workspace()
         self._format: WireFormat | None = None if wire == EXACT else format_named(wire)
         if self._format is not None and elements.dtype != np.float32:
             raise InvalidOperation(f"{wire} carries float32 values, not {elements.dtype.name}")
@@ -72,11 +86,14 @@ class Carriage:
             NotFinite: a value cannot be carried.
         """
         if self._format is None:
-            if not self._elements.finite(values):
+            if self._looks and not self._elements.finite(values):
                 raise NotFinite(f"not all of {values.size} values are finite")
             return as_bytes(values)
         data = np.empty(self._format.encoded_bytes(values.size), np.uint8)
         return data[: self._format.encode_into(values, data)].data
+
+    def _room(self, use: str, size: int, dtype: np.dtype[Any]) -> Array:
+        return self._workspace.array(use, size, dtype)
 
     # What arrives to be added
 
@@ -84,7 +101,7 @@ class Carriage:
         """Where a payload of `size` bytes, at most the largest of a segment, is to be received."""
         if not self._wires[0].size:
             room = self.largest(self._most)
-            self._wires = (np.empty(room, np.uint8), np.empty(room, np.uint8))
+            self._wires = (self._room("wire", room, _BYTES), self._room("wire 2", room, _BYTES))
         self._wires = self._wires[::-1]
         return as_bytes(self._wires[0][:size])
 
@@ -101,7 +118,8 @@ class Carriage:
             return values
         if not self._opened[0].size:
             total = self._elements.total
-            self._opened = (np.empty(self._most, total), np.empty(self._most, total))
+            most = self._most
+            self._opened = (self._room("opened", most, total), self._room("opened 2", most, total))
         self._opened = self._opened[::-1]
         opened = self._opened[0][:count]
         self._format.decode_untrusted_into(data, opened, sender=sender)
@@ -129,5 +147,5 @@ class Carriage:
     def _check(self, values: Array, count: int, sender: NodeId) -> None:
         if values.size != count:
             raise RefusedPayload(sender, f"{values.size} values where {count} were expected")
-        if not self._elements.finite(values):
+        if self._looks and not self._elements.finite(values):
             raise RefusedPayload(sender, "values that are not finite")

@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from gossip.collective.call import Call
+from gossip.collective.links.buffers import Workspace
 from gossip.collective.links.outbox import Outbox, Transfer
 from gossip.collective.links.segment import Place, read_head, write_head
 from gossip.errors import CollectiveAborted
@@ -34,12 +35,14 @@ class Links:
         rank: this member's index among them.
         out: links on which it sends, by index of the receiver.
         into: links on which it receives, by index of the sender.
+        workspace: of whoever has the links, one operation at a time.
     """
 
     names: tuple[NodeId, ...]
     rank: int
     out: Mapping[int, AnyLink]
     into: Mapping[int, AnyLink]
+    workspace: Workspace = attrs.field(factory=Workspace, eq=False)
 
     @property
     def world(self) -> int:
@@ -53,6 +56,7 @@ class Links:
             list(ranks).index(self.rank),
             {new: self.out[old] for new, old in enumerate(ranks) if old in self.out},
             {new: self.into[old] for new, old in enumerate(ranks) if old in self.into},
+            self.workspace,
         )
 
 

@@ -32,6 +32,7 @@ from typing import Final
 import trio
 
 from gossip.collective.agreement.certificate import LANES, Epoch
+from gossip.collective.links.buffers import Workspace
 from gossip.errors import CollectiveAborted, GossipError, InvalidOperation
 from transport.budget.scopes import ScopeExceeded
 from transport.bulk.link import BulkLink
@@ -63,6 +64,7 @@ class Lane:
         number: of the lane.
         rank: this node's index in `epoch.members`.
         world: how many members there are.
+        workspace: for its operations, of which there is one at a time.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Lane:
         self.number = number
         self.rank = rank
         self.world = len(epoch.members)
+        self.workspace = Workspace()
         self._dial, self._start = dial, start
         self._out: dict[int, AnyLink] = {}
         self._into: dict[int, AnyLink] = {}
