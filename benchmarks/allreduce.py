@@ -214,12 +214,14 @@ def main() -> None:
             row["floor_cpu_s_per_gib"] = round(floor(costs, world, path), 3)
             rows.append(row)
             print(json.dumps(row), flush=True)
-    print(json.dumps({"benchmark": "allreduce parts", "cpu_s_per_gib": costs}), flush=True)
+    parts = {"benchmark": "allreduce parts", "python": sys.version, "cpu_s_per_gib": costs}
+    print(json.dumps(parts), flush=True)
     print(table(rows), file=sys.stderr)
-    parts = ", ".join(
+    listed = ", ".join(
         f"{name} {cost} ({1.0737 / cost:.1f} GB/s)" for name, cost in costs.items() if cost
     )
-    print(f"CPU seconds per GiB of each part: {parts}", file=sys.stderr)
+    print(f"CPU seconds per GiB of each part: {listed}", file=sys.stderr)
+    print(f"Python {sys.version}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,9 @@ async def noded_main(rank: int, hosts: list[str], ports: list[int], path: str) -
 
         shared.Offer = declined  # type: ignore[assignment,misc]
     world = len(hosts)
-    own = Identity.from_seed(hashlib.sha256(SEED + b"%d" % rank).digest())
+    # In the order of their ids, which is the members': gloo's ranks are in theirs, too.
+    seeds = [hashlib.sha256(SEED + b"%d" % number).digest() for number in range(world)]
+    own = sorted(map(Identity.from_seed, seeds), key=lambda one: one.node_id)[rank]
     addresses = [Address(host, port) for host, port in zip(hosts, ports, strict=True)]
     run = hashlib.sha256(b"run" + SEED).digest()
     async with open_member(own, SEED, run, addresses[rank], count=world, rank=rank) as (
