@@ -4,8 +4,10 @@
 
 Each program has processes of its own: a member of noded holds no torch, as a daemon holds none. Their iterations alternate, so that
 whatever else the machine does meets both alike; quote the ratio. An iteration begins for all ranks at one instant, some milliseconds
-after all have come to rest, and ends with the last of them. So what is timed holds nothing of the barrier before, and everything has
-left the caches meanwhile, as in a step of training. `--burst 20` measures that many operations in a row instead: the mean of warm ones.
+after all have come to rest, and ends with the last of them, so what is timed holds nothing of the barrier before. Of small vectors an iteration is
+several operations in a row, as in gloo's, NCCL's and PCCL's own benchmarks, and its time their mean. `--burst 1` measures each one from rest, when
+everything has left the caches, as after a step of training; with `--pin`, or it shows how the kernel wakes processes: in a virtual machine it takes a
+CPU that has halted for one that is busy, and lets all ranks take turns on the other.
 
 Three paths can be measured, each beside gloo: `shared` is what members on one machine use (sealed records
 in shared memory, notices over TCP), `tcp` is the same program with shared memory declined, as between
@@ -46,11 +48,17 @@ PAUSE_S = 0.005
 WARM_UP = 2
 MOST_BURST = 40
 """Gloo adds up in place: the values of more would be infinite."""
+ROW, ROW_BYTES = 20, 1 << 24
+"""Operations in a row at most, and bytes they reduce, where `--burst` says nothing."""
 
 
-def iterations(size: int, most: int) -> int:
+def in_a_row(size: int, asked: int | None) -> int:
+    return asked or max(1, min(ROW, ROW_BYTES // size))
+
+
+def iterations(size: int, times: int, most: int) -> int:
     usual = {1 << 10: 60, 1 << 16: 60, 1 << 20: 60, 1 << 24: 21, 1 << 26: 11}.get(size, 7)
-    return min(usual, most)
+    return min(usual if times == 1 else 21, most)
 
 
 def together(program: Sequence[Rank], **command: Any) -> list[Any]:
@@ -78,16 +86,17 @@ def case(
     ways: Sequence[str],
     *,
     most: int,
-    burst: int,
+    burst: int | None,
 ) -> Iterator[dict[str, Any]]:
     """One row for each way."""
+    times = in_a_row(size, burst)
     for program in (noded, gloo):
         together(program, do="prepare", size=size)
     seen: dict[str, list[dict[str, Any]]] = {way: [] for way in (*ways, "gloo")}
-    for _ in range(iterations(size, most) + WARM_UP):
+    for _ in range(iterations(size, times, most) + WARM_UP):
         for way in ways:
-            seen[way].append(iteration(noded, way, burst))
-        seen["gloo"].append(iteration(gloo, "", burst))
+            seen[way].append(iteration(noded, way, times))
+        seen["gloo"].append(iteration(gloo, "", times))
 
     def figures(way: str, name: str, key: str) -> dict[str, float]:
         values = [each[key] * 1e3 for each in seen[way][WARM_UP:]]
@@ -110,7 +119,7 @@ def case(
             "way": way,
             "algorithm": seen[way][-1]["first"]["algorithm"],
             "bytes": size,
-            "burst": burst,
+            "burst": times,
             "iterations": len(seen[way]) - WARM_UP,
             **{name: round(value, 3) for name, value in numbers.items()},
         }
@@ -135,7 +144,7 @@ def run_world(
     *,
     pin: bool,
     line_mbit: int,
-    **options: int,
+    **options: Any,
 ) -> Iterator[dict[str, Any]]:
     with (
         placed(world, path, line_mbit) as place,
@@ -185,10 +194,9 @@ def main() -> None:
     parser.add_argument(
         "--burst",
         type=int,
-        default=1,
         choices=range(1, MOST_BURST + 1),
         metavar="N",
-        help=f"operations in a row, of which the mean is taken; at most {MOST_BURST}",
+        help=f"operations in a row, of which the mean is taken; at most {MOST_BURST} (default: {ROW}, of 1 MiB 16, from 16 MiB on 1)",
     )
     parser.add_argument(
         "--pin",
