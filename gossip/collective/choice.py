@@ -38,6 +38,8 @@ MESSAGE_S: Final = 125e-6
 processor time; one after the other, in the cache, 56 to 66)."""
 DOUBLING_BYTES: Final = 1 << 20
 """Largest vector, as it is added, of recursive doubling: it travels as one transfer."""
+DOUBLE_STAR_HUBS: Final = 2
+"""Members in the middle of a double star; among no more than that it is a butterfly."""
 DOUBLE_STAR_BYTES: Final = 8 << 20
 """Largest vector of a double star: it is for few processors, which others do not leave idle with more than that."""
 DOUBLING_MESSAGE: Final = 1.25
@@ -119,7 +121,11 @@ def _choose(what: _What, dtype: np.dtype[Any], size: int, world: int) -> Algorit
     if call.sites and Algorithm.HIERARCHICAL in able:
         return Algorithm.HIERARCHICAL
     bytes_ = size if call.wire == EXACT else int(size / 4 * format_named(call.wire).bytes_per_value)
-    return min(able, key=lambda one: estimate(one, call, bytes_, world))  # the first of equals
+    if (
+        world <= DOUBLE_STAR_HUBS
+    ):  # of two members each owns a half of whatever it is; the ring does it best
+        able = [one for one in able if one is not Algorithm.DOUBLE_STAR]
+    return min(able, key=lambda one: (estimate(one, call, bytes_, world), one))
 
 
 def _is_able(algorithm: Algorithm, call: Call, dtype: np.dtype[Any], size: int, world: int) -> bool:

@@ -19,7 +19,7 @@ from gossip.collective.algorithms.doubling import partners, recursive_doubling
 from gossip.collective.algorithms.hierarchical import hierarchical, talks_to
 from gossip.collective.algorithms.ring import Reduction, RingPlace, ring_all_reduce
 from gossip.collective.call import Array, Call, Kind, Reduce, check_call, result_length
-from gossip.collective.choice import Algorithm, choose
+from gossip.collective.choice import DOUBLE_STAR_HUBS, Algorithm, choose
 from gossip.collective.first_error import first_error
 from gossip.collective.links.exchange import Links
 from gossip.collective.links.mesh import Lane
@@ -124,7 +124,7 @@ def _hub(members: tuple[bytes, ...], call: Call) -> int:
 
 def _hubs(world: int) -> tuple[int, ...]:
     """Who are in the middle of a double star."""
-    return tuple(range(min(world, 2)))
+    return tuple(range(min(world, DOUBLE_STAR_HUBS)))
 
 
 def _neighbours(call: Call, rank: int, world: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ become infinite. Where they are looked for is the algorithm's affair.
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 from typing import Any, Final
 
@@ -30,6 +31,13 @@ Array = npt.NDArray[Any]
 BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 FLOATS: Final = frozenset({"float16", "bfloat16", "float32", "float64"})
 INTEGERS: Final = frozenset({"int8", "int32", "int64"})
+MOST: Final = {
+    "float16": 65504.0,
+    "bfloat16": float.fromhex("0x1.fep127"),
+    "float32": float.fromhex("0x1.fffffep127"),
+    "float64": sys.float_info.max,
+}
+"""The largest finite value of each type."""
 _EXPONENT: Final = {"float16": 0x7C00, "bfloat16": 0x7F80}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import attrs
 import ml_dtypes
 import numpy as np
@@ -11,7 +13,7 @@ import trio
 from gossip.collective.call import LEAST_WEIGHT, MOST_WEIGHT, Call, Kind, Reduce
 from gossip.collective.choice import Algorithm
 from gossip.collective.dataplane import execute
-from gossip.collective.elements import FLOATS, elements_of
+from gossip.collective.elements import FLOATS, INTEGERS, elements_of
 from gossip.collective.formats.wire_format import RefusedPayload
 from gossip.collective.links.segment import Place, read_head, write_head
 from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation, NotFinite
@@ -144,6 +146,85 @@ def test_a_member_that_breaks_the_rules_ends_the_operation_at_once(
     if how == "another descriptor":
         assert any(isinstance(error, DescriptorMismatch) for error in errors)
     assert any(not isinstance(error, LinkClosed) for error in errors)
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.BUTTERFLY, Algorithm.STAR, Algorithm.DOUBLE_STAR])
+@pytest.mark.parametrize("reduce", [Reduce.SUM, Reduce.MAX])
+@pytest.mark.parametrize("name", sorted(INTEGERS))
+def test_a_weight_for_values_that_have_none_ends_the_operation(
+    algorithm: Algorithm, reduce: Reduce, name: str
+) -> None:
+    """An owner would multiply by it, which is no operation of integers."""
+
+    def spoil(_index: int, header: bytes, payload: bytes) -> list[tuple[bytes, bytes]]:
+        return [(header[:37] + struct.pack(">d", 2.5) + header[45:], payload)]
+
+    sources = values(4, 40, TYPES[name], 0)
+    errors = failures(
+        [all_reduce(algorithm, reduce=reduce)] * 4,
+        sources,
+        {(3, other): spoil for other in (0, 1, 2)},
+    )
+    ends = (CollectiveAborted, RefusedPayload, LinkClosed)
+    assert all(isinstance(error, ends) for error in errors), errors
+
+
+@pytest.mark.parametrize("algorithm", REDUCERS)
+@pytest.mark.parametrize("world", [1, 4])
+def test_a_product_that_becomes_infinite_is_found_by_who_makes_it(
+    algorithm: Algorithm, world: int
+) -> None:
+    sources = values(world, 40, TYPES["float32"], 0)
+    sources[world // 2][:] = 3e38
+    call = attrs.evolve(all_reduce(algorithm), careful=True)
+    if algorithm is Algorithm.HIERARCHICAL:
+        call = attrs.evolve(call, sites=(0, 1, 0, 1)[:world])
+    calls = [call] * world
+    calls[world // 2] = attrs.evolve(call, weight=1024.0)
+    errors = failures(calls, sources)
+    assert isinstance(errors[world // 2], NotFinite)
+    others = errors[: world // 2] + errors[world // 2 + 1 :]
+    assert not any(isinstance(error, NotFinite) for error in others)
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.BUTTERFLY, Algorithm.STAR, Algorithm.DOUBLE_STAR])
+def test_who_brings_what_makes_a_sum_infinite_is_named(algorithm: Algorithm) -> None:
+    sources = values(4, 40, TYPES["float32"], 0)
+    sources[3][:] = sources[2][:] = 3e38
+    errors = failures([attrs.evolve(all_reduce(algorithm), careful=True)] * 4, sources)
+    named = {error.sender for error in errors if isinstance(error, RefusedPayload)}
+    assert named <= {names(4)[2], names(4)[3]}
+    assert named or any(isinstance(error, NotFinite) for error in errors[2:])
+    assert not any(isinstance(error, NotFinite) for error in errors[:2])
+
+
+@pytest.mark.parametrize("hub", [0, 1])
+@pytest.mark.parametrize("told", [b"", bytes(31)])
+def test_a_hub_that_does_not_say_what_its_half_is_ends_the_operation(hub: int, told: bytes) -> None:
+    def spoil(_index: int, header: bytes, payload: bytes) -> list[tuple[bytes, bytes]]:
+        return [(header[:45] + told if header[24] == 1 else header, payload)]
+
+    sources = values(4, 40, TYPES["float32"], 0)
+    errors = failures([all_reduce(Algorithm.DOUBLE_STAR)] * 4, sources, {(hub, 3): spoil})
+    assert f"{names(4)[hub].short} sent no digest" in str(errors[3])
+
+
+def test_a_hub_that_tells_members_different_things_is_believed_until_the_next_round() -> None:
+    """As in a ring (docs/guarantees.md): what differs is the state, which the next operation's descriptor binds."""
+
+    def spoil(_index: int, header: bytes, payload: bytes) -> list[tuple[bytes, bytes]]:
+        return [(header, bytes(len(payload)) if header[24] == 1 else payload)]
+
+    async def main():
+        places = await lanes(3)
+        places[0].out[2] = Between(places[0].out[2], spoil)
+        sources = values(3, 30, TYPES["float32"], 0)
+        calls = [Call(algorithm="double-star").bind(b"t", source) for source in sources]
+        return await run_all(places, calls, sources)
+
+    results = virtual(main)
+    assert len({outcome.root for _, outcome in results}) == 1
+    assert len({out.tobytes() for out, _ in results}) == 2
 
 
 @pytest.mark.parametrize("algorithm", [Algorithm.BUTTERFLY, Algorithm.STAR])

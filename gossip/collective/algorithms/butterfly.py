@@ -29,6 +29,7 @@ Invariants:
 from __future__ import annotations
 
 import itertools
+import math
 import struct
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -41,7 +42,7 @@ from blake3 import blake3
 
 from gossip.collective.agreement.certificate import result_root
 from gossip.collective.call import REDUCING, Call, Kind, Reduce, chunk_bounds
-from gossip.collective.elements import Weighed, elements_of
+from gossip.collective.elements import MOST, Weighed, elements_of
 from gossip.collective.formats.wire_format import RefusedPayload
 from gossip.collective.links.buffers import as_bytes
 from gossip.collective.links.carriage import Carriage
@@ -86,14 +87,15 @@ async def butterfly(
         RefusedPayload: a member sent bytes that are no such values.
         CollectiveAborted, DescriptorMismatch, LinkClosed: as for `gossip.collective.dataplane.execute`.
     """
-    async with trio.open_nursery() as nursery:
-        exchange = Exchange(links, call, nursery, stage)
-        run = _Butterfly(exchange, source, out, owners or range(links.world), owners_word)
-        if call.kind not in REDUCING:
-            run.publish_own(float(links.world) if weight is None else weight)
-        await run.all_segments()
-        if call.kind is Kind.REDUCE_SCATTER:
-            await run.tell_digests()
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is looked for
+        async with trio.open_nursery() as nursery:
+            exchange = Exchange(links, call, nursery, stage)
+            run = _Butterfly(exchange, source, out, owners or range(links.world), owners_word)
+            if call.kind not in REDUCING:
+                run.publish_own(float(links.world) if weight is None else weight)
+            await run.all_segments()
+            if call.kind is Kind.REDUCE_SCATTER:
+                await run.tell_digests()
     return run.root(), run.weight
 
 
@@ -120,6 +122,12 @@ class _Butterfly:
             self._bounds = [cuts[bisect_left(owners, rank)] for rank in range(world + 1)]
         largest = max(self._size(rank) for rank in range(world))
         self._owners_word = owners_word
+        self._scaling = call.reduce in {Reduce.SUM, Reduce.MEAN} and self._elements.floating
+        mean = call.reduce is Reduce.MEAN
+        rounded = self._elements.total if mean else self._elements.dtype
+        # No sum of such values is infinite, whoever brings how many of them.
+        self._harmless = MOST.get(rounded.name, math.inf) / world
+        self._large: list[int] = []  # members that have brought others
         # Of a minimum, what is not finite could be lost in the sum.
         self._looks = not owners_word or call.careful or call.reduce in {Reduce.MIN, Reduce.MAX}
         self._carriage = Carriage(
@@ -182,7 +190,10 @@ class _Butterfly:
                 self._exchange.post(rank, itertools.islice(ready, 1))
             if reducing and number < len(own):
                 start, stop = own[number]
-                self._weight = await self._add_up(start, stop, total[: stop - start])
+                weight = await self._add_up(start, stop, total[: stop - start])
+                if self._weight not in {None, weight}:
+                    raise CollectiveAborted("a member has one weight here and another there")
+                self._weight = weight
                 self._finish(start, stop, total[: stop - start])
             await self._take_results(early, theirs, number - 1)
         late = [rank for rank in theirs if rank not in early and gathering]
@@ -213,6 +224,8 @@ class _Butterfly:
             if not share:
                 continue
             weight += share
+            if self._call.careful and self._scaling and not _within(values, share, self._harmless):
+                self._large.append(rank)
             if sum_ is None:
                 sum_ = values, share
             else:
@@ -230,12 +243,22 @@ class _Butterfly:
             head = self._exchange.head(Place(_REDUCE, 0, owner, start), weight)
             # What counts nothing is not looked at, nor sent: it may be anything.
             values = self._source[first + start : first + stop]
+            most = MOST.get(self._elements.total.name, math.inf)
+            if (
+                weight
+                and self._call.careful
+                and self._scaling
+                and not _within(values, weight, most)
+            ):
+                raise NotFinite(f"not all of {values.size} values times {weight} are finite")
             yield head, self._carriage.pack(values) if weight else b""
 
     async def _take(self, rank: int, start: int, count: int) -> tuple[float, Array]:
         """The next contribution of a member to the own part: its weight and values."""
         place = Place(_REDUCE, 0, self._me, start)
         weight, _, size = await self._exchange.receive_head(rank, place)
+        if weight not in {0.0, 1.0} and not self._scaling:
+            raise RefusedPayload(self._links.names[rank], f"{weight} times values that have none")
         self._refuse_size(rank, size, self._carriage.largest(count) if weight else 0)
         if not weight:
             return weight, self._source[:0]
@@ -253,20 +276,25 @@ class _Butterfly:
         first = 0 if self._call.kind is Kind.REDUCE_SCATTER else self._bounds[self._me]
         part = self._out[first + start : first + stop]
         self._elements.settle(self._call.reduce, summed, self.weight, part)
+        self._refuse_unless_finite(start, part)
         if self._call.kind is not Kind.REDUCE_SCATTER:
             self._publish(start, part)
             return
-        self._refuse_unless_finite(start, part)
         self._hashers[self._me].update(as_bytes(part))
 
     def _refuse_unless_finite(self, start: int, sums: Array) -> None:
+        """Of sums that are not: say because of whom; a first attempt leaves that to the next one."""
         if self._elements.finite(sums):
             return
         first = self._bounds[self._me] + start
         own = self._source[first : first + sums.size]
-        if self._looks or (self._call.weight and not self._elements.finite(own)):
-            raise NotFinite(f"not all of {sums.size} values or sums are finite")
-        raise CollectiveAborted("a sum is not finite: all look at their values now")
+        if self._call.weight and not self._elements.finite(own):
+            raise NotFinite(f"not all of {own.size} values are finite")
+        if not self._call.careful:
+            raise CollectiveAborted("a sum is not finite: all look at their values now")
+        if self._large and self._me not in self._large:
+            raise RefusedPayload(self._links.names[self._large[0]], "values with an infinite sum")
+        raise NotFinite("a sum of finite values became infinite")
 
     def publish_own(self, weight: float) -> None:
         """Without a reduction: the own part is the own values."""
@@ -279,8 +307,6 @@ class _Butterfly:
 
     def _publish(self, start: int, part: Array) -> None:
         """Send a segment of the own part to everybody, and take what the others will decode for oneself."""
-        if not self._looks:
-            self._refuse_unless_finite(start, part)
         payload = self._carriage.pack(part)
         self._hashers[self._me].update(payload)
         told = b""
@@ -337,3 +363,7 @@ class _Butterfly:
         if len(digest) != DIGEST_BYTES:
             raise CollectiveAborted(f"{self._links.names[rank].short} sent no digest")
         self._digests[rank] = digest
+
+
+def _within(values: Array, share: float, most: float) -> bool:
+    return float(np.abs(values).max(initial=0)) * share <= most

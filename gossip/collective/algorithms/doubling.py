@@ -62,8 +62,7 @@ async def recursive_doubling(
         CollectiveAborted, DescriptorMismatch, LinkClosed: as for `gossip.collective.dataplane.execute`.
     """
     elements = elements_of(source.dtype)
-    total = links.workspace.array("total", source.size, elements.total)
-    if total.nbytes > DOUBLING_BYTES:
+    if source.size * elements.total.itemsize > DOUBLING_BYTES:
         raise InvalidOperation(f"recursive doubling is for at most {DOUBLING_BYTES} bytes")
     if call.wire != EXACT:
         raise InvalidOperation(
@@ -71,6 +70,7 @@ async def recursive_doubling(
         )
     if call.weight and not elements.finite(source):
         raise NotFinite(f"not all of {source.size} values are finite")
+    total = links.workspace.array("total", source.size, elements.total)
     async with trio.open_nursery() as nursery:
         run = _Doubling(Exchange(links, call, nursery), elements, source, total)
         await run.all_rounds()

@@ -195,7 +195,10 @@ def _alone(reduction: Reduction, source: Array, out: Array) -> RingResult:
     elif reduction.reduce is not Reduce.SUM or weight == 1.0:
         np.copyto(out, source)
     else:
-        np.multiply(source, weight, out=out)
+        with np.errstate(over="ignore"):
+            np.multiply(source, weight, out=out)
+        if not elements_of(out.dtype).finite(out):
+            raise NotFinite(f"not all of {out.size} values times {weight} are finite")
     return RingResult(_root([blake3(as_bytes(out)).digest()], weight), weight)
 
 
