@@ -87,11 +87,9 @@ async def _links(lane: Lane, call: Call, algorithm: Algorithm, hub: int) -> Link
             out, into = [following], [previous]
         case Algorithm.CHAIN:
             out, into = [(rank + 1) % world], [(rank - 1) % world]
-        case Algorithm.STAR:
-            out = into = others if rank == hub else [hub]
-        case Algorithm.DOUBLE_STAR:
-            hubs = _hubs(world)
-            out = into = others if rank in hubs else list(hubs)
+        case Algorithm.STAR | Algorithm.DOUBLE_STAR:
+            hubs = [hub] if algorithm is Algorithm.STAR else _hubs(world)
+            out = into = others if rank in hubs else hubs
         case Algorithm.DOUBLING:
             out = into = partners(rank, world)
         case Algorithm.HIERARCHICAL:
@@ -122,9 +120,9 @@ def _hub(members: tuple[bytes, ...], call: Call) -> int:
     return members.index(call.root)
 
 
-def _hubs(world: int) -> tuple[int, ...]:
+def _hubs(world: int) -> list[int]:
     """Who are in the middle of a double star."""
-    return tuple(range(min(world, DOUBLE_STAR_HUBS)))
+    return list(range(min(world, DOUBLE_STAR_HUBS)))
 
 
 def _neighbours(call: Call, rank: int, world: int) -> tuple[int, int]:
@@ -162,8 +160,7 @@ async def _star(links: Links, call: Call, source: Array, out: Array) -> Result:
 
 
 async def _double_star(links: Links, call: Call, source: Array, out: Array) -> Result:
-    hubs = _hubs(links.world)
-    return await butterfly(links, call, source, out, owners=hubs, owners_word=True)
+    return await butterfly(links, call, source, out, owners=_hubs(links.world), owners_word=True)
 
 
 async def _chain(links: Links, call: Call, source: Array, out: Array) -> Result:

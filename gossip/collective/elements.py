@@ -95,16 +95,21 @@ class Elements:
         exponent = self._exponent
         return not ((values.view(np.uint16) & exponent) == exponent).any()
 
+    def largest(self, values: Array) -> float:
+        """The largest magnitude among floating-point values of this type or of `total`; NaN if one of them is."""
+        with np.errstate(invalid="ignore"):
+            return float(np.abs(values).max(initial=0))
+
     def combine(
         self, reduce: Reduce, total: Array, first: Weighed, second: Weighed | None = None
     ) -> None:
         """Let `total` be `first` and `second`; either may be what is in `total` already, with a weight of 1."""
-        if second is None:
-            np.copyto(total, self._weighed(reduce, first, total.dtype))
-            return
-        one = self._weighed(reduce, first, total.dtype)
-        two = self._weighed(reduce, second, total.dtype)
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is looked for
+            one = self._weighed(reduce, first, total.dtype)
+            if second is None:
+                np.copyto(total, one)
+                return
+            two = self._weighed(reduce, second, total.dtype)
             if self.narrow:
                 COMBINE[reduce](one, two, out=total, dtype=total.dtype)
             else:  # the same, but naming a type takes a way that is a third slower
@@ -115,16 +120,15 @@ class Elements:
         values, weight = part
         if weight == 1.0 or reduce in {Reduce.MIN, Reduce.MAX}:
             return values
-        with np.errstate(over="ignore"):
-            product: Array = np.multiply(values, weight, dtype=dtype)
+        product: Array = np.multiply(values, weight, dtype=dtype)
         return product
 
     def settle(self, reduce: Reduce, total: Array, weight: float, out: Array) -> None:
         """The end of a reduction: divide for a mean, and round into `out`, which may be `total`."""
-        if reduce is Reduce.MEAN and weight > 0:
-            np.divide(total, weight, out=total)
-        if out is not total:
-            with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
+            if reduce is Reduce.MEAN and weight > 0:
+                np.divide(total, weight, out=total)
+            if out is not total:
                 np.copyto(out, total, casting="same_kind")
 
 

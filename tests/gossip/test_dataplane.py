@@ -133,9 +133,8 @@ def test_every_wire_format_keeps_its_bound_and_equal_bits(
     if kind is Kind.BROADCAST:
         assert within(one, outs[0], sources[0].astype(np.float64), np.zeros(length))
     elif kind is Kind.ALL_GATHER:
-        for source, part in zip(
-            sources, np.split(outs[0], world), strict=True
-        ):  # blocks are of one part
+        parts = np.split(outs[0], world)  # a block is of one of them
+        for source, part in zip(sources, parts, strict=True):
             assert within(one, part, source.astype(np.float64), np.zeros(length))
     elif algorithm is not Algorithm.HIERARCHICAL:
         expected = reference(reduce, sources, weights)

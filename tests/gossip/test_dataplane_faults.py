@@ -73,10 +73,8 @@ def test_values_that_are_not_finite_are_refused_by_who_has_them(
     call = all_reduce(algorithm)
     errors = failures([attrs.evolve(call, careful=True)] * 4, sources)
     assert isinstance(errors[2], NotFinite)
-    for ends in (
-        errors,
-        failures([call] * 4, sources),
-    ):  # a first attempt need not find whose they are
+    first = failures([call] * 4, sources)  # which need not find whose they are
+    for ends in (errors, first):
         assert not any(isinstance(end, NotFinite) for end in ends[:2] + ends[3:])
     # The same, but with a weight of zero: nobody looks at them.
     weights = [1.0, 1.0, 0.0, 1.0]

@@ -29,7 +29,6 @@ Invariants:
 from __future__ import annotations
 
 import itertools
-import math
 import struct
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -87,15 +86,14 @@ async def butterfly(
         RefusedPayload: a member sent bytes that are no such values.
         CollectiveAborted, DescriptorMismatch, LinkClosed: as for `gossip.collective.dataplane.execute`.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is looked for
-        async with trio.open_nursery() as nursery:
-            exchange = Exchange(links, call, nursery, stage)
-            run = _Butterfly(exchange, source, out, owners or range(links.world), owners_word)
-            if call.kind not in REDUCING:
-                run.publish_own(float(links.world) if weight is None else weight)
-            await run.all_segments()
-            if call.kind is Kind.REDUCE_SCATTER:
-                await run.tell_digests()
+    async with trio.open_nursery() as nursery:
+        exchange = Exchange(links, call, nursery, stage)
+        run = _Butterfly(exchange, source, out, owners or range(links.world), owners_word)
+        if call.kind not in REDUCING:
+            run.publish_own(float(links.world) if weight is None else weight)
+        await run.all_segments()
+        if call.kind is Kind.REDUCE_SCATTER:
+            await run.tell_digests()
     return run.root(), run.weight
 
 
@@ -123,11 +121,7 @@ class _Butterfly:
         largest = max(self._size(rank) for rank in range(world))
         self._owners_word = owners_word
         self._scaling = call.reduce in {Reduce.SUM, Reduce.MEAN} and self._elements.floating
-        mean = call.reduce is Reduce.MEAN
-        rounded = self._elements.total if mean else self._elements.dtype
-        # No sum of such values is infinite, whoever brings how many of them.
-        self._harmless = MOST.get(rounded.name, math.inf) / world
-        self._large: list[int] = []  # members that have brought others
+        self._large: list[int] = []  # members by whose values a sum could become infinite
         # Of a minimum, what is not finite could be lost in the sum.
         self._looks = not owners_word or call.careful or call.reduce in {Reduce.MIN, Reduce.MAX}
         self._carriage = Carriage(
@@ -214,6 +208,7 @@ class _Butterfly:
     async def _add_up(self, start: int, stop: int, summed: Array) -> float:
         """Let `summed` be the sum of everybody's values of a segment of the own part; returns their weight."""
         elements, reduce, first = self._elements, self._call.reduce, self._bounds[self._me]
+        rounded = elements.total if reduce is Reduce.MEAN else elements.dtype
         weight = 0.0
         sum_: Weighed | None = None
         for rank in range(self._links.world):
@@ -224,7 +219,7 @@ class _Butterfly:
             if not share:
                 continue
             weight += share
-            if self._call.careful and self._scaling and not _within(values, share, self._harmless):
+            if self._exceed(values, share, rounded, among=self._links.world):
                 self._large.append(rank)
             if sum_ is None:
                 sum_ = values, share
@@ -237,19 +232,19 @@ class _Butterfly:
             elements.combine(reduce, summed, sum_)
         return weight
 
+    def _exceed(self, values: Array, share: float, dtype: np.dtype[Any], *, among: int = 1) -> bool:
+        """Of a careful attempt: whether the sum of that many such values could be more than the type holds."""
+        if not (self._call.careful and self._scaling):
+            return False
+        return not self._elements.largest(values) * share <= MOST[dtype.name] / among
+
     def _contributions(self, owner: int) -> Iterator[Transfer]:
         first, weight = self._bounds[owner], self._call.weight
         for start, stop in self._segments(owner):
             head = self._exchange.head(Place(_REDUCE, 0, owner, start), weight)
             # What counts nothing is not looked at, nor sent: it may be anything.
             values = self._source[first + start : first + stop]
-            most = MOST.get(self._elements.total.name, math.inf)
-            if (
-                weight
-                and self._call.careful
-                and self._scaling
-                and not _within(values, weight, most)
-            ):
+            if weight and self._exceed(values, weight, self._elements.total):
                 raise NotFinite(f"not all of {values.size} values times {weight} are finite")
             yield head, self._carriage.pack(values) if weight else b""
 
@@ -278,7 +273,7 @@ class _Butterfly:
         self._elements.settle(self._call.reduce, summed, self.weight, part)
         self._refuse_unless_finite(start, part)
         if self._call.kind is not Kind.REDUCE_SCATTER:
-            self._publish(start, part)
+            self._publish(start, part, self._carriage.pack_finite(part))
             return
         self._hashers[self._me].update(as_bytes(part))
 
@@ -303,11 +298,10 @@ class _Butterfly:
         for start, stop in self._segments(self._me):
             part = self._out[first + start : first + stop]
             np.copyto(part, self._source[start:stop])
-            self._publish(start, part)
+            self._publish(start, part, self._carriage.pack(part))
 
-    def _publish(self, start: int, part: Array) -> None:
+    def _publish(self, start: int, part: Array, payload: memoryview) -> None:
         """Send a segment of the own part to everybody, and take what the others will decode for oneself."""
-        payload = self._carriage.pack(part)
         self._hashers[self._me].update(payload)
         told = b""
         if self._owners_word and start + part.size == self._size(self._me):
@@ -363,7 +357,3 @@ class _Butterfly:
         if len(digest) != DIGEST_BYTES:
             raise CollectiveAborted(f"{self._links.names[rank].short} sent no digest")
         self._digests[rank] = digest
-
-
-def _within(values: Array, share: float, most: float) -> bool:
-    return float(np.abs(values).max(initial=0)) * share <= most

@@ -85,23 +85,27 @@ class Carriage:
         Raises:
             NotFinite: a value cannot be carried.
         """
+        if self.exact and self._looks and not self._elements.finite(values):
+            raise NotFinite(f"not all of {values.size} values are finite")
+        return self.pack_finite(values)
+
+    def pack_finite(self, values: Array) -> memoryview:
+        """As `pack`, of values that the caller has looked at."""
         if self._format is None:
-            if self._looks and not self._elements.finite(values):
-                raise NotFinite(f"not all of {values.size} values are finite")
             return as_bytes(values)
         data = np.empty(self._format.encoded_bytes(values.size), np.uint8)
         return data[: self._format.encode_into(values, data)].data
 
-    def _room(self, use: str, size: int, dtype: np.dtype[Any]) -> Array:
-        return self._workspace.array(use, size, dtype)
+    def _two(self, use: str, size: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+        array = self._workspace.array
+        return array(use, size, dtype), array(f"{use}, the other", size, dtype)
 
     # What arrives to be added
 
     def buffer(self, size: int) -> memoryview:
         """Where a payload of `size` bytes, at most the largest of a segment, is to be received."""
         if not self._wires[0].size:
-            room = self.largest(self._most)
-            self._wires = (self._room("wire", room, _BYTES), self._room("wire 2", room, _BYTES))
+            self._wires = self._two("wire", self.largest(self._most), _BYTES)
         self._wires = self._wires[::-1]
         return as_bytes(self._wires[0][:size])
 
@@ -117,9 +121,7 @@ class Carriage:
             self._check(values, count, sender)
             return values
         if not self._opened[0].size:
-            total = self._elements.total
-            most = self._most
-            self._opened = (self._room("opened", most, total), self._room("opened 2", most, total))
+            self._opened = self._two("opened", self._most, self._elements.total)
         self._opened = self._opened[::-1]
         opened = self._opened[0][:count]
         self._format.decode_untrusted_into(data, opened, sender=sender)
