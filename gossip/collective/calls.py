@@ -406,13 +406,13 @@ class Calls:
         return error if isinstance(error, InvalidOperation) else None
 
     def tell_what_moves(self, now: float) -> None:
-        """Before the machine gives up what takes long: in which lanes values still come."""
+        """Before the machine announces or gives up what takes long: in which lanes values came lately, and when."""
         for lane, running in enumerate(self._running):
             if running is None or running.operation.state is not OperationState.RUNNING:
                 continue
             links = self._mesh.lane(running.operation.epoch, lane)
             if links is not None and links.received_at > now - MOVING_S:
-                self._machine.moves(lane, now)
+                self._machine.moves(lane, links.received_at)
 
     # ---- what the machine has decided ----------------------------------------------------------
 

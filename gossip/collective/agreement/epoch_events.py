@@ -31,8 +31,10 @@ class EpochSettings:
     """A connected member that has not begun an operation for so long is left out until it has said
     that it is not ready and then that it is. Longer than a daemon waits for its own trainer."""
     announce_s: float = 0.01
-    """An operation that has not ended by then is announced to the members that may be missing; most
-    small ones have, and save a message to everybody."""
+    """An operation that has not ended by then, and in which no values have come for so long, is announced to the members that
+    may be missing: a message to everybody, which most operations save."""
+    announce_moving_s: float = 1.0
+    """By then it is announced in any case: who is slow with its values shall not be taken for one that has not begun."""
     collect_from: int = 4
     """Members from which on votes go to one of them, who sends all the certificate: 2 (N-1) messages instead of N (N-1)."""
     spread_s: float = 0.01

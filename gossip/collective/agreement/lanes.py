@@ -245,11 +245,17 @@ class Lanes:
             collector = self._collector(operation)
             self._standing.send_all((m for m in operation.epoch.members if m != collector), vote)
 
-    def moves(self, lane: int, now: float) -> None:
-        """Values of what runs there came in a moment ago: it is not given up for a while."""
+    def moves(self, lane: int, at: float) -> None:
+        """Values of what runs there came at that time: nobody seems to be missing, and it is not given up for a while."""
         running = self._lanes[lane].running
-        if running is not None:
-            running.straggler_due = max(running.straggler_due, now + MOVING_S)
+        if running is None:
+            return
+        running.straggler_due = max(running.straggler_due, at + MOVING_S)
+        if running.announce_due is not None and at > running.began:
+            # Looked at less and less often: the longer it has moved, the longer it may pause.
+            pause = max(self._settings.announce_s, (at - running.began) / 2)
+            latest = running.began + self._settings.announce_moving_s
+            running.announce_due = max(running.announce_due, min(at + pause, latest))
 
     def abort(self, reason: str, *, tell: bool, mismatched: Collection[int]) -> list[Operation]:
         """End everything that runs without a result; returns it. `mismatched` as in `Failed`."""
