@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossip.collective.agreement.certificate import GENESIS, Ballot, Epoch
+from gossip.collective.algorithms import butterfly
 from gossip.collective.call import Call, Kind, Reduce, chunk_bounds, result_length
 from gossip.collective.choice import CAN, Algorithm
 from gossip.collective.dataplane import execute
@@ -33,6 +34,7 @@ from tests.gossip.dataplane_kit import (
 )
 from tests.gossip.links import local_links, names, virtual
 from tests.gossip.test_formats import bound
+from transport.bulk import link
 from transport.simulated.link_model import LinkSettings
 from transport.simulated.memory import MemoryNetwork
 
@@ -217,13 +219,16 @@ def test_a_ring_in_any_order(order: tuple[int, ...]) -> None:
     assert_close(results[0][0], Reduce.SUM, sources, [1.0] * 4)
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("shared", "whole"), [(False, True), (True, True), (True, False)])
 @pytest.mark.parametrize("algorithm", REDUCERS)
 def test_within_one_machine_the_bits_are_the_same(
-    algorithm: Algorithm, shared: bool, monkeypatch: pytest.MonkeyPatch
+    algorithm: Algorithm, shared: bool, whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real sockets, many segments: there they follow each other in another order."""
+    """Real sockets, many segments: there they follow each other in another order, or pass in one transfer."""
     monkeypatch.setattr(carriage, "SEGMENT_VALUE_BYTES", 4 * carriage.ALIGN)
+    monkeypatch.setattr(link, "BULK_RECORD_BYTES", 4 * carriage.ALIGN)
+    if not whole:
+        monkeypatch.setattr(butterfly, "MAX_SHARED_BYTES", 0)
     sources = values(4, 4 * 256 * 5 + 3, TYPES["float32"], 9)
     call = all_reduce(algorithm, reduce=Reduce.MEAN)
     weights = (0.5, 2.0, 0.0, 1.5)

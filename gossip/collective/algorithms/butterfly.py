@@ -40,7 +40,7 @@ import trio
 from blake3 import blake3
 
 from gossip.collective.agreement.certificate import result_root
-from gossip.collective.call import REDUCING, Call, Kind, Reduce, chunk_bounds
+from gossip.collective.call import EXACT, REDUCING, Call, Kind, Reduce, chunk_bounds
 from gossip.collective.elements import MOST, Weighed, elements_of
 from gossip.collective.formats.wire_format import RefusedPayload
 from gossip.collective.links.buffers import as_bytes
@@ -49,6 +49,8 @@ from gossip.collective.links.exchange import Exchange, Links
 from gossip.collective.links.outbox import Transfer
 from gossip.collective.links.segment import DIGEST_BYTES, Place
 from gossip.errors import CollectiveAborted, NotFinite
+from transport.bulk.shared import MAX_SHARED_BYTES
+from transport.bulk.striped import AnyLink
 
 Array = npt.NDArray[Any]
 
@@ -119,6 +121,13 @@ class _Butterfly:
             cuts = chunk_bounds(source.size, len(owners))
             self._bounds = [cuts[bisect_left(owners, rank)] for rank in range(world + 1)]
         largest = max(self._size(rank) for rank in range(world))
+        # A segment has to be a record of a link then, which it is where values are added as what they are.
+        self._one_transfer = (
+            call.wire == EXACT
+            and not self._elements.narrow
+            and largest * source.itemsize <= MAX_SHARED_BYTES
+        )
+        self._shares = [0.0] * world  # weights of what is being added up
         self._owners_word = owners_word
         self._scaling = call.reduce in {Reduce.SUM, Reduce.MEAN} and self._elements.floating
         self._large: list[int] = []  # members by whose values a sum could become infinite
@@ -140,10 +149,21 @@ class _Butterfly:
 
     def _segments(self, part: int) -> list[tuple[int, int]]:
         """First and last value of each, counted from the start of the part."""
-        if part not in self._owners:
-            return []
-        length, step = self._size(part), self._carriage.per_segment
-        return [(start, min(start + step, length)) for start in range(0, max(length, 1), step)]
+        return self._cut(0, self._size(part)) if part in self._owners else []
+
+    def _cut(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """In what is worked on together."""
+        step = self._carriage.per_segment
+        return [(at, min(at + step, stop)) for at in range(start, max(stop, start + 1), step)]
+
+    def _whole(self, link: AnyLink) -> bool:
+        """A part passes in one transfer, taken in segments, as each has its price; where all of it has to be on its way first, a network would rest."""
+        return self._one_transfer and link.shares_memory
+
+    def _transfers(self, link: AnyLink, part: int) -> list[tuple[int, int]]:
+        """As `_segments`, what of a part passes at once."""
+        segments = self._segments(part)
+        return [(0, self._size(part))] if segments and self._whole(link) else segments
 
     @property
     def weight(self) -> float:
@@ -163,37 +183,37 @@ class _Butterfly:
         """Reduce the own part and take those of the others, segment by segment.
 
         Both ends of a link know what comes next on it without a word. Between machines that is all contributions,
-        then all results. Where memory is shared, so little is on its way that it stays in the processor's cache: c0, c1, r0,
+        then all results; so it is where memory is shared, if each part passes in one transfer. Of larger ones
+        so little is on its way there that it stays in the processor's cache: c0, c1, r0,
         c2, r1 and so on, for the contributions c to the receiver's part and the results r of the sender's.
         """
+        out, into = self._links.out, self._links.into
         own = self._segments(self._me)
-        theirs = {rank: self._segments(rank) for rank in self._others if rank in self._owners}
+        owners = [rank for rank in self._others if rank in self._owners]
+        theirs = {rank: self._transfers(into[rank], rank) for rank in owners}
         steps = max(len(own), *map(len, theirs.values()), 0)
         reducing = self._call.kind in REDUCING
         gathering = self._call.kind is not Kind.REDUCE_SCATTER
         paced = reducing and gathering
         contributions = {rank: self._contributions(rank) for rank in theirs if reducing}
         for rank, ready in contributions.items():
-            few = paced and self._links.out[rank].shares_memory
+            few = paced and self._few(out[rank])
             self._exchange.post(rank, itertools.islice(ready, 1 if few else None))
-        early = [rank for rank in theirs if paced and self._links.into[rank].shares_memory]
-        longest = own[0][1] if own and reducing else 0
-        total = self._links.workspace.array("total", longest, self._elements.total)
+        early = [rank for rank in theirs if paced and self._few(into[rank])]
         for number in range(steps + 1):
             for rank, ready in contributions.items():
                 self._exchange.post(rank, itertools.islice(ready, 1))
             if reducing and number < len(own):
-                start, stop = own[number]
-                weight = await self._add_up(start, stop, total[: stop - start])
-                if self._weight not in {None, weight}:
-                    raise CollectiveAborted("a member has one weight here and another there")
-                self._weight = weight
-                self._finish(start, stop, total[: stop - start])
+                await self._reduce(*own[number])
             await self._take_results(early, theirs, number - 1)
         late = [rank for rank in theirs if rank not in early and gathering]
         # Segment by segment from everybody: whoever is read last would else wait with a full link.
         for number in range(steps):
             await self._take_results(late, theirs, number)
+
+    def _few(self, link: AnyLink) -> bool:
+        """Little of what passes is to be on its way at once."""
+        return link.shares_memory and not self._one_transfer
 
     async def _take_results(
         self, ranks: list[int], segments: dict[int, list[tuple[int, int]]], number: int
@@ -204,6 +224,24 @@ class _Butterfly:
                 await self._take_result(rank, *segments[rank][number])
 
     # ---- towards the owners --------------------------------------------------------------------
+
+    async def _reduce(self, start: int, stop: int) -> None:
+        """Add a segment of the own part up, in its place, and send it, if it is to be sent."""
+        elements, scatter = self._elements, self._call.kind is Kind.REDUCE_SCATTER
+        first = 0 if scatter else self._bounds[self._me]
+        part = summed = self._out[first + start : first + stop]
+        if elements.narrow:
+            summed = self._links.workspace.array("total", stop - start, elements.total)
+        weight = await self._add_up(start, stop, summed)
+        if self._weight not in {None, weight}:
+            raise CollectiveAborted("a member has one weight here and another there")
+        self._weight = weight
+        elements.settle(self._call.reduce, summed, weight, part)
+        self._refuse_unless_finite(start, part)
+        if scatter:
+            self._hashers[self._me].update(as_bytes(part))
+        else:
+            self._publish(start, part, self._carriage.pack_finite(part))
 
     async def _add_up(self, start: int, stop: int, summed: Array) -> float:
         """Let `summed` be the sum of everybody's values of a segment of the own part; returns their weight."""
@@ -240,7 +278,7 @@ class _Butterfly:
 
     def _contributions(self, owner: int) -> Iterator[Transfer]:
         first, weight = self._bounds[owner], self._call.weight
-        for start, stop in self._segments(owner):
+        for start, stop in self._transfers(self._links.out[owner], owner):
             head = self._exchange.head(Place(_REDUCE, 0, owner, start), weight)
             # What counts nothing is not looked at, nor sent: it may be anything.
             values = self._source[first + start : first + stop]
@@ -249,33 +287,34 @@ class _Butterfly:
             yield head, self._carriage.pack(values) if weight else b""
 
     async def _take(self, rank: int, start: int, count: int) -> tuple[float, Array]:
-        """The next contribution of a member to the own part: its weight and values."""
+        """The next values of a member for the own part, and their weight."""
+        whole = self._whole(self._links.into[rank])
+        size = self._carriage.largest(count)
+        if not whole:
+            size = await self._take_head(rank, start, count)
+        elif not start:
+            await self._take_head(rank, start, self._size(self._me))
+        weight = self._shares[rank]
+        if not weight:
+            return weight, self._source[:0]
+        await self._exchange.receive_data(rank, self._carriage.buffer(size))
+        return weight, self._carriage.open(size, count, self._links.names[rank])
+
+    async def _take_head(self, rank: int, start: int, count: int) -> int:
+        """Of the next contribution to the own part, which is of that many values; returns its bytes."""
         place = Place(_REDUCE, 0, self._me, start)
         weight, _, size = await self._exchange.receive_head(rank, place)
         if weight not in {0.0, 1.0} and not self._scaling:
             raise RefusedPayload(self._links.names[rank], f"{weight} times values that have none")
         self._refuse_size(rank, size, self._carriage.largest(count) if weight else 0)
-        if not weight:
-            return weight, self._source[:0]
-        await self._exchange.receive_data(rank, self._carriage.buffer(size))
-        return weight, self._carriage.open(size, count, self._links.names[rank])
+        self._shares[rank] = weight
+        return size
 
     def _refuse_size(self, rank: int, size: int, most: int) -> None:
         if size > most or (self._carriage.exact and size != most):
             raise RefusedPayload(self._links.names[rank], f"{size} bytes instead of {most}")
 
     # ---- and back --------------------------------------------------------------------------------
-
-    def _finish(self, start: int, stop: int, summed: Array) -> None:
-        """A segment of the own part is added up: put it in its place and send it, if it is to be sent."""
-        first = 0 if self._call.kind is Kind.REDUCE_SCATTER else self._bounds[self._me]
-        part = self._out[first + start : first + stop]
-        self._elements.settle(self._call.reduce, summed, self.weight, part)
-        self._refuse_unless_finite(start, part)
-        if self._call.kind is not Kind.REDUCE_SCATTER:
-            self._publish(start, part, self._carriage.pack_finite(part))
-            return
-        self._hashers[self._me].update(as_bytes(part))
 
     def _refuse_unless_finite(self, start: int, sums: Array) -> None:
         """Of sums that are not: say because of whom; a first attempt leaves that to the next one."""
@@ -303,12 +342,18 @@ class _Butterfly:
     def _publish(self, start: int, part: Array, payload: memoryview) -> None:
         """Send a segment of the own part to everybody, and take what the others will decode for oneself."""
         self._hashers[self._me].update(payload)
-        told = b""
-        if self._owners_word and start + part.size == self._size(self._me):
+        told, last = b"", start + part.size == self._size(self._me)
+        if self._owners_word and last:
             told = self._digests[self._me] = self._hashers[self._me].digest()
-        head = self._exchange.head(Place(_GATHER, 0, self._me, start), self.weight, told)
+        all_of_it = as_bytes(self._out[self._bounds[self._me] : self._bounds[self._me + 1]])
         for rank in self._others:
-            self._exchange.post(rank, iter([(head, payload)]))
+            at, values = start, payload
+            if self._whole(self._links.out[rank]):
+                if not last:
+                    continue
+                at, values = 0, all_of_it
+            head = self._exchange.head(Place(_GATHER, 0, self._me, at), self.weight, told)
+            self._exchange.post(rank, iter([(head, values)]))
         if not self._carriage.exact:
             self._carriage.buffer(len(payload))[:] = payload
             self._carriage.accept(part, len(payload), self._links.names[self._me])
@@ -320,13 +365,15 @@ class _Butterfly:
         if self._owners_word and stop == self._size(rank):
             self._take_word(rank, told)
         self._refuse_size(rank, size, self._carriage.largest(stop - start))
-        first = self._bounds[rank]
-        part = self._out[first + start : first + stop]
-        memory = self._carriage.place(part, size)
-        await self._exchange.receive_data(rank, memory)
-        if not self._owners_word:
-            self._hashers[rank].update(memory)
-        self._carriage.accept(part, size, self._links.names[rank])
+        segments = self._cut(start, stop)
+        for at, end in segments:
+            part = self._out[self._bounds[rank] + at : self._bounds[rank] + end]
+            taken = size if len(segments) == 1 else part.nbytes
+            memory = self._carriage.place(part, taken)
+            await self._exchange.receive_data(rank, memory)
+            if not self._owners_word:
+                self._hashers[rank].update(memory)
+            self._carriage.accept(part, taken, self._links.names[rank])
 
     def _agree_on(self, weight: float, rank: int) -> None:
         if self._weight is None:

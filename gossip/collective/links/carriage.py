@@ -20,13 +20,14 @@ from gossip.collective.formats.registry import format_named
 from gossip.collective.formats.wire_format import RefusedPayload, WireFormat
 from gossip.collective.links.buffers import Workspace, as_bytes
 from gossip.errors import InvalidOperation, NotFinite
+from transport.bulk.link import BULK_RECORD_BYTES
 from transport.identity import NodeId
 
 Array = npt.NDArray[Any]
 
 _BYTES: Final = np.dtype(np.uint8)
-SEGMENT_VALUE_BYTES: Final = 1 << 19
-"""Of values, as they are added, that travel and are worked on together: source, target and wire buffers stay in a core's cache."""
+SEGMENT_VALUE_BYTES: Final = BULK_RECORD_BYTES
+"""Of values, as they are added, that are worked on together: source, target and wire buffers stay in a core's cache."""
 ALIGN: Final = 256
 """Parts of a vector begin at a wire format's block, so that a block is of one part."""
 

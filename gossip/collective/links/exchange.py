@@ -17,7 +17,6 @@ from gossip.collective.links.buffers import Workspace
 from gossip.collective.links.outbox import Outbox, Transfer
 from gossip.collective.links.segment import Place, read_head, write_head
 from gossip.errors import CollectiveAborted
-from transport.bulk.link import MAX_PAYLOAD_BYTES
 from transport.bulk.striped import AnyLink
 from transport.identity import NodeId
 
@@ -99,12 +98,12 @@ class Exchange:
         link = self.links.into[rank]
         if rank in self._begun:
             with trio.move_on_after(STALL_S) as patience:
-                header, size = await link.receive_head(MAX_PAYLOAD_BYTES)
+                header, size = await link.receive_head()
             if patience.cancelled_caught:
                 name = self.links.names[rank].short
                 raise CollectiveAborted(f"no data from {name} for {STALL_S:.0f} s")
         else:
-            header, size = await link.receive_head(MAX_PAYLOAD_BYTES)
+            header, size = await link.receive_head()
             self._begun.add(rank)
         found, weight, digest = read_head(self.call.sequence, self.call.descriptor, header)
         if found != place._replace(phase=place.phase + self._stage):
