@@ -199,6 +199,33 @@ def _largest_send_buffer() -> int:
         return 0
 
 
+class _Stretch:
+    """Calls of one direction since its task last let others run.
+
+    The clock is asked from the second one on: most streams wait for each thing they read, and asking costs as much as a short call.
+    """
+
+    __slots__ = ("_calls", "_since")
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._since = 0.0
+
+    def rested(self) -> None:
+        """Others have run."""
+        self._calls = 0
+
+    def hogs(self) -> bool:
+        """Count a call; whether it is time to let others run."""
+        self._calls += 1
+        if self._calls == 1:
+            return False
+        now = trio.current_time()
+        if self._calls == 2:
+            self._since = now
+        return self._calls >= YIELD_AFTER_CALLS or now - self._since > YIELD_AFTER_S
+
+
 class TcpStream(RawStream):
     """A connected socket; also used on Unix stream sockets (socketpair) by tests."""
 
@@ -209,8 +236,7 @@ class TcpStream(RawStream):
         self.remote = remote
         _spare_pacing(sock, local, remote)
         self._sending = self._receiving = False
-        self._send_since = self._receive_since = trio.current_time()
-        self._send_calls = self._receive_calls = 0
+        self._sent, self._received = _Stretch(), _Stretch()
         self._bulk = False
         self._paced_at = 0.0  # bytes per second; 0.0 on short paths
         self._least_rtt_us = UNKNOWN_RTT_US
@@ -235,18 +261,14 @@ class TcpStream(RawStream):
                         done += sock.send(view[done : done + SEND_SLICE_BYTES])
                     except BlockingIOError:
                         await trio.lowlevel.wait_writable(sock)
-                        self._send_since, self._send_calls = trio.current_time(), 0
+                        self._sent.rested()
                         if self._sock is None:
                             raise trio.ClosedResourceError from None
                         continue
-                    self._send_calls += 1
-                    if (
-                        self._send_calls >= YIELD_AFTER_CALLS
-                        or trio.current_time() - self._send_since > YIELD_AFTER_S
-                    ):
+                    if self._sent.hogs():
                         # Shielded: the bytes are gone, a cancellation must not deny it.
                         await trio.lowlevel.cancel_shielded_checkpoint()
-                        self._send_since, self._send_calls = trio.current_time(), 0
+                        self._sent.rested()
                         if self._sock is None:
                             raise trio.ClosedResourceError
         except OSError as error:
@@ -289,17 +311,13 @@ class TcpStream(RawStream):
                     count = sock.recv_into(buffer)
                 except BlockingIOError:
                     await trio.lowlevel.wait_readable(sock)
-                    self._receive_since, self._receive_calls = trio.current_time(), 0
+                    self._received.rested()
                     if self._sock is None:
                         raise trio.ClosedResourceError from None
                     continue
-                self._receive_calls += 1
-                if (
-                    self._receive_calls >= YIELD_AFTER_CALLS
-                    or trio.current_time() - self._receive_since > YIELD_AFTER_S
-                ):
+                if self._received.hogs():
                     await trio.lowlevel.cancel_shielded_checkpoint()
-                    self._receive_since, self._receive_calls = trio.current_time(), 0
+                    self._received.rested()
                 return count
         except OSError as error:
             raise trio.BrokenResourceError(_reason(error)) from error

@@ -306,11 +306,12 @@ class Calls:
         if settled is not None:
             return settled
         self._check_root(job.call)
-        operation = self._machine.begin(job.call.descriptor, trio.current_time(), lane)
-        running = _Running(operation, job.out, trio.current_time(), trio.CancelScope())
+        now = trio.current_time()
+        operation = self._machine.begin(job.call.descriptor, now, lane)
+        running = _Running(operation, job.out, now, trio.CancelScope())
         self._running[lane] = running
         if job.sole:
-            self._machine.wait_for(lane, self._queued(), trio.current_time())
+            self._machine.wait_for(lane, self._queued(), now)
         self._flush()
         fatal: GossipError | None = None
         try:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import attrs
+import numpy as np
 import trio
 
 from gossip.collective.agreement.certificate import result_root
@@ -68,7 +69,8 @@ async def execute(lane: Lane, call: Call, source: Array, out: Array) -> Outcome:
     hub = _hub(lane.epoch.members, call)
     try:
         links = await _links(lane, call, algorithm, hub)
-        root, weight = await _RUNNERS[algorithm](links, call, source, out)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is looked for
+            root, weight = await _RUNNERS[algorithm](links, call, source, out)
     except ExceptionGroup as group:  # one with a cancellation in it is left to who has cancelled
         raise first_error(group) from None
     return Outcome(root, weight, length, algorithm)

@@ -10,7 +10,8 @@ int8, int32, int64           themselves   modulo 2^bits, so that no order of add
 ============================ ============ ==========================================================
 
 Values that are not finite are refused, because one NaN in a mean is a NaN in every member's model; so is a sum that has
-become infinite. Where they are looked for is the algorithm's affair.
+become infinite. Where they are looked for is the algorithm's affair. Numpy's warnings of them are of no use then, and
+silenced once for an operation (`gossip.collective.dataplane.execute`), as that takes longer than adding a small vector.
 """
 
 from __future__ import annotations
@@ -87,8 +88,7 @@ class Elements:
             if whole:
                 # A sum of squares is finite only if all values are; BLAS reads them once and allocates nothing.
                 pieces = values[:whole].reshape(-1, _PIECE)
-                with np.errstate(over="ignore", invalid="ignore"):
-                    squares = np.vecdot(pieces, pieces)
+                squares = np.vecdot(pieces, pieces)
                 if not (np.isfinite(squares).all() or np.isfinite(values[:whole]).all()):
                     return False
             return bool(np.isfinite(values[whole:]).all())
@@ -97,23 +97,21 @@ class Elements:
 
     def largest(self, values: Array) -> float:
         """The largest magnitude among floating-point values of this type or of `total`; NaN if one of them is."""
-        with np.errstate(invalid="ignore"):
-            return float(np.abs(values).max(initial=0))
+        return float(np.abs(values).max(initial=0))
 
     def combine(
         self, reduce: Reduce, total: Array, first: Weighed, second: Weighed | None = None
     ) -> None:
         """Let `total` be `first` and `second`; either may be what is in `total` already, with a weight of 1."""
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is looked for
-            one = self._weighed(reduce, first, total.dtype)
-            if second is None:
-                np.copyto(total, one)
-                return
-            two = self._weighed(reduce, second, total.dtype)
-            if self.narrow:
-                COMBINE[reduce](one, two, out=total, dtype=total.dtype)
-            else:  # the same, but naming a type takes a way that is a third slower
-                COMBINE[reduce](one, two, out=total)
+        one = self._weighed(reduce, first, total.dtype)
+        if second is None:
+            np.copyto(total, one)
+            return
+        two = self._weighed(reduce, second, total.dtype)
+        if self.narrow:
+            COMBINE[reduce](one, two, out=total, dtype=total.dtype)
+        else:  # the same, but naming a type takes a way that is a third slower
+            COMBINE[reduce](one, two, out=total)
 
     @staticmethod
     def _weighed(reduce: Reduce, part: Weighed, dtype: np.dtype[Any]) -> Array:
@@ -125,11 +123,10 @@ class Elements:
 
     def settle(self, reduce: Reduce, total: Array, weight: float, out: Array) -> None:
         """The end of a reduction: divide for a mean, and round into `out`, which may be `total`."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            if reduce is Reduce.MEAN and weight > 0:
-                np.divide(total, weight, out=total)
-            if out is not total:
-                np.copyto(out, total, casting="same_kind")
+        if reduce is Reduce.MEAN and weight > 0:
+            np.divide(total, weight, out=total)
+        if out is not total:
+            np.copyto(out, total, casting="same_kind")
 
 
 @lru_cache(maxsize=64)

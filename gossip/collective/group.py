@@ -99,7 +99,7 @@ class Group:
         self._remembered: tuple[object, ...] | None = None
         self._alarm = trio.CancelScope()  # around the timer's sleep
         self._beat_due = -math.inf
-        self._changed = trio.Event()
+        self._changed: trio.Event | None = None  # of whoever waits for a change
         self._behind: tuple[Epoch, tuple[NodeId, ...]] | None = None
         self._mesh = Mesh(endpoint, nursery, on_change=self._notify, on_failure=self._break_epoch)
         self._talk = Talk(
@@ -116,7 +116,7 @@ class Group:
             self._mesh,
             flush=self._flush,
             notify=self._notify,
-            changed=lambda: self._changed,
+            changed=self._next_change,
             behind=self._is_behind,
         )
 
@@ -150,7 +150,7 @@ class Group:
             behind = self._is_behind()
             if behind is not None:
                 raise behind
-            await self._changed.wait()
+            await self._next_change().wait()
 
     def rearrange(self) -> None:
         """Form a new epoch of the same members when that makes operations faster, unless one is under way."""
@@ -163,7 +163,7 @@ class Group:
 
     async def wait_changed(self) -> None:
         """Wait until anything has happened: an epoch has come or gone, an operation has ended."""
-        await self._changed.wait()
+        await self._next_change().wait()
 
     async def leave(self) -> None:
         """Tell the members that this node leaves in good order, and wait until it is written.
@@ -388,14 +388,22 @@ class Group:
 
     def _remember_epoch(self) -> None:
         """Before the first vote in an epoch leaves this node, it is where a restart finds it."""
-        memory = self.machine.memory
-        if memory is not None and memory.lasting != self._remembered:
-            self._remembered = memory.lasting
+        lasting = self.machine.lasting
+        if lasting == self._remembered:
+            return
+        self._remembered, memory = lasting, self.machine.memory
+        if memory is not None:
             self._remember(pack(memory))
 
     def _notify(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.set()
+
+    def _next_change(self) -> trio.Event:
+        if self._changed is None:
+            self._changed = trio.Event()
+        return self._changed
 
     def _entered(self, epoch: Epoch, behind: bool, holders: tuple[NodeId, ...]) -> None:
         names = ", ".join(member.short for member in epoch.members)
@@ -431,9 +439,10 @@ class Group:
         self._flush()
 
     def _receive(self, node: NodeId, message: AnyMessage) -> None:
+        now = trio.current_time()
         if isinstance(message, Begin | Vote) and message.lane == ROUND_LANE:
-            self.rhythm.began(message.sequence, node, trio.current_time())
-        self.machine.receive(node, message, trio.current_time())
+            self.rhythm.began(message.sequence, node, now)
+        self.machine.receive(node, message, now)
         self._flush()
 
     # ---- life --------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ class Node:
         self.machine = self._new_machine()
 
     def _new_machine(self) -> EpochMachine:
+        self.remembered: tuple[object, ...] | None = None
         return EpochMachine(
             RUN,
             self.identity,
@@ -101,9 +102,9 @@ class Node:
 
     def remember(self) -> None:
         """Before anything is sent; what is known of operations goes to the disk with a checkpoint."""
-        new, old = self.machine.memory, self.disk.memory
-        if new is not None and (old is None or new.lasting != old.lasting):
-            self.disk.memory = new
+        if self.machine.lasting != self.remembered:
+            self.remembered = self.machine.lasting
+            self.disk.memory = self.machine.memory or self.disk.memory
 
     def save(self) -> None:
         """A checkpoint."""

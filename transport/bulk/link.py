@@ -108,7 +108,7 @@ class BulkLink:
         self._target = _NOWHERE  # of the transfer being received
         self._due = 0  # bytes of it that are still to be received
         self.received_at = -math.inf
-        """Trio time of the last payload that came."""
+        """Trio time at which the last payload had come."""
         self._measured: tuple[float, int] = (0.0, 0)  # up to the last `take_measure`
         self._lane_out: shared.Outgoing | None = None
         self._lane_in: shared.Incoming | None = None
@@ -432,7 +432,8 @@ class BulkLink:
                     await self._fill(whole, whole + HEADER_BYTES)
                 done += self._open_record(length, self._target[done:])
             self._due -= size
-            self.received_at = trio.current_time()
+            if not self._due:
+                self.received_at = trio.current_time()
         except BaseException as error:
             failure = self._ended_by(error)
             if failure is None:

@@ -158,6 +158,11 @@ class EpochMachine:
         return self._standing.memory()
 
     @property
+    def lasting(self) -> tuple[object, ...]:
+        """Differs when `memory` has to be stored again."""
+        return self._standing.lasting
+
+    @property
     def busy(self) -> bool:
         """True from the first member's start of an operation until the new position is known."""
         return self._settling or self._lanes.pending

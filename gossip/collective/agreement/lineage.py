@@ -297,8 +297,3 @@ class Memory(msgspec.Struct, frozen=True):
     doubts: Annotated[tuple[Doubt, ...], msgspec.Meta(max_length=MAX_DOUBTS)] = ()
     left: bool = False
     """It left in good order: the others may have gone on without counting it, so it cannot count itself."""
-
-    @property
-    def lasting(self) -> tuple[object, ...]:
-        """What is to be stored at once when it changes; the certificate can wait for the next checkpoint."""
-        return (self.links, self.doubts, self.left)

@@ -129,6 +129,11 @@ class Standing:
         self.doubts = tuple(doubt for doubt in self.doubts if doubt.ballot > epoch.ballot)
         self.left.pop(self.me, None)
 
+    @property
+    def lasting(self) -> tuple[object, ...]:
+        """Of `memory`, what is to be stored at once when it changes; the certificate can wait for the next checkpoint."""
+        return self.links, self.doubts, self.leaving or self.me in self.left
+
     def memory(self) -> Memory | None:
         """What has to survive a restart; None: this node is in no epoch's debt."""
         if not self.links and not self.doubts:

@@ -175,10 +175,9 @@ async def ring_all_reduce(
         )
     if place.world == 1:
         return _alone(reduction, source, out)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is looked for
-        async with trio.open_nursery() as nursery:
-            run = _Run(place, reduction, source, out, nursery)
-            await run.receive()
+    async with trio.open_nursery() as nursery:
+        run = _Run(place, reduction, source, out, nursery)
+        await run.receive()
     return RingResult(_root(run.digests, run.total_weight), run.total_weight)
 
 
@@ -195,8 +194,7 @@ def _alone(reduction: Reduction, source: Array, out: Array) -> RingResult:
     elif reduction.reduce is not Reduce.SUM or weight == 1.0:
         np.copyto(out, source)
     else:
-        with np.errstate(over="ignore"):
-            np.multiply(source, weight, out=out)
+        np.multiply(source, weight, out=out)
         if not elements_of(out.dtype).finite(out):
             raise NotFinite(f"not all of {out.size} values times {weight} are finite")
     return RingResult(_root([blake3(as_bytes(out)).digest()], weight), weight)
