@@ -119,8 +119,10 @@ async def local_ring(
 
 
 @asynccontextmanager
-async def local_links(world: int, *, shared: bool) -> AsyncIterator[list[Links]]:
-    """Links from everybody to everybody over real sockets, with shared memory or without."""
+async def local_links(
+    world: int, *, shared: Callable[[int, int], bool]
+) -> AsyncIterator[list[Links]]:
+    """Links from everybody to everybody over real sockets, from one to another with shared memory or without."""
     here = Address("127.0.0.1", 1)
     out: list[dict[int, BulkLink]] = [{} for _ in range(world)]
     into: list[dict[int, BulkLink]] = [{} for _ in range(world)]
@@ -129,7 +131,7 @@ async def local_links(world: int, *, shared: bool) -> AsyncIterator[list[Links]]
         for sock, role in zip(socket.socketpair(), ("initiator", "responder"), strict=True):
             sock.setblocking(False)
             ends.append(BulkLink(TcpStream(sock, here, here), result(str(index), role), ignore))
-        if shared:
+        if shared(one, other):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(ends[1].accept_memory)
                 assert await ends[0].offer_memory()

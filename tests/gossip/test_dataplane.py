@@ -7,24 +7,18 @@ import itertools
 import attrs
 import numpy as np
 import pytest
-import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip.collective.agreement.certificate import GENESIS, Ballot, Epoch
-from gossip.collective.algorithms import butterfly
 from gossip.collective.call import Call, Kind, Reduce, chunk_bounds, result_length
 from gossip.collective.choice import CAN, Algorithm
 from gossip.collective.dataplane import execute
 from gossip.collective.elements import INTEGERS
 from gossip.collective.formats.registry import FORMATS
-from gossip.collective.links import carriage
 from tests.gossip.dataplane_kit import (
     REDUCERS,
     SLOW,
     TYPES,
-    OpenLane,
-    all_reduce,
     assert_close,
     lanes,
     reference,
@@ -32,9 +26,8 @@ from tests.gossip.dataplane_kit import (
     run_all,
     values,
 )
-from tests.gossip.links import local_links, names, virtual
+from tests.gossip.links import names, virtual
 from tests.gossip.test_formats import bound
-from transport.bulk import link
 from transport.simulated.link_model import LinkSettings
 from transport.simulated.memory import MemoryNetwork
 
@@ -217,39 +210,6 @@ def test_a_ring_in_any_order(order: tuple[int, ...]) -> None:
     results = run(Call(algorithm=Algorithm.RING, order=order), sources)
     assert len({out.tobytes() for out, _ in results}) == 1
     assert_close(results[0][0], Reduce.SUM, sources, [1.0] * 4)
-
-
-@pytest.mark.parametrize(("shared", "whole"), [(False, True), (True, True), (True, False)])
-@pytest.mark.parametrize("algorithm", REDUCERS)
-def test_within_one_machine_the_bits_are_the_same(
-    algorithm: Algorithm, shared: bool, whole: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Real sockets, many segments: there they follow each other in another order, or pass in one transfer."""
-    monkeypatch.setattr(carriage, "SEGMENT_VALUE_BYTES", 4 * carriage.ALIGN)
-    monkeypatch.setattr(link, "BULK_RECORD_BYTES", 4 * carriage.ALIGN)
-    if not whole:
-        monkeypatch.setattr(butterfly, "MAX_SHARED_BYTES", 0)
-    sources = values(4, 4 * 256 * 5 + 3, TYPES["float32"], 9)
-    call = all_reduce(algorithm, reduce=Reduce.MEAN)
-    weights = (0.5, 2.0, 0.0, 1.5)
-    apart = run(call, sources, list(weights))
-    calls = [
-        attrs.evolve(call, weight=weight).bind(b"t", source)
-        for weight, source in zip(weights, sources, strict=True)
-    ]
-
-    async def together():
-        with trio.fail_after(30):
-            async with local_links(4, shared=shared) as links:
-                epoch = Epoch(bytes(32), Ballot(1, 0, bytes(32)), names(4), GENESIS, 0, bytes(32))
-                places = [
-                    OpenLane(epoch, one.rank, 4, dict(one.out), dict(one.into)) for one in links
-                ]
-                return await run_all(places, calls, sources)
-
-    results = trio.run(together)
-    assert {out.tobytes() for out, _ in results} == {apart[0][0].tobytes()}
-    assert {outcome.root for _, outcome in results} == {apart[0][1].root}
 
 
 @pytest.mark.skipif(not SLOW, reason="the whole grid takes minutes: NODED_SLOW=1")

@@ -12,7 +12,7 @@ Wire, inside the records of `transport.secure.record`::
 
     REKEY       before a head, when the sender's key is an hour old
     BULK_HEAD   uint32 payload length, then the caller's header (<= 128 bytes)
-    BULK_DATA   payload, in records of at most 512 KiB, in order
+    BULK_DATA   payload, in records of at most 512 KiB (shared memory: 1 MiB), in order
     CLOSE       the sender ends the link on purpose
 
 Invariants: one sender task and one receiver task per link at a time; a cancelled or failed
@@ -44,7 +44,9 @@ MAX_HEADER_BYTES = 128
 MAX_PAYLOAD_BYTES = 1 << 20
 """One transfer over a connection: large enough to hide per-call costs, small enough to stay in the cache. Through shared memory: `largest`."""
 BULK_RECORD_BYTES = 2 * RECORD_BYTES
-"""Largest record that carries payload."""
+"""Largest record that carries payload over a connection."""
+SHARED_RECORD_BYTES = 2 * BULK_RECORD_BYTES
+"""The same through shared memory, which needs no buffer for it: what it costs beside its bytes counts more than the caches do."""
 
 _LENGTH = struct.Struct(">I")
 _HEAD_BYTES = _LENGTH.size + MAX_HEADER_BYTES
@@ -153,7 +155,7 @@ class BulkLink:
             await self._wait_free(self._lane_out)
         view = _flat(payload)
         self._begin(header, len(view))
-        self.put(view)
+        self._put_all(view)
         await self._write(self._complete())
 
     def try_send(self, header: bytes, payload: Buffer) -> bool:
@@ -170,7 +172,7 @@ class BulkLink:
         view = _flat(payload)
         if not self.try_begin(header, len(view)):
             return False
-        self.put(view)
+        self._put_all(view)
         self.end()
         return True
 
@@ -187,7 +189,7 @@ class BulkLink:
     def put(self, part: Buffer) -> None:
         """Seal the next bytes of the transfer that was begun; the receiver may take parts that end where these do.
 
-        There is room for a few small parts; those of a large transfer are of `BULK_RECORD_BYTES`.
+        There is room for a few small parts; those of a large transfer are of `BULK_RECORD_BYTES` or more.
 
         Raises:
             UsageError: they are more than was announced.
@@ -196,10 +198,16 @@ class BulkLink:
         if self._promised is None or len(view) > self._promised:
             raise UsageError(f"{len(view)} bytes are more than is left of the transfer")
         self._promised -= len(view)
+        most = BULK_RECORD_BYTES if self._lane_out is None else SHARED_RECORD_BYTES
         seal, out, end = self._sealer.seal_into, self._out, self._sealed
-        for start in range(0, len(view), BULK_RECORD_BYTES):
-            end += seal(_BULK_DATA, view[start : start + BULK_RECORD_BYTES], out[end:])
+        for start in range(0, len(view), most):
+            end += seal(_BULK_DATA, view[start : start + most], out[end:])
         self._sealed = end
+
+    def _put_all(self, payload: memoryview) -> None:
+        """In parts that any receiver can take."""
+        for start in range(0, len(payload), BULK_RECORD_BYTES):
+            self.put(payload[start : start + BULK_RECORD_BYTES])
 
     def end(self) -> None:
         """Send the transfer whose parts are all put.
@@ -416,9 +424,10 @@ class BulkLink:
         self._check_open()
         self._target = target
         done = 0
+        limit = BULK_RECORD_BYTES if self._lane_in is None else SHARED_RECORD_BYTES
         try:
             while done < size:
-                most = min(BULK_RECORD_BYTES, size - done)
+                most = min(limit, size - done)
                 if self._end - self._start < HEADER_BYTES:
                     await self._fill(HEADER_BYTES, most + OVERHEAD_BYTES + HEADER_BYTES)
                 start = self._start
