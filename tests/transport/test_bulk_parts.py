@@ -9,8 +9,9 @@ import pytest
 import trio
 
 from tests.transport.test_bulk_shared import pair, share, take
-from transport.bulk.link import BULK_RECORD_BYTES, MAX_PAYLOAD_BYTES
+from transport.bulk.link import MAX_PAYLOAD_BYTES
 from transport.errors import UsageError
+from transport.secure.record import BULK_RECORD_BYTES
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux only")
 

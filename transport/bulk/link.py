@@ -34,19 +34,16 @@ from transport.errors import AuthenticationFailed, RecordError, TransportError, 
 from transport.network import Buffer, PathState, RawStream
 from transport.secure.handshake import HandshakeResult
 from transport.secure.record import (
+    BULK_RECORD_BYTES,
     HEADER_BYTES,
     OVERHEAD_BYTES,
-    RECORD_BYTES,
+    SHARED_RECORD_BYTES,
     RecordKind,
 )
 
 MAX_HEADER_BYTES = 128
 MAX_PAYLOAD_BYTES = 1 << 20
 """One transfer over a connection: large enough to hide per-call costs, small enough to stay in the cache. Through shared memory: `largest`."""
-BULK_RECORD_BYTES = 2 * RECORD_BYTES
-"""Largest record that carries payload over a connection."""
-SHARED_RECORD_BYTES = 2 * BULK_RECORD_BYTES
-"""The same through shared memory, which needs no buffer for it: what it costs beside its bytes counts more than the caches do."""
 
 _LENGTH = struct.Struct(">I")
 _HEAD_BYTES = _LENGTH.size + MAX_HEADER_BYTES

@@ -44,6 +44,10 @@ TAG_BYTES = 16
 OVERHEAD_BYTES = HEADER_BYTES + TAG_BYTES
 RECORD_BYTES = 262144
 """Usual payload: where AES-GCM and the socket calls are both near their best (16 KiB costs half the speed)."""
+BULK_RECORD_BYTES = 2 * RECORD_BYTES
+"""Largest one of a bulk link over a connection."""
+SHARED_RECORD_BYTES = 2 * BULK_RECORD_BYTES
+"""The same through shared memory, which needs no buffer for it: what it costs beside its bytes counts more than the caches do."""
 MAX_RECORD_BYTES = 1048576
 """Largest payload accepted; bounds what a peer makes us buffer before a tag is checked."""
 REKEY_BYTES = 2**36

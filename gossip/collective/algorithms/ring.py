@@ -55,10 +55,10 @@ from gossip.collective.formats.wire_format import RefusedPayload
 from gossip.collective.links.buffers import as_bytes
 from gossip.collective.links.segment import DIGEST_BYTES, Place, read_head, write_head
 from gossip.errors import CollectiveAborted, DescriptorMismatch, InvalidOperation, NotFinite
-from transport.bulk.link import BULK_RECORD_BYTES, SHARED_RECORD_BYTES
 from transport.bulk.shared import MAX_SHARED_BYTES
 from transport.bulk.striped import AnyLink
 from transport.identity import NodeId
+from transport.secure.record import BULK_RECORD_BYTES, SHARED_RECORD_BYTES
 
 PIECE_BYTES: Final = BULK_RECORD_BYTES
 """Of what comes over a network: half a MiB keeps source, target and wire buffers in a core's cache."""

@@ -20,8 +20,8 @@ from gossip.collective.formats.registry import format_named
 from gossip.collective.formats.wire_format import RefusedPayload, WireFormat
 from gossip.collective.links.buffers import Workspace, as_bytes
 from gossip.errors import InvalidOperation, NotFinite
-from transport.bulk.link import BULK_RECORD_BYTES
 from transport.identity import NodeId
+from transport.secure.record import BULK_RECORD_BYTES
 
 Array = npt.NDArray[Any]
 
