@@ -381,8 +381,7 @@ class Group:
 
     def _set_alarm(self) -> None:
         """Let the timer's sleep end when the machine wants: it is moved, and not woken to find that nothing is due any more."""
-        deadline = self.machine.next_deadline()
-        due = math.inf if deadline is None else deadline
+        due = self.machine.next_deadline()
         if due != self._alarm.deadline:
             self._alarm.deadline = due
 
@@ -454,8 +453,7 @@ class Group:
             self._set_alarm()
             with self._alarm:
                 await trio.sleep_forever()
-            deadline = self.machine.next_deadline()
-            if deadline is not None and trio.current_time() >= deadline:
+            if trio.current_time() >= self.machine.next_deadline():
                 self._calls.tell_what_moves(trio.current_time())
                 self.machine.tick(trio.current_time())
                 self._flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -150,7 +151,7 @@ class World:
         for target, message in machine.outgoing():
             self.post(node.id, target, encode(message))
         deadline = machine.next_deadline()
-        if deadline is not None:
+        if deadline < math.inf:
             life = node.life
             self.at(max(deadline, self.now), lambda: self.tick(node, life))
 
@@ -160,8 +161,7 @@ class World:
         if node.paused_until > self.now:
             self.at(node.paused_until, lambda: self.tick(node, life))
             return
-        deadline = node.machine.next_deadline()
-        if deadline is not None and deadline <= self.now:
+        if node.machine.next_deadline() <= self.now:
             node.machine.tick(self.now)
             self.pump(node)
 

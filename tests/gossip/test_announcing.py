@@ -65,9 +65,7 @@ def test_what_moves_for_long_is_announced_all_the_same_after_few_looks(three: Th
     looks, at = 0, 0.0
     while not (announced := said(three, Begin, at=at)):
         looks += 1
-        deadline = first.next_deadline()
-        assert deadline is not None
-        at = deadline - three.now
+        at = first.next_deadline() - three.now
         assert at <= SETTINGS.announce_moving_s
         first.moves(1, three.now + at)  # as whoever ticks it tells it first
     assert announced == 2

@@ -12,6 +12,7 @@ its own, waits for each (and says so), and does it again. The rules checked at e
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 
 from gossip.collective.agreement.certificate import LANES, Certificate, Epoch
@@ -82,13 +83,12 @@ class Swarm(EpochNetwork):
         for target, message in machine.outgoing():
             self.post(node.id, target, message)
         deadline = machine.next_deadline()
-        if deadline is not None:
+        if deadline < math.inf:
             self.later(node, max(0.0, deadline - self.now), lambda: self.tick(node))
         self.try_begin(node)
 
     def tick(self, node: Node) -> None:
-        deadline = node.machine.next_deadline()
-        if deadline is not None and deadline <= self.now:
+        if node.machine.next_deadline() <= self.now:
             node.machine.tick(self.now)
             self.pump(node)
 

@@ -457,23 +457,21 @@ class EpochMachine:
 
     # ---- time, and what comes out ----------------------------------------------------------------
 
-    def next_deadline(self) -> float | None:
-        """When `tick` wants to be called next."""
-        times = (
-            self._give_way_due,
+    def next_deadline(self) -> float:
+        """When `tick` wants to be called next; infinity while nothing is due."""
+        due = min(
             self._lanes.next_deadline(),
             self._standing.next_pardon(),
             self._former.next_deadline(),
         )
-        return min((time for time in times if time is not None), default=None)
+        return due if self._give_way_due is None else min(due, self._give_way_due)
 
     def tick(self, now: float) -> None:
         """Let time-outs happen."""
         self._lanes.tick(now)
         if self._give_way_due is not None and now >= self._give_way_due:
             self._give_way(now)
-        pardon = self._standing.next_pardon()
-        if pardon is not None and now >= pardon:
+        if now >= self._standing.next_pardon():
             self._standing.pardon(now)
             self._former.reconsider(now)
         self._former.tick(now)

@@ -15,6 +15,7 @@ last one, or is proven to follow on one that did. Whoever shows a signature that
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Collection, Sequence
 
@@ -367,11 +368,12 @@ class Former:
     def _patience(self) -> float:
         return self._grown_s() * self._rng.uniform(0.9, 1.2)
 
-    def next_deadline(self) -> float | None:
+    def next_deadline(self) -> float:
         """When `tick` wants to be called next."""
-        due = None if self._step is None else self._step.due
-        times = (due, self._attempt_due, *self._passed_over.values())
-        return min((time for time in times if time is not None), default=None)
+        due = math.inf if self._step is None else self._step.due
+        if self._attempt_due is not None:
+            due = min(due, self._attempt_due)
+        return min(due, *self._passed_over.values()) if self._passed_over else due
 
     def tick(self, now: float) -> None:
         """Let time-outs happen."""

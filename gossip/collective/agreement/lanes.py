@@ -58,19 +58,14 @@ class Failed(Protocol):
 class _Running:
     operation: Operation
     began: float
-    announce_due: float | None
+    announce_due: float
+    """Infinity once it is announced, or need not be."""
     straggler_due: float
     unspread: Vote | None = None
     """The own vote, as long as only the collector has it."""
     spread_due: float = math.inf
     wait: Wait | None = None
     """What is announced with it, if its caller calls nothing more before it has ended."""
-
-    @property
-    def due(self) -> float:
-        """When something is to be done next."""
-        announce = math.inf if self.announce_due is None else self.announce_due
-        return min(announce, self.spread_due, self.straggler_due)
 
 
 @attrs.define
@@ -133,7 +128,8 @@ class Lanes:
     @property
     def pending(self) -> bool:
         """True when anything runs, or is awaited."""
-        return any(here.running or self.awaited(n) for n, here in enumerate(self._lanes))
+        heard_of = (n for n, here in enumerate(self._lanes) if here.begins or here.votes)
+        return bool(self._runs()) or any(map(self.awaited, heard_of))
 
     def waits_for(self, lane: int) -> str:
         """Who keeps what runs there from ending, for people; what else they have begun may be the reason."""
@@ -220,7 +216,7 @@ class Lanes:
         assert running is not None, "what has an operation runs"
         running.straggler_due = now + self._settings.straggler_s  # the others may need as long
         if running.wait is None:
-            running.announce_due = None  # the vote says so
+            running.announce_due = math.inf  # the vote says so
         self._standing.doubt(operation.epoch)
         collector = self._collector(operation)
         if collector is None:
@@ -251,7 +247,7 @@ class Lanes:
         if running is None:
             return
         running.straggler_due = max(running.straggler_due, at + MOVING_S)
-        if running.announce_due is not None and at > running.began:
+        if running.announce_due < math.inf and at > running.began:
             # Looked at less and less often: the longer it has moved, the longer it may pause.
             pause = max(self._settings.announce_s, (at - running.began) / 2)
             latest = running.began + self._settings.announce_moving_s
@@ -422,9 +418,14 @@ class Lanes:
 
     # ---- time --------------------------------------------------------------------------------
 
-    def next_deadline(self) -> float | None:
+    def next_deadline(self) -> float:
         """When `tick` wants to be called next."""
-        return min((run.due for run in self._runs()), default=None)
+        due = math.inf
+        for lane in self._lanes:
+            run = lane.running
+            if run is not None:
+                due = min(due, run.announce_due, run.spread_due, run.straggler_due)
+        return due
 
     def tick(self, now: float) -> None:
         """Announce what takes long, and end what somebody never begins."""
@@ -436,12 +437,12 @@ class Lanes:
                 self._spread(run)
             if now >= run.straggler_due:
                 self._bench_stragglers(run, now)
-            elif run.announce_due is not None and now >= run.announce_due:
+            elif now >= run.announce_due:
                 self._announce(run, now)
 
     def _announce(self, run: _Running, now: float) -> None:
         """Tell the others that this node has begun it, and if nothing more is called here until it has ended."""
-        run.announce_due = None
+        run.announce_due = math.inf
         operation, wait = run.operation, run.wait
         begin = Begin(
             operation.epoch_id,

@@ -6,6 +6,7 @@ Shared by the two halves of the epoch machine: `gossip.collective.agreement.form
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
@@ -207,10 +208,13 @@ class Standing:
         if peer is not None:
             peer.benched, peer.bench_ends = True, record.until
 
-    def next_pardon(self) -> float | None:
+    def next_pardon(self) -> float:
         """When the next benched peer is to be tried again."""
-        ends = (peer.bench_ends for peer in self.peers.values() if peer.benched)
-        return min((end for end in ends if end is not None), default=None)
+        due = math.inf
+        for peer in self.peers.values():
+            if peer.benched and peer.bench_ends is not None:
+                due = min(due, peer.bench_ends)
+        return due
 
     def pardon(self, now: float) -> None:
         """End the benches whose time is over."""
