@@ -169,6 +169,8 @@ def check_call(call: Call, source: Array, out: Array) -> None:
         raise InvalidOperation("source and out must be 1-D and of the same length and type")
     if not (source.flags.c_contiguous and out.flags.c_contiguous):
         raise InvalidOperation("source and out must be contiguous")
+    if np.may_share_memory(source, out):
+        raise InvalidOperation("out must not be the memory of source, which a retry needs")
     if not (call.weight == 0 or LEAST_WEIGHT <= call.weight <= MOST_WEIGHT):
         raise InvalidOperation(
             f"a weight is 0 or from {LEAST_WEIGHT:.0e} to {MOST_WEIGHT:.0e}, not {call.weight}"

@@ -406,14 +406,18 @@ class Calls:
             self._flush()
         return error if isinstance(error, InvalidOperation) else None
 
-    def tell_what_moves(self, now: float) -> None:
-        """Before the machine announces or gives up what takes long: in which lanes values came lately, and when."""
+    def tell_what_moves(self, now: float, measured_from: float) -> None:
+        """Before the machine announces or gives up what takes long: in which lanes values came lately, and when.
+
+        Rounds that began at `measured_from` or later are announced all the same.
+        """
         for lane, running in enumerate(self._running):
             if running is None or running.operation.state is not OperationState.RUNNING:
                 continue
             links = self._mesh.lane(running.operation.epoch, lane)
             if links is not None and links.received_at > now - MOVING_S:
-                self._machine.moves(lane, links.received_at)
+                measured = lane == ROUND_LANE and running.started >= measured_from
+                self._machine.moves(lane, links.received_at, tell=measured)
 
     # ---- what the machine has decided ----------------------------------------------------------
 

@@ -43,9 +43,14 @@ DOUBLE_STAR_HUBS: Final = 2
 DOUBLE_STAR_BYTES: Final = 8 << 20
 """Largest vector of a double star: it is for few processors, which others do not leave idle with more than that."""
 HUBS_WAIT: Final = 2 / 3
-"""Of the bytes of a double star's hub, those that nobody works beside within one machine (measured: as fast as a ring at 6 MiB with four members and 8 with eight)."""
+"""Of the bytes of a double star's hub, those that nobody works beside within one machine, if parts pass in one transfer (measured: as
+fast as a ring at 6 MiB with four members and 8 with eight)."""
 DOUBLING_MESSAGE: Final = 1.25
 """Of a message of recursive doubling, which is copied, and added by both (measured with two and four members: 5 to 20 % over the star)."""
+PART_BYTES: Final = 2 << 20
+"""Largest part of a vector that passes through shared memory in one transfer: each link keeps four of them there."""
+OWNER_BYTES: Final = 16 << 20
+"""The same for all that a member sends at once: with many members each part is smaller."""
 LOCAL_BYTE_S: Final = 0.75 / 2**30
 """Processor time for a byte that moves within one machine, from values to values and into a digest (measured: 0.7 to 0.9 s/GiB)."""
 OWNERS_WORD_BYTE_S: Final = 0.5 / 2**30
@@ -79,6 +84,11 @@ CAN: Final = {
     Kind.ALL_GATHER: (Algorithm.BUTTERFLY,),
     Kind.BROADCAST: (Algorithm.STAR, Algorithm.CHAIN),
 }
+
+
+def passes_whole(part: int, world: int) -> bool:
+    """Whether a part of so many bytes goes through shared memory in one transfer, in a butterfly, star or double star."""
+    return part <= min(PART_BYTES, OWNER_BYTES // max(1, world - 1))
 
 
 def choose(call: Call, dtype: np.dtype[Any], size: int, world: int) -> Algorithm:
@@ -174,7 +184,7 @@ def estimate(algorithm: Algorithm, call: Call, size: int, world: int) -> float:
         byte = OWNERS_WORD_BYTE_S if algorithm in _OWNERS_WORD else LOCAL_BYTE_S
         if algorithm is Algorithm.DOUBLING:
             messages *= DOUBLING_MESSAGE
-        if algorithm is Algorithm.DOUBLE_STAR:
+        if algorithm is Algorithm.DOUBLE_STAR and passes_whole(size // DOUBLE_STAR_HUBS, world):
             bytes_in_a_row *= HUBS_WAIT
         return messages * MESSAGE_S + (vectors + bytes_in_a_row) * size * byte
     moved = bytes_in_a_row * size / path.bytes_per_s

@@ -57,6 +57,8 @@ _log = logging.getLogger(__name__)
 MAX_NOTES: Final = 64
 BEAT_S: Final = 0.1
 """Between two operations that are measured."""
+BEAT_MARGIN_S: Final = 0.01
+"""Others began the one before so much earlier or later, and measure another one than this node would."""
 
 _NOTHING: Final = np.empty(0, np.float32)
 
@@ -454,7 +456,7 @@ class Group:
             with self._alarm:
                 await trio.sleep_forever()
             if trio.current_time() >= self.machine.next_deadline():
-                self._calls.tell_what_moves(trio.current_time())
+                self._calls.tell_what_moves(trio.current_time(), self._beat_due - BEAT_MARGIN_S)
                 self.machine.tick(trio.current_time())
                 self._flush()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -73,6 +72,25 @@ def test_what_moves_for_long_is_announced_all_the_same_after_few_looks(three: Th
     assert looks < 20
 
 
+def test_who_is_waited_for_already_does_not_wait_with_the_word(three: Three) -> None:
+    """Or the others, who may have received nothing themselves, would take it for one that never began."""
+    for machine in three.machines[1:]:
+        machine.begin(D, three.now, 1)
+        machine.tick(three.now + 1.0)
+    three.deliver()
+    first = three.machines[0]
+    first.begin(D, three.now, 1)
+    first.moves(1, three.now + 0.9 * SETTINGS.announce_s)
+    assert said(three, Begin, at=1.01 * SETTINGS.announce_s) == 2
+
+
+def test_a_round_that_is_measured_is_announced_though_it_moves(three: Three) -> None:
+    first = three.machines[0]
+    first.begin(D, three.now, 0)
+    first.moves(0, three.now + 0.9 * SETTINGS.announce_s, tell=True)
+    assert said(three, Begin, at=1.01 * SETTINGS.announce_s) == 2
+
+
 def test_nobody_is_given_up_while_values_come_and_then_for_a_while(three: Three) -> None:
     first, straggler_s = three.machines[0], SETTINGS.straggler_s
     first.begin(D, three.now, 1)
@@ -83,7 +101,7 @@ def test_nobody_is_given_up_while_values_come_and_then_for_a_while(three: Three)
     assert said(three, Abort, at=straggler_s - 1.0 + MOVING_S) == 2
 
 
-@pytest.mark.parametrize(("late_s", "announced"), [(0.0, 0), (0.2, 1)])
+@pytest.mark.parametrize(("late_s", "announced"), [(0.0, 0), (0.2, 2)])
 async def test_a_group_announces_what_somebody_is_missing_from_and_not_what_takes_long(
     autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, late_s: float, announced: int
 ) -> None:
@@ -99,18 +117,19 @@ async def test_a_group_announces_what_somebody_is_missing_from_and_not_what_take
         network.set_default(LinkSettings(latency_s=2e-4, bandwidth_bytes_per_s=200e6))
 
         async def reduce(index: int, number: int, length: int) -> None:
-            group = nodes[index].group
-            group.set_position(number, hashlib.sha256(b"%d" % number).digest())
             await trio.sleep(late_s * index)
             source = np.full(length, index, np.float32)
-            reduced = await group.all_reduce(b"round", source, np.empty_like(source))
+            reduced = await nodes[index].group.all_reduce(
+                b"not a round", source, np.empty_like(source), tag=1
+            )
             assert number == 0 or reduced.seconds > 5 * SETTINGS.announce_s, "long enough"
 
-        for number, length in enumerate(
-            [1, 1 << 22]
-        ):  # the first finds the links, or waits for them
-            said.clear()
-            async with trio.open_nursery() as nursery:
-                for index in range(2):
-                    nursery.start_soon(reduce, index, number, length)
+        for node in nodes:
+            node.group.set_position(0, bytes(32))
+        with trio.fail_after(60):
+            for number, length in enumerate([1, 1 << 21]):  # the first may have to wait for links
+                said.clear()
+                async with trio.open_nursery() as nursery:
+                    for index in range(2):
+                        nursery.start_soon(reduce, index, number, length)
     assert sum(isinstance(message, Begin) for message in said) == announced

@@ -212,6 +212,18 @@ def test_a_ring_in_any_order(order: tuple[int, ...]) -> None:
     assert_close(results[0][0], Reduce.SUM, sources, [1.0] * 4)
 
 
+@pytest.mark.parametrize("name", ["float32", "int32", "bfloat16"])
+@pytest.mark.parametrize("reduce", [Reduce.MIN, Reduce.MAX])
+@pytest.mark.parametrize("sites", [(0, 1, 0, 1), (0, 1, 2, 2), (0, 0, 1, 1), (0, 0, 0, 0)])
+def test_a_minimum_site_by_site(sites: tuple[int, ...], reduce: Reduce, name: str) -> None:
+    """What a site has found counts for several members, and a minimum has no weights."""
+    sources = values(4, 10, TYPES[name], 1)
+    call = Call(algorithm=Algorithm.HIERARCHICAL, sites=sites, reduce=reduce)
+    for out, outcome in run(call, sources):
+        assert_close(out, reduce, sources, [1.0] * 4)
+        assert outcome.weight == 4.0
+
+
 @pytest.mark.skipif(not SLOW, reason="the whole grid takes minutes: NODED_SLOW=1")
 @pytest.mark.parametrize("world", range(1, 10))
 @pytest.mark.parametrize("name", sorted(TYPES))

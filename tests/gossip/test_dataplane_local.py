@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import trio
 
+from gossip.collective import choice
 from gossip.collective.agreement.certificate import GENESIS, Ballot, Epoch
-from gossip.collective.algorithms import butterfly
 from gossip.collective.call import Call, Kind, Reduce
 from gossip.collective.choice import Algorithm
 from gossip.collective.dataplane import Outcome
@@ -29,7 +29,6 @@ from tests.gossip.dataplane_kit import (
 )
 from tests.gossip.links import local_links, names
 from transport.bulk import link
-from transport.bulk.shared import MAX_SHARED_BYTES
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux only")
 
@@ -97,7 +96,7 @@ def test_an_all_reduce(
     algorithm: Algorithm, sharing: str, whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not whole:
-        monkeypatch.setattr(butterfly, "MAX_SHARED_BYTES", 0)
+        monkeypatch.setattr(choice, "PART_BYTES", 0)
     sources = values(WORLD, LENGTH, TYPES["float32"], 9)
     call = all_reduce(algorithm, reduce=Reduce.MEAN)
     results = same_as_apart(call, sources, list(WEIGHTS), sharing)
@@ -122,11 +121,9 @@ def test_every_kind_and_type(kind: Kind, sharing: str, name: str) -> None:
 
 @pytest.mark.parametrize("algorithm", [Algorithm.BUTTERFLY, Algorithm.STAR, Algorithm.DOUBLE_STAR])
 @pytest.mark.parametrize("more", [0, 1])
-def test_parts_of_about_the_largest_transfer(algorithm: Algorithm, more: int) -> None:
+def test_parts_of_about_the_largest_that_pass_whole(algorithm: Algorithm, more: int) -> None:
     parts = {Algorithm.BUTTERFLY: WORLD, Algorithm.STAR: 1, Algorithm.DOUBLE_STAR: 2}[algorithm]
-    length = parts * MAX_SHARED_BYTES // 4 + more
-    if algorithm is Algorithm.DOUBLE_STAR:
-        length -= 2 * more  # it is for no more than that
+    length = parts * choice.PART_BYTES // 4 + more
     sources = values(WORLD, length, TYPES["float32"], more)
     same_as_apart(all_reduce(algorithm), sources, [1.0] * WORLD, "memory")
 

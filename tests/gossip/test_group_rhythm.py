@@ -18,10 +18,11 @@ SLOW = LinkSettings(latency_s=0.005, jitter_s=0.001, bandwidth_bytes_per_s=5e6)
 class Rounds:
     """Members that reduce in rounds, each after a moment of its own."""
 
-    def __init__(self, nodes: list[Node]) -> None:
+    def __init__(self, nodes: list[Node], length: int = LENGTH, trains_s: float = 1.0) -> None:
         self.nodes = nodes
+        self.length = length
         self.round = 0
-        self.trains_s = [1.0] * len(nodes)
+        self.trains_s = [trains_s] * len(nodes)
 
     async def go(self, count: int) -> None:
         for _ in range(count):
@@ -34,7 +35,7 @@ class Rounds:
         group = self.nodes[index].group
         group.set_position(self.round, hashlib.sha256(b"%d" % self.round).digest())
         await trio.sleep(self.trains_s[index])
-        source = np.full(LENGTH, index, np.float32)
+        source = np.full(self.length, index, np.float32)
         await group.all_reduce(b"round", source, np.empty_like(source))
 
 
@@ -68,3 +69,36 @@ async def test_a_link_that_has_lost_its_speed_is_named_by_who_sends_over_it(auto
         assert found.other == receiver.endpoint.node_id
         assert found.factor > 2
         assert {each.source for each in measured} == {sender.endpoint.node_id}
+
+
+def by_rate(bytes_per_s: float, latency_s: float) -> LinkSettings:
+    return LinkSettings(latency_s=latency_s, bandwidth_bytes_per_s=bytes_per_s)
+
+
+async def test_a_member_is_named_that_begins_late_in_rounds_through_which_values_flow(
+    autojump_clock,
+):
+    """They last for a third of a second, and values come all the time: who begins when has to be told all the same."""
+    async with open_swarm(4) as (network, nodes):
+        network.set_default(by_rate(200e6, 2e-4))
+        rounds = Rounds(nodes, length=1 << 22)
+        await rounds.go(LEAST_HISTORY + 8)
+        rounds.trains_s[3] = 1.4
+        await rounds.go(ALARM_IN + 2)
+        late = nodes[3].endpoint.node_id
+        for node in nodes:
+            assert (Ailment.LATE, late) in [
+                (each.ailment, each.member) for each in node.group.rhythm.findings()
+            ]
+
+
+async def test_nobody_is_late_because_the_network_has_become_slow(autojump_clock):
+    async with open_swarm(3) as (network, nodes):
+        network.set_default(by_rate(400e6, 1e-4))
+        rounds = Rounds(nodes, length=1 << 23, trains_s=0.1)
+        await rounds.go(LEAST_HISTORY + 8)
+        network.set_default(by_rate(130e6, 1e-4))
+        await rounds.go(ALARM_IN + 2)
+        for node in nodes:
+            found = [each.ailment for each in node.group.rhythm.findings()]
+            assert Ailment.LATE not in found

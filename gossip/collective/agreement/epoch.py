@@ -310,9 +310,12 @@ class EpochMachine:
         """In lanes other than 0 nothing more is called here before what runs in this one has ended; `queued` was before, by lane."""
         self._lanes.wait_for(lane, queued, now)
 
-    def moves(self, lane: int, at: float) -> None:
-        """Values of the operation in that lane came at that time; to be told before a `tick`, which announces or gives up what does not move."""
-        self._lanes.moves(lane, at)
+    def moves(self, lane: int, at: float, *, tell: bool = False) -> None:
+        """Values of the operation in that lane came at that time; to be told before a `tick`, which announces or gives up what does not move.
+
+        With `tell` it is announced though it moves: the others measure who began when.
+        """
+        self._lanes.moves(lane, at, tell=tell)
 
     def fail(
         self, reason: str, now: float, *, mismatch: bool = False, lane: int = ROUND_LANE

@@ -33,7 +33,7 @@ class EpochSettings:
     announce_s: float = 0.01
     """An operation that has not ended by then, and in which no values have come for so long, is announced to the members that
     may be missing: a message to everybody, which most operations save."""
-    announce_moving_s: float = 1.0
+    announce_moving_s: float = 0.1
     """By then it is announced in any case: who is slow with its values shall not be taken for one that has not begun."""
     collect_from: int = 4
     """Members from which on votes go to one of them, who sends all the certificate: 2 (N-1) messages instead of N (N-1)."""

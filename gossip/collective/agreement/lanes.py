@@ -60,6 +60,8 @@ class _Running:
     began: float
     announce_due: float
     """Infinity once it is announced, or need not be."""
+    announce_by: float
+    """The latest, however much moves."""
     straggler_due: float
     unspread: Vote | None = None
     """The own vote, as long as only the collector has it."""
@@ -183,9 +185,10 @@ class Lanes:
         operation = Operation(epoch, here.sequence, descriptor, self._standing.identity, lane)
         here.sequence += 1
         settings = self._settings
-        here.running = _Running(
-            operation, now, now + settings.announce_s, now + settings.straggler_s
-        )
+        soon = now + settings.announce_s
+        # Whoever waits for this node already would else take it for one that never begins.
+        by = soon if here.begun(operation.sequence) else now + settings.announce_moving_s
+        here.running = _Running(operation, now, soon, by, now + settings.straggler_s)
         for member, begin in sorted(here.begins.items()):
             self._check_begin(operation, member, begin, now)
         for member, vote in sorted(here.votes.items()):
@@ -241,17 +244,19 @@ class Lanes:
             collector = self._collector(operation)
             self._standing.send_all((m for m in operation.epoch.members if m != collector), vote)
 
-    def moves(self, lane: int, at: float) -> None:
-        """Values of what runs there came at that time: nobody seems to be missing, and it is not given up for a while."""
+    def moves(self, lane: int, at: float, *, tell: bool) -> None:
+        """Values of what runs there came at that time: it is not given up for a while.
+
+        Nor is it announced, as nobody seems to be missing, unless the others are to be told all the same.
+        """
         running = self._lanes[lane].running
         if running is None:
             return
         running.straggler_due = max(running.straggler_due, at + MOVING_S)
-        if running.announce_due < math.inf and at > running.began:
+        if running.announce_due < math.inf and at > running.began and not tell:
             # Looked at less and less often: the longer it has moved, the longer it may pause.
             pause = max(self._settings.announce_s, (at - running.began) / 2)
-            latest = running.began + self._settings.announce_moving_s
-            running.announce_due = max(running.announce_due, min(at + pause, latest))
+            running.announce_due = max(running.announce_due, min(at + pause, running.announce_by))
 
     def abort(self, reason: str, *, tell: bool, mismatched: Collection[int]) -> list[Operation]:
         """End everything that runs without a result; returns it. `mismatched` as in `Failed`."""

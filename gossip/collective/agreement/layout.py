@@ -7,13 +7,17 @@ or lies, costs speed and nothing else; the next epoch has another proposer.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
 from gossip.collective.call import Path
 
 Ranks = Annotated[bytes, msgspec.Meta(max_length=256)]
+
+
+ASSUMED_BYTES_PER_S: Final = 1.25e8
+"""Of a path whose rate nobody has measured yet: 1 Gbit/s."""
 
 
 class Layout(msgspec.Struct, frozen=True, array_like=True):
@@ -42,10 +46,10 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def path(self) -> Path | None:
-        """For the choice of an algorithm; None when too little is known."""
-        if not self.rtt_us or not self.kib_per_s:
+        """For the choice of an algorithm; None when all are on one machine, or nothing is known."""
+        if not self.rtt_us:
             return None
-        return Path(self.rtt_us / 1e6, self.kib_per_s * 1024.0)
+        return Path(self.rtt_us / 1e6, self.kib_per_s * 1024.0 or ASSUMED_BYTES_PER_S)
 
 
 PLAIN = Layout()

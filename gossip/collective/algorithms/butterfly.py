@@ -23,7 +23,9 @@ Invariants:
   bytes to different members makes their results, and so their votes, differ, and there is no forwarder who could;
 * in the double star that is the owner's word instead, as in the ring (`gossip.collective.algorithms.ring`) and at the same price: it tells the digest of
   its part, and the first attempt looks only at the sums for what is not finite;
-* beyond the vectors a member holds five segments, its own packed results and what links hold.
+* beyond the vectors a member holds five segments, its own packed results and what links hold: through shared memory four
+  transfers each, so parts that pass in one are bounded (`gossip.collective.choice.passes_whole`);
+* an owner has much to do at once when all contributions are there: it lets others run once a millisecond.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from blake3 import blake3
 
 from gossip.collective.agreement.certificate import result_root
 from gossip.collective.call import EXACT, REDUCING, Call, Kind, Reduce, chunk_bounds
+from gossip.collective.choice import passes_whole
 from gossip.collective.elements import MOST, Weighed, elements_of
 from gossip.collective.formats.wire_format import RefusedPayload
 from gossip.collective.links.buffers import as_bytes
@@ -49,7 +52,6 @@ from gossip.collective.links.exchange import Exchange, Links
 from gossip.collective.links.outbox import Transfer
 from gossip.collective.links.segment import DIGEST_BYTES, Place
 from gossip.errors import CollectiveAborted, NotFinite
-from transport.bulk.shared import MAX_SHARED_BYTES
 from transport.bulk.striped import AnyLink
 
 Array = npt.NDArray[Any]
@@ -92,7 +94,7 @@ async def butterfly(
         exchange = Exchange(links, call, nursery, stage)
         run = _Butterfly(exchange, source, out, owners or range(links.world), owners_word)
         if call.kind not in REDUCING:
-            run.publish_own(float(links.world) if weight is None else weight)
+            await run.publish_own(float(links.world) if weight is None else weight)
         await run.all_segments()
         if call.kind is Kind.REDUCE_SCATTER:
             await run.tell_digests()
@@ -123,9 +125,10 @@ class _Butterfly:
         largest = max(self._size(rank) for rank in range(world))
         # A segment has to be a record of a link then, which it is where values are added as what they are.
         self._one_transfer = (
-            call.wire == EXACT
+            call.kind in REDUCING
+            and call.wire == EXACT
             and not self._elements.narrow
-            and largest * source.itemsize <= MAX_SHARED_BYTES
+            and passes_whole(largest * source.itemsize, world)
         )
         self._shares = [0.0] * world  # weights of what is being added up
         self._owners_word = owners_word
@@ -241,7 +244,7 @@ class _Butterfly:
         if scatter:
             self._hashers[self._me].update(as_bytes(part))
         else:
-            self._publish(start, part, self._carriage.pack_finite(part))
+            await self._publish(start, part, self._carriage.pack_finite(part))
 
     async def _add_up(self, start: int, stop: int, summed: Array) -> float:
         """Let `summed` be the sum of everybody's values of a segment of the own part; returns their weight."""
@@ -254,6 +257,7 @@ class _Butterfly:
                 share, values = self._call.weight, self._source[first + start : first + stop]
             else:
                 share, values = await self._take(rank, start, stop - start)
+                await self._exchange.let_others_run()
             if not share:
                 continue
             weight += share
@@ -304,7 +308,9 @@ class _Butterfly:
         """Of the next contribution to the own part, which is of that many values; returns its bytes."""
         place = Place(_REDUCE, 0, self._me, start)
         weight, _, size = await self._exchange.receive_head(rank, place)
-        if weight not in {0.0, 1.0} and not self._scaling:
+        # A site's minimum counts for its members.
+        counts = self._call.reduce in {Reduce.MIN, Reduce.MAX} and self._call.sites
+        if not (self._scaling or weight in {0.0, 1.0} or (counts and weight.is_integer())):
             raise RefusedPayload(self._links.names[rank], f"{weight} times values that have none")
         self._refuse_size(rank, size, self._carriage.largest(count) if weight else 0)
         self._shares[rank] = weight
@@ -330,16 +336,16 @@ class _Butterfly:
             raise RefusedPayload(self._links.names[self._large[0]], "values with an infinite sum")
         raise NotFinite("a sum of finite values became infinite")
 
-    def publish_own(self, weight: float) -> None:
+    async def publish_own(self, weight: float) -> None:
         """Without a reduction: the own part is the own values."""
         self._weight = weight
         first = self._bounds[self._me]
         for start, stop in self._segments(self._me):
             part = self._out[first + start : first + stop]
             np.copyto(part, self._source[start:stop])
-            self._publish(start, part, self._carriage.pack(part))
+            await self._publish(start, part, self._carriage.pack(part))
 
-    def _publish(self, start: int, part: Array, payload: memoryview) -> None:
+    async def _publish(self, start: int, part: Array, payload: memoryview) -> None:
         """Send a segment of the own part to everybody, and take what the others will decode for oneself."""
         self._hashers[self._me].update(payload)
         told, last = b"", start + part.size == self._size(self._me)
@@ -354,6 +360,7 @@ class _Butterfly:
                 at, values = 0, all_of_it
             head = self._exchange.head(Place(_GATHER, 0, self._me, at), self.weight, told)
             self._exchange.post(rank, iter([(head, values)]))
+            await self._exchange.let_others_run()
         if not self._carriage.exact:
             self._carriage.buffer(len(payload))[:] = payload
             self._carriage.accept(part, len(payload), self._links.names[self._me])

@@ -25,6 +25,10 @@ STALL_S: Final = 20.0
 reduce over. One that has not begun is waited for as long as the epoch lasts."""
 
 
+STRETCH_S: Final = 0.001
+"""Work of one operation without a pause, beyond the piece that is at hand."""
+
+
 @attrs.frozen
 class Links:
     """Links between one member and those it talks to in an operation.
@@ -75,6 +79,7 @@ class Exchange:
         self._stage = stage
         self._outboxes = {rank: Outbox(link, nursery) for rank, link in links.out.items()}
         self._begun: set[int] = set()
+        self._since = trio.current_time()
 
     def head(self, place: Place, weight: float = 0.0, digest: bytes = b"") -> bytes:
         """The head of a transfer."""
@@ -109,6 +114,15 @@ class Exchange:
         if found != place._replace(phase=place.phase + self._stage):
             raise CollectiveAborted("a member is at another place of the operation")
         return weight, digest, size
+
+    async def let_others_run(self) -> None:
+        """Between two pieces of work on what is there already: other tasks wait for a millisecond, and not for all of it.
+
+        Cancellable.
+        """
+        if trio.current_time() - self._since > STRETCH_S:
+            await trio.lowlevel.checkpoint()
+            self._since = trio.current_time()
 
     async def receive_data(self, rank: int, memory: memoryview) -> None:
         """Receive the payload of the transfer whose head was received last.
