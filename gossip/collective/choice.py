@@ -42,9 +42,9 @@ DOUBLE_STAR_HUBS: Final = 2
 """Members in the middle of a double star; among no more than that it is a butterfly."""
 DOUBLE_STAR_BYTES: Final = 8 << 20
 """Largest vector of a double star: it is for few processors, which others do not leave idle with more than that."""
-HUBS_WAIT: Final = 2 / 3
-"""Of the bytes of a double star's hub, those that nobody works beside within one machine, if parts pass in one transfer (measured: as
-fast as a ring at 6 MiB with four members and 8 with eight)."""
+HUBS_WAIT: Final = 5 / 6
+"""Of the bytes of a double star's hub, those that nobody works beside within one machine, if parts pass in one transfer. Measured with four
+members: through shared memory as fast as a ring at 4 to 6 MiB, over sockets, which the choice does not know of, at 2."""
 DOUBLING_MESSAGE: Final = 1.25
 """Of a message of recursive doubling, which is copied, and added by both (measured with two and four members: 5 to 20 % over the star)."""
 PART_BYTES: Final = 2 << 20
