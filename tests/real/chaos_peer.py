@@ -154,16 +154,23 @@ class Peer:
         self.endpoint, self.group = endpoint, group
         self.round, self.state = 0, START
         self.certified = 0
-        self.frozen_s = 0.0
-        """In which nothing happened in this process at all: it was stopped, or the machine was busy."""
+        self._frozen_s = 0.0
+        self._looked_at = trio.current_time()
+
+    def frozen_s(self) -> float:
+        """Seconds in which nothing happened in this process at all: it was stopped, or the machine was busy.
+
+        Asked for, and not kept by `watch_time` alone: of the tasks that wake after a stop another one may be the first.
+        """
+        now = trio.current_time()
+        self._frozen_s += max(0.0, now - self._looked_at - 0.3)
+        self._looked_at = now
+        return self._frozen_s
 
     async def watch_time(self) -> None:
-        last = trio.current_time()
         while True:
             await trio.sleep(0.1)
-            now = trio.current_time()
-            self.frozen_s += max(0.0, now - last - 0.3)
-            last = now
+            self.frozen_s()
 
     async def stay_connected(self) -> None:
         """Whoever has the higher index dials; a fault may strike in the middle of it."""
@@ -181,12 +188,12 @@ class Peer:
         """One operation to its end, checked; False if there is no certificate."""
         source = brings(self.index, lane, number)
         before, out = source.copy(), np.empty_like(source)
-        deadline, frozen_s = trio.current_time() + CALL_S, self.frozen_s
+        deadline, frozen_s = trio.current_time() + CALL_S, self.frozen_s()
         call = Call().bind(descriptor, source)
         try:
             reduced = await self.group.run_job(Job(call, source, out, lane, deadline))
         except (CollectiveAborted, Indeterminate) as error:
-            late = trio.current_time() - deadline - (self.frozen_s - frozen_s)
+            late = trio.current_time() - deadline - (self.frozen_s() - frozen_s)
             say(ended=type(error).__name__, lane=lane, late=late)
             return False
         finally:
@@ -196,7 +203,7 @@ class Peer:
         expected = sum(brings(index, lane, number) for index in members)
         if not np.array_equal(out, expected):
             say(wrong=f"a sum that {members} cannot have")
-        if trio.current_time() > deadline + GRACE_S + self.frozen_s - frozen_s:
+        if trio.current_time() > deadline + GRACE_S + self.frozen_s() - frozen_s:
             say(wrong="a call that outlived its deadline")
         self.certified += 1
         say(
