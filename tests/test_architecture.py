@@ -82,6 +82,7 @@ DRIVERS = {
     "transport/bulk/striped.py",
     "transport/streams/stream.py",
     "transport/streams/raw.py",
+    "transport/stretch.py",
     "transport/tcp.py",
     "transport/punch/upgrader.py",
     "transport/wakeup.py",

@@ -42,12 +42,7 @@ from transport.buffer import Buffer
 from transport.connect.source import SourceBusy
 from transport.errors import AddressInUse, ConnectFailed, ConnectionBroken, ListenFailed
 from transport.network import AcceptOverloaded, Network, PathState, RawListener, RawStream
-
-YIELD_AFTER_S: Final = 0.001
-"""How long one stream may work before it lets other tasks run."""
-
-YIELD_AFTER_CALLS: Final = 64
-"""The same bound in calls, for clocks that stand still while we work."""
+from transport.stretch import Stretch
 
 SEND_SLICE_BYTES: Final = 4 << 20
 """The most handed to one send call: at 4 GB/s one call stays within the millisecond."""
@@ -199,33 +194,6 @@ def _largest_send_buffer() -> int:
         return 0
 
 
-class _Stretch:
-    """Calls of one direction since its task last let others run.
-
-    The clock is asked from the second one on: most streams wait for each thing they read, and asking costs as much as a short call.
-    """
-
-    __slots__ = ("_calls", "_since")
-
-    def __init__(self) -> None:
-        self._calls = 0
-        self._since = 0.0
-
-    def rested(self) -> None:
-        """Others have run."""
-        self._calls = 0
-
-    def hogs(self) -> bool:
-        """Count a call; whether it is time to let others run."""
-        self._calls += 1
-        if self._calls == 1:
-            return False
-        now = trio.current_time()
-        if self._calls == 2:
-            self._since = now
-        return self._calls >= YIELD_AFTER_CALLS or now - self._since > YIELD_AFTER_S
-
-
 class TcpStream(RawStream):
     """A connected socket; also used on Unix stream sockets (socketpair) by tests."""
 
@@ -236,7 +204,7 @@ class TcpStream(RawStream):
         self.remote = remote
         _spare_pacing(sock, local, remote)
         self._sending = self._receiving = False
-        self._sent, self._received = _Stretch(), _Stretch()
+        self._sent, self._received = Stretch(), Stretch()
         self._bulk = False
         self._paced_at = 0.0  # bytes per second; 0.0 on short paths
         self._least_rtt_us = UNKNOWN_RTT_US

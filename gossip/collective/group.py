@@ -455,9 +455,10 @@ class Group:
             self._set_alarm()
             with self._alarm:
                 await trio.sleep_forever()
-            if trio.current_time() >= self.machine.next_deadline():
-                self._calls.tell_what_moves(trio.current_time(), self._beat_due - BEAT_MARGIN_S)
-                self.machine.tick(trio.current_time())
+            now = trio.current_time()
+            if now >= self.machine.next_deadline():
+                self._calls.tell_what_moves(now, self._beat_due - BEAT_MARGIN_S)
+                self.machine.tick(now)
                 self._flush()
 
     @asynccontextmanager

@@ -15,6 +15,7 @@ from gossip.collective.choice import CAN, Algorithm
 from gossip.collective.dataplane import Outcome, execute
 from gossip.collective.elements import FLOATS, INTEGERS
 from gossip.collective.links.buffers import Workspace
+from gossip.collective.links.exchange import Links
 from tests.gossip.links import links_between, names, virtual
 from transport.simulated.memory import MemoryNetwork
 
@@ -46,12 +47,14 @@ class OpenLane:
         return self.into[rank]
 
 
-async def lanes(world: int, network: MemoryNetwork | None = None) -> list[OpenLane]:
+def lanes_of(links: list[Links]) -> list[OpenLane]:
+    world = len(links)
     epoch = Epoch(bytes(32), Ballot(1, 0, bytes(32)), names(world), GENESIS, 0, bytes(32))
-    return [
-        OpenLane(epoch, links.rank, world, dict(links.out), dict(links.into))
-        for links in await links_between(world, network)
-    ]
+    return [OpenLane(epoch, one.rank, world, dict(one.out), dict(one.into)) for one in links]
+
+
+async def lanes(world: int, network: MemoryNetwork | None = None) -> list[OpenLane]:
+    return lanes_of(await links_between(world, network))
 
 
 async def run_all(

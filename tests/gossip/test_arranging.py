@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossip.collective.agreement.certificate import GENESIS, Ballot, Epoch
-from gossip.collective.agreement.layout import PLAIN, Layout
+from gossip.collective.agreement.layout import ASSUMED_BYTES_PER_S, PLAIN, Layout
 from gossip.collective.agreement.messages import Propose, decode_message_untrusted, encode
+from gossip.collective.call import Path
 from gossip.collective.placing.arranging import MAX_PROBED, PROBE_S, REARRANGE_S, Arranger
 from gossip.collective.placing.ring_order import slowest_link
 from transport.codec import pack
@@ -61,6 +62,12 @@ def test_a_slow_link_is_left_out_of_the_ring():
     order = [MEMBERS[rank] for rank in layout.order]
     assert slowest_link(order, lambda a, b: rates[a, b]) == 1e6
     assert layout.path.rtt_s == pytest.approx(0.05)
+
+
+def test_a_path_that_has_not_been_measured_is_still_no_machine_of_its_own():
+    layout = Arranger(dict, rtt_s=lambda _member: 0.05).layout(MEMBERS, 0.0)
+    assert layout.kib_per_s == 0
+    assert layout.path == Path(0.05, ASSUMED_BYTES_PER_S)
 
 
 def test_a_gain_that_is_noise_is_no_gain():

@@ -325,6 +325,19 @@ async def test_what_cannot_be_carried_out_is_refused_before_anything_is_sent(
         await execute(place, call.bind(b"t", source), source, np.empty_like(source))
 
 
+@pytest.mark.parametrize("algorithm", [Algorithm.RING, Algorithm.BUTTERFLY, Algorithm.STAR])
+async def test_an_out_that_is_the_source_is_refused_before_anything_is_sent(
+    algorithm: Algorithm,
+) -> None:
+    (place, *_) = await lanes(2)
+    memory = np.arange(20, dtype=np.float32)
+    source, out = memory[:12], memory[8:]
+    call = all_reduce(algorithm).bind(b"t", source)
+    with pytest.raises(InvalidOperation, match="memory of source"):
+        await execute(place, call, source, out)
+    assert (memory == np.arange(20)).all()
+
+
 @np.errstate(over="ignore", invalid="ignore")  # as an operation is carried out
 @pytest.mark.parametrize("name", sorted(FLOATS))
 @pytest.mark.parametrize("length", [1, 8191, 8192, 8193, 20_000])

@@ -11,7 +11,6 @@ import pytest
 import trio
 
 from gossip.collective import choice
-from gossip.collective.agreement.certificate import GENESIS, Ballot, Epoch
 from gossip.collective.call import Call, Kind, Reduce
 from gossip.collective.choice import Algorithm
 from gossip.collective.dataplane import Outcome
@@ -20,9 +19,9 @@ from gossip.errors import NotFinite
 from tests.gossip.dataplane_kit import (
     REDUCERS,
     TYPES,
-    OpenLane,
     all_reduce,
     assert_close,
+    lanes_of,
     run,
     run_all,
     values,
@@ -61,16 +60,10 @@ def together(
     async def main() -> list[tuple[np.ndarray, Outcome] | BaseException]:
         with trio.fail_after(60):
             async with local_links(world, shared=shared) as links:
-                epoch = Epoch(
-                    bytes(32), Ballot(1, 0, bytes(32)), names(world), GENESIS, 0, bytes(32)
-                )
-                places = [
-                    OpenLane(epoch, one.rank, world, dict(one.out), dict(one.into)) for one in links
-                ]
                 bound = [
                     call.bind(b"t", source) for call, source in zip(calls, sources, strict=True)
                 ]
-                return await run_all(places, bound, sources)
+                return await run_all(lanes_of(links), bound, sources)
 
     return trio.run(main)
 

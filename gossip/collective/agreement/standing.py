@@ -133,15 +133,19 @@ class Standing:
     @property
     def lasting(self) -> tuple[object, ...]:
         """Of `memory`, what is to be stored at once when it changes; the certificate can wait for the next checkpoint."""
-        return self.links, self.doubts, self.leaving or self.me in self.left
+        return self.links, self.doubts, self.gone
+
+    @property
+    def gone(self) -> bool:
+        """This node leaves, or has left, in good order."""
+        return self.leaving or self.me in self.left
 
     def memory(self) -> Memory | None:
         """What has to survive a restart; None: this node is in no epoch's debt."""
         if not self.links and not self.doubts:
             return None
-        gone = self.leaving or self.me in self.left
         doubts = tuple(Doubt.of(doubt) for doubt in self.doubts)
-        return Memory(self.links, self.last_certificate, doubts, gone)
+        return Memory(self.links, self.last_certificate, doubts, self.gone)
 
     def recall(self, memory: Memory, last: Epoch | None) -> None:
         """Go on as the member that this node was.

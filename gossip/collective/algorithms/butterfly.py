@@ -351,19 +351,23 @@ class _Butterfly:
         told, last = b"", start + part.size == self._size(self._me)
         if self._owners_word and last:
             told = self._digests[self._me] = self._hashers[self._me].digest()
-        all_of_it = as_bytes(self._out[self._bounds[self._me] : self._bounds[self._me + 1]])
+        segment = self._result(start, payload, told)
+        whole = None
+        if self._one_transfer and last:
+            first = self._bounds[self._me]
+            whole = self._result(0, as_bytes(self._out[first : first + self._size(self._me)]), told)
         for rank in self._others:
-            at, values = start, payload
-            if self._whole(self._links.out[rank]):
-                if not last:
-                    continue
-                at, values = 0, all_of_it
-            head = self._exchange.head(Place(_GATHER, 0, self._me, at), self.weight, told)
-            self._exchange.post(rank, iter([(head, values)]))
-            await self._exchange.let_others_run()
+            transfer = whole if self._whole(self._links.out[rank]) else segment
+            if transfer is not None:
+                self._exchange.post(rank, iter([transfer]))
+                await self._exchange.let_others_run()
         if not self._carriage.exact:
             self._carriage.buffer(len(payload))[:] = payload
             self._carriage.accept(part, len(payload), self._links.names[self._me])
+
+    def _result(self, start: int, values: memoryview, told: bytes) -> Transfer:
+        place = Place(_GATHER, 0, self._me, start)
+        return self._exchange.head(place, self.weight, told), values
 
     async def _take_result(self, rank: int, start: int, stop: int) -> None:
         place = Place(_GATHER, 0, rank, start)

@@ -19,14 +19,11 @@ from gossip.collective.links.segment import Place, read_head, write_head
 from gossip.errors import CollectiveAborted
 from transport.bulk.striped import AnyLink
 from transport.identity import NodeId
+from transport.stretch import Stretch
 
 STALL_S: Final = 20.0
 """Longest wait for the next transfer of a member that has begun: half a MiB in that time is 26 KiB/s, no link to
 reduce over. One that has not begun is waited for as long as the epoch lasts."""
-
-
-STRETCH_S: Final = 0.001
-"""Work of one operation without a pause, beyond the piece that is at hand."""
 
 
 @attrs.frozen
@@ -79,7 +76,7 @@ class Exchange:
         self._stage = stage
         self._outboxes = {rank: Outbox(link, nursery) for rank, link in links.out.items()}
         self._begun: set[int] = set()
-        self._since = trio.current_time()
+        self._stretch = Stretch()
 
     def head(self, place: Place, weight: float = 0.0, digest: bytes = b"") -> bytes:
         """The head of a transfer."""
@@ -120,9 +117,9 @@ class Exchange:
 
         Cancellable.
         """
-        if trio.current_time() - self._since > STRETCH_S:
+        if self._stretch.hogs():
             await trio.lowlevel.checkpoint()
-            self._since = trio.current_time()
+            self._stretch.rested()
 
     async def receive_data(self, rank: int, memory: memoryview) -> None:
         """Receive the payload of the transfer whose head was received last.
