@@ -31,7 +31,16 @@ ARROWS = {
 # room -> the foreign packages it may import (node: whatever pyproject.toml declares).
 THIRD_PARTY = {
     "crdt": {"attrs", "msgspec"},
-    "transport": {"attrs", "msgspec", "msgpack", "cryptography", "nacl", "trio", "miniupnpc"},
+    "transport": {
+        "aeg",
+        "attrs",
+        "msgspec",
+        "msgpack",
+        "cryptography",
+        "nacl",
+        "trio",
+        "miniupnpc",
+    },
     "dht": {"attrs", "msgspec", "trio"},
     "gossip": {"attrs", "msgspec", "numpy", "blake3", "trio", "zstandard", "ml_dtypes"},
 }

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
 
+import attrs
 import trio
 
 from transport.address import Address
@@ -23,6 +24,7 @@ from transport.identity import Identity, NodeId
 from transport.limits import Admission, Limits
 from transport.network import Network, Path, RawStream
 from transport.reporter import Reporter
+from transport.secure.aegis import AVAILABLE
 from transport.secure.first_flights import FirstFlights
 from transport.secure.handshake import Handshake, HandshakeRole, Intro
 from transport.swarm import Swarm
@@ -108,7 +110,7 @@ class Context:
             gate=self.swarm.gate,
             chain=self.trust.chain,
             judge=self.judge,
-            intro=intro,
+            intro=attrs.evolve(intro, aegis=AVAILABLE),
             random_bytes=self.random_bytes,
             expected=expected,
             punching=punching,

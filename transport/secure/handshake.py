@@ -187,6 +187,7 @@ class Handshake:
         self._judge = judge
         self._may_join = may_join
         self._intro = encode_intro(intro)
+        self._aegis = intro.aegis
         self._expected = expected
         self._is_new = is_new
         self._ephemeral = KeyPair.from_private(random_bytes(DH_BYTES))
@@ -483,13 +484,14 @@ class Handshake:
             if self._role == "initiator"
             else (to_initiator, to_responder)
         )
+        aegis = self._aegis and intro.aegis
         self._result = HandshakeResult(
             node_id=node_id,
             public_key=public_key,
             member=member,
             intro=intro,
-            sealer=Sealer(sends),
-            opener=Opener(receives),
+            sealer=Sealer(sends, aegis=aegis),
+            opener=Opener(receives, aegis=aegis),
             session_id=noise.handshake_hash,
             leftover=bytes(self._received),
             role=self._role,

@@ -76,6 +76,8 @@ class Intro:
     """Which `accept_bulk` a bulk connection is for, or the nonce of a probe."""
     observed: str = attrs.field(default="", validator=_check_observed)
     """The address the sender sees the reader at, `host:port`; "" when there is none (a relayed connection)."""
+    aegis: bool = False
+    """Whether the sender can seal and open long records with AEGIS-256X4 (`transport.secure.aegis`): they are if both can."""
 
 
 class _IntroMessage(msgspec.Struct, frozen=True):
@@ -84,6 +86,7 @@ class _IntroMessage(msgspec.Struct, frozen=True):
     listen: tuple[str, ...] = ()
     label: bytes = b""
     observed: str = ""
+    aegis: bool = False
 
 
 def encode_intro(intro: Intro) -> bytes:
@@ -100,6 +103,8 @@ def encode_intro(intro: Intro) -> bytes:
     }
     if intro.observed:
         message["observed"] = intro.observed
+    if intro.aegis:
+        message["aegis"] = True
     data = pack(message)
     if len(data) > MAX_INTRO_BYTES:
         raise UsageError(
@@ -117,6 +122,8 @@ def decode_intro(data_untrusted: bytes) -> Intro:
     try:
         message = decode_untrusted(data_untrusted, _IntroMessage, limit=MAX_INTRO_BYTES)
         listen = tuple(Address.parse(text) for text in message.listen[: MAX_LISTEN + 1])
-        return Intro(message.kind, message.name, listen, message.label, message.observed)
+        return Intro(
+            message.kind, message.name, listen, message.label, message.observed, message.aegis
+        )
     except TransportError as error:
         raise HandshakeFailed(f"the other side's introduction is malformed: {error}") from None

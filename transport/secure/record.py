@@ -9,7 +9,10 @@ CipherState with a bigger message limit and its own header, not stock Noise tran
     0       4     length of the plaintext, unsigned big-endian   } these five bytes
     4       1     kind (RecordKind)                              } are the AAD
     5       n     ciphertext
-    5+n     16    GCM tag
+    5+n     16    tag
+
+Records of 16 KiB and more are sealed with AEGIS-256X4 instead, where both ends said in the handshake that they can
+(`transport.secure.aegis`): the length is authenticated, so both know which cipher a record has.
 
 Nonce: 32 zero bits, then the record's number in its direction as a 64-bit big-endian counter. It is never sent, so a record out of
 its place fails its tag. Rekey: after the record with which a key has sealed 2^36 plaintext bytes or 2^24 records, both sides set
@@ -38,6 +41,7 @@ from transport.errors import (
     RecordTooLarge,
     UsageError,
 )
+from transport.secure.aegis import LONG_BYTES, Aegis, WrongTag
 
 HEADER_BYTES = 5
 TAG_BYTES = 16
@@ -95,6 +99,7 @@ class _Direction:
     """Key, counter and rekey rule of one direction."""
 
     __slots__ = (
+        "_aegis",
         "_cipher",
         "_counter",
         "_header",
@@ -108,12 +113,18 @@ class _Direction:
     )
 
     def __init__(
-        self, key: bytes, *, rekey_bytes: int = REKEY_BYTES, rekey_records: int = REKEY_RECORDS
+        self,
+        key: bytes,
+        *,
+        aegis: bool = False,
+        rekey_bytes: int = REKEY_BYTES,
+        rekey_records: int = REKEY_RECORDS,
     ) -> None:
         if len(key) != KEY_BYTES:
             raise UsageError(f"a record key is {KEY_BYTES} bytes")
         self._key = bytes(key)
         self._cipher = AESGCM(self._key)
+        self._aegis = Aegis(self._key) if aegis else None
         self._counter = 0
         self._total_bytes = 0
         self._nonce = bytearray(12)
@@ -131,6 +142,8 @@ class _Direction:
     def _rekey(self) -> None:
         self._key = rekey(self._key)
         self._cipher = AESGCM(self._key)
+        if self._aegis is not None:
+            self._aegis = Aegis(self._key)
         self._rekey_at_bytes = self._total_bytes + self._rekey_bytes
         self._rekey_at_records = self._counter + self._rekey_records
 
@@ -140,15 +153,21 @@ class Sealer(_Direction):
 
     Args:
         key: 32 bytes from the handshake.
+        aegis: long records have AEGIS-256X4; both sides must agree.
         rekey_bytes, rekey_records: thresholds; both sides must agree, so only tests change them.
     """
 
     __slots__ = ("_key_since",)
 
     def __init__(
-        self, key: bytes, *, rekey_bytes: int = REKEY_BYTES, rekey_records: int = REKEY_RECORDS
+        self,
+        key: bytes,
+        *,
+        aegis: bool = False,
+        rekey_bytes: int = REKEY_BYTES,
+        rekey_records: int = REKEY_RECORDS,
     ) -> None:
-        super().__init__(key, rekey_bytes=rekey_bytes, rekey_records=rekey_records)
+        super().__init__(key, aegis=aegis, rekey_bytes=rekey_bytes, rekey_records=rekey_records)
         self._key_since: float | None = None
 
     def rekey_due(self, now: float) -> bool:
@@ -191,10 +210,13 @@ class Sealer(_Direction):
             raise RecordError("the record counter is used up")
         header = self._header
         _HEADER.pack_into(header, 0, length, kind)
-        _COUNTER.pack_into(self._nonce, 4, counter)
         self._counter = counter + 1
         out[:HEADER_BYTES] = header
-        self._cipher.encrypt_into(self._nonce, view, header, out[HEADER_BYTES:end])
+        if self._aegis is not None and length >= LONG_BYTES:
+            self._aegis.encrypt_into(counter, view, header, out[HEADER_BYTES:end])
+        else:
+            _COUNTER.pack_into(self._nonce, 4, counter)
+            self._cipher.encrypt_into(self._nonce, view, header, out[HEADER_BYTES:end])
         self._total_bytes += length
         if (
             self._total_bytes >= self._rekey_at_bytes
@@ -210,15 +232,21 @@ class Opener(_Direction):
 
     Args:
         key: 32 bytes from the handshake.
+        aegis: long records have AEGIS-256X4; both sides must agree.
         rekey_bytes, rekey_records: thresholds; both sides must agree, so only tests change them.
     """
 
     __slots__ = ("_failed",)
 
     def __init__(
-        self, key: bytes, *, rekey_bytes: int = REKEY_BYTES, rekey_records: int = REKEY_RECORDS
+        self,
+        key: bytes,
+        *,
+        aegis: bool = False,
+        rekey_bytes: int = REKEY_BYTES,
+        rekey_records: int = REKEY_RECORDS,
     ) -> None:
-        super().__init__(key, rekey_bytes=rekey_bytes, rekey_records=rekey_records)
+        super().__init__(key, aegis=aegis, rekey_bytes=rekey_bytes, rekey_records=rekey_records)
         self._failed = False
 
     def parse_header(self, buffer: Buffer) -> tuple[int, int]:
@@ -269,12 +297,15 @@ class Opener(_Direction):
         counter = self._counter
         if counter >= _MAX_COUNTER:
             raise RecordError("the record counter is used up")
-        _COUNTER.pack_into(self._nonce, 4, counter)
         self._counter = counter + 1
         plain = out[:length]
         try:
-            self._cipher.decrypt_into(self._nonce, view, aad, plain)
-        except InvalidTag:
+            if self._aegis is not None and length >= LONG_BYTES:
+                self._aegis.decrypt_into(counter, view, aad, plain)
+            else:
+                _COUNTER.pack_into(self._nonce, 4, counter)
+                self._cipher.decrypt_into(self._nonce, view, aad, plain)
+        except (InvalidTag, WrongTag):
             plain[:] = bytes(length)
             raise AuthenticationFailed(f"record {counter} failed authentication") from None
         self._failed = False
