@@ -115,12 +115,12 @@ def part_costs() -> dict[str, float | None]:
     import numpy as np
     from blake3 import blake3
 
-    from transport.secure.aegis import AVAILABLE
+    from transport.secure.processor import can_use_aegis
     from transport.secure.record import OVERHEAD_BYTES, RecordKind, Sealer
 
     size = 1 << 18
     plain, sealed = bytearray(size), memoryview(bytearray(size + OVERHEAD_BYTES))
-    ours, aes = Sealer(bytes(32), aegis=AVAILABLE), Sealer(bytes(32))
+    ours, aes = Sealer(bytes(32), aegis=can_use_aegis()), Sealer(bytes(32))
     one, two = np.ones(size // 4, np.float32), np.ones(size // 4, np.float32)
 
     def cost(work: Callable[[], object]) -> float:

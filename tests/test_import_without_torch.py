@@ -34,7 +34,7 @@ TRAINER_SIDE = (
 )
 
 # Packages of the extras; a node installed without extras has none of them.
-EXTRAS = ("torch", "safetensors", "rich", "matplotlib", "psutil")
+EXTRAS = ("torch", "safetensors", "aeg", "rich", "matplotlib", "psutil")
 
 IMPORT_EACH = """
 import importlib, json, sys

@@ -393,6 +393,7 @@ async def open_endpoint(
     random_bytes: Callable[[int], bytes] = os.urandom,
     rng: random.Random | None = None,
     advertise: Sequence[Address] = (),
+    aegis: bool | None = None,
 ) -> AsyncIterator[Endpoint]:
     """Run a node's endpoint for the length of the block.
 
@@ -412,6 +413,7 @@ async def open_endpoint(
         random_bytes: source of keys; seeded in simulations.
         rng: source of jitter; seeded in simulations.
         advertise: addresses to tell peers besides the bound ones, for example behind a NAT.
+        aegis: whether to offer AEGIS for long records; None: if this process can, and no simulation would differ from one machine to the next.
 
     Raises:
         AddressInUse: another program has one of the addresses.
@@ -432,6 +434,7 @@ async def open_endpoint(
                     random_bytes=random_bytes,
                     rng=random.Random() if rng is None else rng,
                     nursery=nursery,
+                    aegis=aegis,
                 )
             )
             try:

@@ -22,7 +22,7 @@ Contract of every implementation:
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from transport.address import Address
 from transport.buffer import Buffer
@@ -177,7 +177,13 @@ class RawListener(ABC):
 
 
 class Network(ABC):
-    """A way to reach other machines."""
+    """A way to reach other machines.
+
+    Attributes:
+        seeded: all that happens follows from a seed, so nobody on it may do what another machine would not.
+    """
+
+    seeded: ClassVar[bool] = False
 
     @abstractmethod
     async def connect(self, address: Address, *, source: Address | None = None) -> RawStream:

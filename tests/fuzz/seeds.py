@@ -149,6 +149,7 @@ def seeds() -> dict[str, list[bytes]]:
         ],
         "intro": [
             encode_intro(Intro()),
+            encode_intro(Intro(aegis=True)),
             encode_intro(Intro("bulk", "n", (Address("192.0.2.1", 7447),), b"label")),
         ],
         "record": [
@@ -157,6 +158,15 @@ def seeds() -> dict[str, list[bytes]]:
             b"\xff\0\x20\x50xyz",
             b"\xff\0\1\x90xxxx",
             b"\0\xff\xff\xff\xff\0",
+        ],
+        "long-record": [
+            b"\0\5\0\1",  # the first byte of the first
+            b"\x40\5\0\x80",  # its tag
+            b"\0\2\0\x40",  # its length: a short one
+            b"\0\3\0\1",
+            b"\x40\x15\x50" + bytes(26),  # before the second
+            b"\x40\x15\x80" + bytes(26),  # without it
+            b"\x60\0\xff",
         ],
         "frame": [*some_frames, b"".join(some_frames)],
         "mux": [

@@ -46,6 +46,7 @@ async def node(
     trust: Trust | None = None,
     clock: Callable[[], float] = lambda: 0.0,
     seed: int = 0,
+    aegis: bool | None = None,
 ) -> AsyncIterator[Endpoint]:
     async with open_endpoint(
         identity(number),
@@ -58,6 +59,7 @@ async def node(
         limits=limits,
         random_bytes=seeded_bytes(seed, number),
         rng=random.Random(number),
+        aegis=aegis,
     ) as endpoint:
         yield endpoint
 

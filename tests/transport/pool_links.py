@@ -22,7 +22,7 @@ HOSTS = ("10.0.0.1", "10.0.0.2")
 PORT = 4000
 
 
-def result(seed: str, role: str) -> HandshakeResult:
+def result(seed: str, role: str, *, aegis: bool = False) -> HandshakeResult:
     keys = [hashlib.sha256(f"{seed}{side}".encode()).digest() for side in (0, 1)]
     ours, theirs = keys if role == "initiator" else keys[::-1]
     identity = Identity.from_seed(bytes(32))
@@ -31,8 +31,8 @@ def result(seed: str, role: str) -> HandshakeResult:
         public_key=identity.public_key,
         member=None,
         intro=Intro(kind="bulk", name="", listen=(), label=b""),
-        sealer=Sealer(ours),
-        opener=Opener(theirs),
+        sealer=Sealer(ours, aegis=aegis),
+        opener=Opener(theirs, aegis=aegis),
         session_id=bytes(32),
         leftover=b"",
         role=role,  # type: ignore[arg-type]

@@ -3,8 +3,6 @@
 import hmac
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import attrs
@@ -14,13 +12,14 @@ from hypothesis import strategies as st
 
 from tests.transport.handshakes import ALICE_INTRO, BOB_INTRO, flights, make
 from tests.transport.test_record import open_, seal
-from transport.errors import AuthenticationFailed, RecordError, UsageError
-from transport.secure import aegis
-from transport.secure.aegis import LONG_BYTES, Aegis
-from transport.secure.intro import Intro, decode_intro, encode_intro
+from transport.errors import AuthenticationFailed, RecordError
+from transport.secure.aegis import LONG_BYTES
+from transport.secure.processor import can_use_aegis
 from transport.secure.record import OVERHEAD_BYTES, Opener, RecordKind, Sealer, rekey
 
-aeg = pytest.importorskip("aeg.aegis256x4", reason="no wheels of aeg for this machine")
+if not can_use_aegis():
+    pytest.skip("no aeg here, or a processor without VAES", allow_module_level=True)
+from aeg import aegis256x4 as aeg
 
 KEY = bytes(range(32))
 DERIVED = hmac.digest(KEY, b"noded aegis-256x4 v1\x01", "sha256")  # HKDF-Expand, RFC 5869 2.3
@@ -34,7 +33,10 @@ def test_the_library_is_what_the_draft_says(vector):
     key, nonce, ad, message = (
         bytes.fromhex(vector[name]) for name in ("key", "nonce", "ad", "msg")
     )
-    assert aeg.encrypt(key, nonce, message, ad).hex() == vector["ct"] + vector["tag128"]
+    for tag, size in (("tag128", 16), ("tag256", 32)):
+        sealed = bytes.fromhex(vector["ct"] + vector[tag])
+        assert aeg.encrypt(key, nonce, message, ad, maclen=size) == sealed
+        assert aeg.decrypt(key, nonce, sealed, ad, maclen=size) == message
 
 
 def test_a_long_record_is_what_the_document_says():
@@ -84,7 +86,7 @@ def test_no_key_and_nonce_pair_occurs_twice(monkeypatch):
             ledger.add((bytes(key), bytes(nonce)))
             return aeg.encrypt(key, nonce, *rest, **named)
 
-    monkeypatch.setattr(aegis, "aegis256x4", Recorder)
+    monkeypatch.setattr("aeg.aegis256x4", Recorder)
     sealer = Sealer(KEY, aegis=True, rekey_records=4)
     for number in range(30):
         seal(sealer, LONG if number % 3 else b"short")
@@ -146,8 +148,15 @@ def test_one_end_with_and_one_without_do_not_understand_each_other():
             open_(Opener(KEY, aegis=opening), seal(Sealer(KEY, aegis=sealing), LONG))
 
 
-def test_unauthenticated_plaintext_is_wiped():
+def test_unauthenticated_plaintext_is_wiped(monkeypatch):
+    class Leaving:  # the library wipes as well; what it promises about that may change
+        @staticmethod
+        def decrypt(_key, _nonce, sealed, _aad, *, into):
+            into[:] = sealed[: len(into)]
+            raise ValueError("authentication failed")
+
     data = seal(Sealer(KEY, aegis=True), LONG)
+    monkeypatch.setattr("aeg.aegis256x4", Leaving)
     out = memoryview(bytearray(b"\xaa" * (len(LONG) + 80)))
     with pytest.raises(AuthenticationFailed):
         Opener(KEY, aegis=True).open_into(data[:5], data[5:-1] + bytes([data[-1] ^ 1]), out)
@@ -172,14 +181,6 @@ def test_payloads_of_wider_items_are_taken_as_bytes():
     assert open_(Opener(KEY, aegis=True), bytes(out))[0] == LONG[:LONG_BYTES]
 
 
-def test_memory_that_may_not_be_written_stays_as_it_is():
-    data, fixed = seal(Sealer(KEY, aegis=True), LONG), bytes(len(LONG) + 16)
-    for use in (Aegis(KEY).encrypt_into, Aegis(KEY).decrypt_into):
-        with pytest.raises(UsageError):
-            use(0, data[5:], data[:5], memoryview(fixed))
-    assert not any(fixed)
-
-
 # Who uses it
 
 
@@ -194,27 +195,3 @@ def test_long_records_have_it_if_both_ends_can(first, second):
     for sender, receiver in ((here, there), (there, here)):
         assert (sender.sealer._aegis is not None) == (first and second)
         assert open_(receiver.opener, seal(sender.sealer, LONG)) == (LONG, RecordKind.DATA)
-
-
-def test_an_intro_says_it_only_if_there_is_something_to_say():
-    assert b"aegis" not in encode_intro(Intro())
-    assert decode_intro(encode_intro(Intro(aegis=True))) == Intro(aegis=True)
-
-
-WITHOUT = """
-import sys
-sys.modules["aeg"] = None
-from transport.secure import aegis, record
-record.Sealer(bytes(32))
-print(aegis.AVAILABLE)
-"""
-
-
-def test_a_process_without_the_library_goes_without(monkeypatch):
-    said = subprocess.run(
-        [sys.executable, "-c", WITHOUT], check=True, capture_output=True, text=True
-    )
-    assert said.stdout == "False\n"
-    monkeypatch.setattr(aegis, "AVAILABLE", False)
-    with pytest.raises(UsageError, match=r"noded\[train\]"):
-        Sealer(KEY, aegis=True)

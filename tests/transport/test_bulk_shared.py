@@ -18,6 +18,7 @@ from transport.address import Address
 from transport.bulk import shared
 from transport.bulk.link import MAX_PAYLOAD_BYTES, BulkLink, LinkClosed
 from transport.errors import UsageError
+from transport.secure.processor import can_use_aegis
 from transport.tcp import TcpStream
 
 HERE = Address("127.0.0.1", 1)
@@ -33,8 +34,14 @@ async def pair(there: Address = HERE) -> AsyncIterator[tuple[BulkLink, BulkLink]
     one, other = socket.socketpair()
     for sock in (one, other):
         sock.setblocking(False)
-    sender = BulkLink(TcpStream(one, HERE, there), result("x", "initiator"), ignore)
-    receiver = BulkLink(TcpStream(other, there, HERE), result("x", "responder"), ignore)
+    aegis = can_use_aegis()
+    sender, receiver = (
+        BulkLink(TcpStream(sock, *ends), result("x", role, aegis=aegis), ignore)
+        for sock, ends, role in (
+            (one, (HERE, there), "initiator"),
+            (other, (there, HERE), "responder"),
+        )
+    )
     try:
         with trio.fail_after(10):
             yield sender, receiver

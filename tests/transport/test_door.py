@@ -27,6 +27,7 @@ from transport.errors import (
 from transport.identity import verify
 from transport.secure.handshake import Handshake, Intro
 from transport.secure.link import shake_hands
+from transport.secure.processor import can_use_aegis
 from transport.secure.record import RecordKind
 from transport.simulated.link_model import LinkSettings
 from transport.simulated.memory import MemoryNetwork
@@ -187,6 +188,19 @@ def test_a_newcomer_says_nothing_about_itself():
     assert responder.joining
     assert responder.result.member is None
     assert responder.result.node_id not in {identity(9).node_id, identity(1).node_id}
+
+
+@pytest.mark.skipif(not can_use_aegis(), reason="no aeg here, or a processor without VAES")
+async def test_a_join_connection_has_one_cipher(autojump_clock):
+    """The newcomer says nothing about itself, so not which ciphers it can, and the longest answer would be a long record."""
+
+    async def at_length(_request, _source):
+        return bytes(MAX_ANSWER_BYTES)
+
+    world = MemoryNetwork(1)
+    async with node(world.host("10.0.0.1"), 1, aegis=True) as member:
+        member.open_door(at_length)
+        assert await ask(world, b"request") == bytes(MAX_ANSWER_BYTES)
 
 
 @pytest.mark.parametrize("size", [0, MAX_REQUEST_BYTES + 1])

@@ -13,10 +13,8 @@ from transport.connect.inbound import MAX_EARLY
 from transport.errors import PeerUnreachable
 from transport.limits import LINK_BYTES, Limits
 from transport.network import Path, RawStream
-from transport.secure.aegis import AVAILABLE
 from transport.secure.first_flights import FirstFlights
 from transport.secure.handshake import Handshake, HandshakeResult, Intro
-from transport.secure.intro import IntroKind
 from transport.secure.link import GOODBYE_S, shake_hands
 from transport.simulated.memory import MemoryNetwork
 
@@ -94,17 +92,6 @@ async def test_a_bulk_link_that_overtook_its_control_connection_is_taken(
         await trio.sleep(0.1)
         link = await victim.accept_bulk(identity(2).node_id, b"early")
         await link.aclose()
-        raw.abort()
-
-
-@pytest.mark.parametrize("kind", ["control", "bulk", "probe"])
-async def test_every_connection_says_which_ciphers_it_can(
-    kind: IntroKind, autojump_clock: object
-) -> None:
-    world = MemoryNetwork(1)
-    async with node(world.host("11.0.0.1"), 1, listen=[VICTIM]):
-        raw, result = await introduce(world, "12.0.0.1", 2, Intro(kind))
-        assert result.intro.aegis is AVAILABLE
         raw.abort()
 
 

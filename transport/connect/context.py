@@ -24,9 +24,9 @@ from transport.identity import Identity, NodeId
 from transport.limits import Admission, Limits
 from transport.network import Network, Path, RawStream
 from transport.reporter import Reporter
-from transport.secure.aegis import AVAILABLE
 from transport.secure.first_flights import FirstFlights
 from transport.secure.handshake import Handshake, HandshakeRole, Intro
+from transport.secure.processor import can_use_aegis
 from transport.swarm import Swarm
 from transport.trust.trust import Member, Trust
 
@@ -65,6 +65,7 @@ class Context:
         random_bytes: Callable[[int], bytes],
         rng: random.Random,
         nursery: trio.Nursery,
+        aegis: bool | None,
     ) -> None:
         self.identity = identity
         self.swarm = swarm
@@ -76,6 +77,7 @@ class Context:
         self.random_bytes = random_bytes
         self.rng = rng
         self.nursery = nursery
+        self._aegis = can_use_aegis() and not network.seeded if aegis is None else aegis
         self.counters: Counter[str] = Counter()
         self.reporter = Reporter(LOGGER, self.counters)
         self.admission = Admission(limits)
@@ -110,7 +112,7 @@ class Context:
             gate=self.swarm.gate,
             chain=self.trust.chain,
             judge=self.judge,
-            intro=attrs.evolve(intro, aegis=AVAILABLE),
+            intro=attrs.evolve(intro, aegis=self._aegis),
             random_bytes=self.random_bytes,
             expected=expected,
             punching=punching,

@@ -41,7 +41,7 @@ from transport.errors import (
     RecordTooLarge,
     UsageError,
 )
-from transport.secure.aegis import LONG_BYTES, Aegis, WrongTag
+from transport.secure.aegis import LONG_BYTES, Aegis
 
 HEADER_BYTES = 5
 TAG_BYTES = 16
@@ -93,6 +93,11 @@ _REKEY = int(
 def rekey(key: bytes) -> bytes:
     """Noise REKEY for AESGCM: the first 32 bytes of ENCRYPT(k, 2^64 - 1, "", 32 zero bytes)."""
     return AESGCM(key).encrypt(bytes(4) + b"\xff" * 8, bytes(KEY_BYTES), b"")[:KEY_BYTES]
+
+
+def _told(out: memoryview) -> str:
+    kind = "read-only" if out.readonly else f"of format {out.format}"
+    return f"an output buffer of {out.nbytes} bytes, {kind}"
 
 
 class _Direction:
@@ -191,7 +196,7 @@ class Sealer(_Direction):
 
         Raises:
             RecordTooLarge: payload over MAX_RECORD_BYTES; nothing was used up.
-            UsageError: `out` is too small, or a REKEY is not empty; nothing was used up.
+            UsageError: `out` is too small or no writable bytes, or a REKEY is not empty; nothing was used up.
             RecordError: the counter is used up (2^64 - 1 records).
         """
         view = memoryview(payload)
@@ -201,8 +206,8 @@ class Sealer(_Direction):
         end = length + OVERHEAD_BYTES
         if length > MAX_RECORD_BYTES:
             raise RecordTooLarge(f"record of {length} bytes, limit {MAX_RECORD_BYTES}")
-        if len(out) < end:
-            raise UsageError(f"the output buffer has {len(out)} bytes, the record needs {end}")
+        if len(out) < end or out.readonly or out.format != "B":
+            raise UsageError(f"a record of {end} bytes does not fit into {_told(out)}")
         if kind == _REKEY and length:
             raise UsageError("a rekey record is empty")
         counter = self._counter
@@ -277,15 +282,15 @@ class Opener(_Direction):
             AuthenticationFailed: wrong tag, or an earlier record already failed. Fatal: close the connection. What was
                 decrypted has been wiped from `out`.
             MalformedRecord: `header` and `body` do not belong together. Fatal.
-            UsageError: `out` is too small; nothing was used up.
+            UsageError: `out` is too small or no writable bytes; nothing was used up.
         """
         if self._failed:
             raise AuthenticationFailed("an earlier record of this connection failed")
         aad = self._header
         view = memoryview(body)
         length = view.nbytes - TAG_BYTES
-        if len(out) < length:
-            raise UsageError(f"the output buffer has {len(out)} bytes, the record needs {length}")
+        if len(out) < length or out.readonly or out.format != "B":
+            raise UsageError(f"a plaintext of {length} bytes does not fit into {_told(out)}")
         self._failed = True  # until the tag is verified
         aad[:] = memoryview(header)[:HEADER_BYTES]
         if len(aad) != HEADER_BYTES or length != _HEADER.unpack(aad)[0]:
@@ -305,7 +310,7 @@ class Opener(_Direction):
             else:
                 _COUNTER.pack_into(self._nonce, 4, counter)
                 self._cipher.decrypt_into(self._nonce, view, aad, plain)
-        except (InvalidTag, WrongTag):
+        except InvalidTag:
             plain[:] = bytes(length)
             raise AuthenticationFailed(f"record {counter} failed authentication") from None
         self._failed = False

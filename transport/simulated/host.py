@@ -16,7 +16,7 @@ Not modelled: TIME_WAIT, and an RST that overtakes a SYN of the other side by le
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import trio
 
@@ -62,6 +62,8 @@ class MemoryHost(Network):
         ip: its own address.
         name: what links, partitions and kills call it: its address, with those of its NATs before it.
     """
+
+    seeded: ClassVar[bool] = True
 
     def __init__(self, world: MemoryNetwork, realm: Realm, ip: str) -> None:
         self.world = world
@@ -283,6 +285,8 @@ class MultiHomedHost(Network):
 
     A dial leaves by the address that `source` names, else by the first of the target's family.
     """
+
+    seeded: ClassVar[bool] = True
 
     def __init__(self, *hosts: MemoryHost) -> None:
         self.hosts = hosts

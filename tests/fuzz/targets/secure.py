@@ -2,14 +2,16 @@
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tests.fuzz.targets.kit import ALICE, BOB, KEY, edited, target
 from tests.trusted import SWARM, invited_chain, member_chain, shaking
 from transport.address import Address
 from transport.errors import HandshakeFailed, RecordError
+from transport.secure.aegis import LONG_BYTES
 from transport.secure.handshake import Handshake
 from transport.secure.intro import Intro, decode_intro, encode_intro
+from transport.secure.processor import can_use_aegis
 from transport.secure.record import HEADER_BYTES, OVERHEAD_BYTES, Opener, RecordKind, Sealer
 from transport.trust.certificate import parse_certificate
 from transport.trust.chain import parse_chain, verify_chain
@@ -19,6 +21,7 @@ from transport.trust.statement import encode_statement, parse_statement
 from transport.trust.trust import Trust
 
 PAYLOADS = (b"first", bytes(300), b"", b"x" * 40)
+LONG_PAYLOADS = (bytes(LONG_BYTES), b"short", bytes(range(256)) * (LONG_BYTES // 256) + b"end")
 UNTOUCHED = 0xEE
 """Refused before decryption, the output is as it was; after it, wiped."""
 
@@ -128,20 +131,21 @@ def statement(data: bytes) -> None:
     assert source in genuine
 
 
-def stream_of_records() -> bytes:
-    sealer, out = Sealer(KEY), bytearray()
-    for payload in PAYLOADS:
+def stream_of_records(payloads: Sequence[bytes], *, aegis: bool = False) -> bytes:
+    sealer, out = Sealer(KEY, aegis=aegis), bytearray()
+    for payload in payloads:
         piece = memoryview(bytearray(len(payload) + OVERHEAD_BYTES))
         sealer.seal_into(RecordKind.DATA, payload, piece)
         out += piece
     return bytes(out)
 
 
-RECORDS = stream_of_records()
+RECORDS = stream_of_records(PAYLOADS)
+LONG_RECORDS = stream_of_records(LONG_PAYLOADS, aegis=can_use_aegis())
 
 
-def opened(stream: bytes) -> Iterator[bytes]:
-    opener, place = Opener(KEY), 0
+def opened(stream: bytes, *, aegis: bool = False) -> Iterator[bytes]:
+    opener, place = Opener(KEY, aegis=aegis), 0
     while len(stream) - place >= HEADER_BYTES:
         header = stream[place : place + HEADER_BYTES]
         _, length = opener.parse_header(header)
@@ -166,3 +170,12 @@ def record(data: bytes) -> None:
     with contextlib.suppress(RecordError):
         got.extend(opened(stream))
     assert got == list(PAYLOADS[: len(got)])
+
+
+@target
+def long_record(data: bytes) -> None:
+    """The same with records that have the other cipher, where this process has it."""
+    got: list[bytes] = []
+    with contextlib.suppress(RecordError):
+        got.extend(opened(edited(LONG_RECORDS, data), aegis=can_use_aegis()))
+    assert got == list(LONG_PAYLOADS[: len(got)])
