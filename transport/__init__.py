@@ -12,7 +12,7 @@
 
 Beside them: `network` is the seam below (raw streams), `tcp` the kernel behind it; `identity`, `swarm`, `address` (with `address_kinds`) and `text` are
 who, which swarm, where, and their printable forms; `codec` reads control messages as hostile bytes; `limits` has the figures; `reporter` and `watch`
-tell what happened, `wakeup` sleeps, `buffer` is a type; `durable` is a small file that a crash leaves whole, for every room above.
+tell what happened, `wakeup` sleeps, `stretch` tells when to let others run, `buffer` is a type; `durable` is a small file that a crash leaves whole, for every room above.
 
 Errors: `errors.TransportError` is the root of everything raised here. The bytes on the wire: docs/wire.md.
 """

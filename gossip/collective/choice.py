@@ -11,7 +11,7 @@ ring         2 (N-1) a             2 S (N-1)/N b    large vectors: two links eac
 butterfly    2 hops, N-1 each      2 S (N-1)/N b    middle sizes; every wire format
 star         2 hops, N-1 at hub    2 S (N-1) b      few bytes on few processors
 double star  the same at each hub  S (N-1) b        more bytes on few processors
-doubling     log2(N) a             S log2(N) b      small vectors over long paths
+doubling     log2(N) a             S log2(N) b      small ones of two, or over long paths
 ============ ===================== ================ =======================================
 
 A hop costs half a round trip and each message, beside that, what it takes to make and read it, one after the
@@ -45,8 +45,6 @@ DOUBLE_STAR_BYTES: Final = 8 << 20
 HUBS_WAIT: Final = 5 / 6
 """Of the bytes of a double star's hub, those that nobody works beside within one machine, if parts pass in one transfer. Measured with four
 members: through shared memory as fast as a ring at 4 to 6 MiB, over sockets, which the choice does not know of, at 2."""
-DOUBLING_MESSAGE: Final = 1.25
-"""Of a message of recursive doubling, which is copied, and added by both (measured with two and four members: 5 to 20 % over the star)."""
 PART_BYTES: Final = 2 << 20
 """Largest part of a vector that passes through shared memory in one transfer: each link keeps four of them there."""
 OWNER_BYTES: Final = 16 << 20
@@ -182,8 +180,6 @@ def estimate(algorithm: Algorithm, call: Call, size: int, world: int) -> float:
     path = call.path
     if path is None:
         byte = OWNERS_WORD_BYTE_S if algorithm in _OWNERS_WORD else LOCAL_BYTE_S
-        if algorithm is Algorithm.DOUBLING:
-            messages *= DOUBLING_MESSAGE
         if algorithm is Algorithm.DOUBLE_STAR and passes_whole(size // DOUBLE_STAR_HUBS, world):
             bytes_in_a_row *= HUBS_WAIT
         return messages * MESSAGE_S + (vectors + bytes_in_a_row) * size * byte

@@ -50,6 +50,8 @@ def test_few_hops_over_a_long_path_and_few_bytes_for_a_large_vector():
     for world in (3, 4, 8):
         assert choose(near, FP32, 1 << 20, world) is Algorithm.DOUBLE_STAR
         assert choose(near, BF16, 1 << 28, world) is Algorithm.BUTTERFLY
+    for size in (0, 1 << 10, 1 << 16):  # of two, neither waits for the other
+        assert choose(near, FP32, size, 2) is Algorithm.DOUBLING
     assert choose(near, FP32, 1 << 20, 2) is Algorithm.RING
     assert choose(near, FP32, 1 << 28, 4) in {Algorithm.RING, Algorithm.BUTTERFLY}
     assert choose(Call(kind=Kind.BROADCAST, path=FAR), FP32, 1 << 28, 8) is Algorithm.CHAIN
