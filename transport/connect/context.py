@@ -77,7 +77,8 @@ class Context:
         self.random_bytes = random_bytes
         self.rng = rng
         self.nursery = nursery
-        self._aegis = can_use_aegis() and not network.seeded if aegis is None else aegis
+        # A simulation needs no answer, so it does not load the library for one either.
+        self._aegis = not network.seeded and can_use_aegis() if aegis is None else aegis
         self.counters: Counter[str] = Counter()
         self.reporter = Reporter(LOGGER, self.counters)
         self.admission = Admission(limits)
