@@ -127,7 +127,7 @@ class Call:
 def _terms(what: _What, path: Path | None, dtype: np.dtype[Any], length: int) -> hashlib._Hash:
     """The digest of what is asked for, to which the caller's descriptor is still to come: mostly the same as in the call before."""
     kind, reduce, wire, algorithm, root, sites, order = what
-    digest = hashlib.sha256(b"noded collective v5\0")
+    digest = hashlib.sha256(b"noded collective v6\0")
     for word in (kind, reduce, wire, algorithm, dtype.name):
         digest.update(struct.pack(">B", len(word)) + word.encode())
     digest.update(struct.pack(">QB", length, len(root or b"")) + (root or b""))

@@ -187,6 +187,36 @@ def test_a_blocks_scale_is_its_own(form: BlockFormat) -> None:
     assert scales.tolist() == pytest.approx(expected)
 
 
+@blocks
+@pytest.mark.parametrize("count", [256, 300, PIECE + 40])
+def test_the_largest_magnitude_is_found_whatever_the_signs(form: BlockFormat, count: int) -> None:
+    rng = np.random.default_rng(count)
+    for values in (
+        -np.abs(normal(count)),
+        np.abs(normal(count)),
+        np.zeros(count, np.float32),
+        -np.zeros(count, np.float32),
+        np.where(rng.random(count) < 0.5, np.float32(-3.0), np.float32(2.0)),
+        np.where(rng.random(count) < 0.5, np.float32(-2.0), np.float32(3.0)),
+    ):
+        scales = encode(form, values)[: 4 * -(-count // BLOCK)].view("<f4")
+        cut = range(0, count, BLOCK)
+        assert scales.tolist() == [np.abs(values[at : at + BLOCK]).max() for at in cut]
+        assert not np.signbit(scales).any()
+
+
+@pytest.mark.parametrize(("form", "top"), [(Int8(), 127), (Int4(), 7)])
+def test_integers_are_rounded_as_the_page_says(form: BlockFormat, top: int) -> None:
+    """Against the definition in float64 wherever that is not within fp32's rounding of a tie; ties themselves by the golden bytes."""
+    values = normal(1 << 15, 5)
+    largest = np.repeat(np.abs(values).reshape(-1, BLOCK).max(axis=1), BLOCK).astype(np.float64)
+    exact = values * top / largest
+    sure = np.abs(exact - np.floor(exact) - 0.5) > 1e-4
+    found = through(form, values) / (largest / top)
+    assert sure.mean() > 0.99
+    assert np.array_equal(np.rint(found[sure]), np.rint(exact[sure]))
+
+
 # ---- refused ---------------------------------------------------------------------------------------
 
 
@@ -200,6 +230,28 @@ def test_what_is_not_finite_is_refused_where_it_enters(
     values[at] = bad
     with pytest.raises(NotFinite):
         encode(form, values)
+
+
+@every
+@pytest.mark.parametrize("bits", [0x7FFF_FFFF, 0xFFFF_FFFF, 0xFF80_0001, 0x7F80_0001])
+def test_every_nan_is_refused_whatever_its_sign_and_payload(form: WireFormat, bits: int) -> None:
+    """Adding to the first two carries into the sign."""
+    for rest in (1.0, -1.0, 0.0):
+        values = np.full(600, rest, np.float32)
+        values.view(np.uint32)[300] = bits
+        with pytest.raises(NotFinite):
+            encode(form, values)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_bf16_goes_as_far_as_what_rounds_to_its_largest(sign: int) -> None:
+    values = np.full(5, 0x7F7F_7FFF, np.uint32).view(np.float32) * np.float32(sign)
+    assert (
+        through(format_named("bf16"), values).view(np.uint32) & 0x7FFF_FFFF == 0x7F7F_0000
+    ).all()
+    values.view(np.uint32)[2] += 1
+    with pytest.raises(NotFinite):
+        encode(format_named("bf16"), values)
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16"])

@@ -361,9 +361,7 @@ class _Butterfly:
             if transfer is not None:
                 self._exchange.post(rank, iter([transfer]))
                 await self._exchange.let_others_run()
-        if not self._carriage.exact:
-            self._carriage.buffer(len(payload))[:] = payload
-            self._carriage.accept(part, len(payload), self._links.names[self._me])
+        self._carriage.apply(payload, part, self._links.names[self._me])
 
     def _result(self, start: int, values: memoryview, told: bytes) -> Transfer:
         place = Place(_GATHER, 0, self._me, start)

