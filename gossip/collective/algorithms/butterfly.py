@@ -25,7 +25,7 @@ Invariants:
   its part, and the first attempt looks only at the sums for what is not finite;
 * beyond the vectors a member holds five segments, its own packed results and what links hold: through shared memory four
   transfers each, so parts that pass in one are bounded (`gossip.collective.choice.passes_whole`);
-* an owner has much to do at once when all contributions are there: it lets others run once a millisecond.
+* who finds much to do at once, as an owner does when all contributions are there, lets others run once a millisecond.
 """
 
 from __future__ import annotations
@@ -202,6 +202,7 @@ class _Butterfly:
         for rank, ready in contributions.items():
             few = paced and self._few(out[rank])
             self._exchange.post(rank, itertools.islice(ready, 1 if few else None))
+            await self._exchange.let_others_run()
         early = [rank for rank in theirs if paced and self._few(into[rank])]
         for number in range(steps + 1):
             for rank, ready in contributions.items():
@@ -225,6 +226,7 @@ class _Butterfly:
         for rank in ranks:
             if 0 <= number < len(segments[rank]):
                 await self._take_result(rank, *segments[rank][number])
+                await self._exchange.let_others_run()
 
     # ---- towards the owners --------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import trio
 
 from transport.buffer import Buffer
 from transport.bulk.striped import AnyLink
+from transport.stretch import Stretch
 
 Transfer = tuple[bytes, Buffer]
 
@@ -42,13 +43,17 @@ class Outbox:
             self._pump()
 
     def _pump(self) -> None:
-        """Send what needs no waiting, and leave the rest to the task."""
-        link = self._link
+        """Send what needs no waiting, but not for long at a time, and leave the rest to the task."""
+        link, stretch = self._link, Stretch()
         while not link.busy and (transfer := self._peek()) is not None:
             if not link.try_send(*transfer):
                 break
             self._next = None
-        if link.waiting or self._peek() is not None:
+            if stretch.hogs():
+                break  # what comes next may take as long to be made
+        else:
+            transfer = self._peek()
+        if link.waiting or transfer is not None:
             self._sending = True
             self._nursery.start_soon(self._run)
 
