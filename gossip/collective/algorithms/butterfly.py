@@ -23,7 +23,7 @@ Invariants:
   bytes to different members makes their results, and so their votes, differ, and there is no forwarder who could;
 * in the double star that is the owner's word instead, as in the ring (`gossip.collective.algorithms.ring`) and at the same price: it tells the digest of
   its part, and the first attempt looks only at the sums for what is not finite;
-* beyond the vectors a member holds five segments, its own packed results and what links hold: through shared memory four
+* beyond the vectors a member holds five segments (half a MiB each, or 2 MiB in a wire format), its own packed results and what links hold: through shared memory four
   transfers each, so parts that pass in one are bounded (`gossip.collective.choice.passes_whole`);
 * who finds much to do at once, as an owner does when all contributions are there, lets others run once a millisecond.
 """
@@ -137,7 +137,12 @@ class _Butterfly:
         # Of a minimum, what is not finite could be lost in the sum.
         self._looks = not owners_word or call.careful or call.reduce in {Reduce.MIN, Reduce.MAX}
         self._carriage = Carriage(
-            self._elements, call.wire, largest, workspace=links.workspace, looks=self._looks
+            self._elements,
+            call.wire,
+            largest,
+            workspace=links.workspace,
+            looks=self._looks,
+            long=len(owners) == world,
         )
         # Somebody owns even nothing, or nobody would tell the weights.
         self._owners = [r for r in range(world) if self._size(r)] or [owners[0]]
@@ -207,6 +212,7 @@ class _Butterfly:
         for number in range(steps + 1):
             for rank, ready in contributions.items():
                 self._exchange.post(rank, itertools.islice(ready, 1))
+                await self._exchange.let_others_run()
             if reducing and number < len(own):
                 await self._reduce(*own[number])
             await self._take_results(early, theirs, number - 1)

@@ -19,9 +19,8 @@ E3M0   0.5156         <= a third of the value, or m / 128 if that is more
 ====== ============== =====================================================
 
 All bounds are meant up to fp32's own rounding (a few 2^-24 of m). A block whose m is below 2^-100 is all
-zeros. What no encoder writes is refused: scales that are negative or not finite, codes -128 and -8,
-negative zeros, a padding half that is not zero; so equal values have one encoding, and nothing decodes to
-infinity.
+zeros. Of what no encoder writes, this is refused: scales that are negative, tiny or not finite, codes -128 and -8,
+negative zeros, a padding half that is not zero. So nothing decodes to infinity, and equal values have one encoding.
 
 int4 suits values like a normal distribution (rms error 0.13 of the signal against 0.20), E3M0 those
 with heavy tails. Neither may be encoded again at every hop of a ring: 32 members would leave only noise.
@@ -42,6 +41,7 @@ from gossip.collective.formats.wire_format import (
     Values,
     WireFormat,
     expect_length,
+    magnitudes,
 )
 from gossip.errors import NotFinite
 
@@ -51,9 +51,11 @@ BLOCK: Final = 256
 TINY: Final = np.float32(2.0**-100)
 """Below this a quotient by the scale could leave fp32's range."""
 
-_MAGNITUDE: Final = 0x7FFF_FFFF
+_TINY_BITS: Final = int(TINY.view(np.int32))
 _INFINITY: Final = 0x7F80_0000
-"""Bits of fp32: all but the sign; what is not finite, without its sign, is this or greater."""
+"""Bits of fp32's infinity; those of a NaN are greater."""
+_MAGNITUDE: Final = 0x7FFF_FFFF
+"""All bits but the sign's."""
 _TO_INTEGER: Final = np.float32(1.5 * 2**23)
 """Numbers of its size have no places behind the point: added to it, one is rounded to nearest with ties to even, and its two's complement
 is in the lowest bits of the sum. Twice as fast as rounding and converting."""
@@ -100,17 +102,11 @@ class BlockFormat(WireFormat):
     ) -> None:
         """Encode whole blocks; `scratch` has room for their values."""
         firsts = _FIRSTS[: values.size // BLOCK]
-        # As `largest_magnitude_bits`, of each block.
-        positive = np.maximum.reduceat(values.view(np.int32), firsts)
-        negative = np.maximum.reduceat(values.view(np.uint32), firsts)
-        negative &= _MAGNITUDE
-        bits = np.maximum(positive, negative.view(np.int32), out=positive)
+        bits = magnitudes(values.view(np.int32), firsts)
         if bits.max() >= _INFINITY:
             raise NotFinite("values are not finite")
+        bits[bits < _TINY_BITS] = 0
         largest = bits.view(np.float32)
-        zero = largest < TINY
-        if zero.any():
-            largest[zero] = 0
         scales[: largest.size] = largest
         rows, room = values.reshape(-1, BLOCK), scratch[: values.size].reshape(-1, BLOCK)
         self._quantise(rows, largest[:, None], codes, room)
@@ -123,9 +119,8 @@ class BlockFormat(WireFormat):
         expect_length(data, self.encoded_bytes(out.size))
         blocks = self._blocks(out.size)
         scales = data[: 4 * blocks].view("<f4").astype(np.float32)
-        if not (np.isfinite(scales) & (scales >= 0)).all():
-            raise InvalidBytes("scales that are negative or not finite")
-        if (((scales > 0) & (scales < TINY)) | np.signbit(scales)).any():
+        bits = scales.view(np.int32)  # negative ones are those of what has a sign
+        if not ((bits == 0) | ((bits >= _TINY_BITS) & (bits < _INFINITY))).all():
             raise InvalidBytes("scales that no encoder writes")
         codes, factors = data[4 * blocks :], self._factors(scales)
         for start in range(0, out.size, PIECE):
@@ -159,7 +154,7 @@ class _Integers(BlockFormat):
 
     def _multiples(self, rows: Values, largest: Values, room: Values) -> npt.NDArray[np.int32]:
         """Numbers that have the codes in their lowest bits."""
-        # Where the largest is zero, all are less than TINY, which any finite factor leaves below a half, and so zero.
+        # Where the largest is zero, all are less than TINY, and so zero with `top` times as much, too.
         inverse = np.float32(self.top) / np.where(largest > 0, largest, np.float32(1))
         np.multiply(rows, inverse, out=room)
         np.add(room, _TO_INTEGER, out=room)
@@ -205,7 +200,7 @@ class _Nibbles(BlockFormat):
         return (count + 1) // 2
 
     def _pack(self, halves: npt.NDArray[np.uint8], codes: Bytes) -> None:
-        """Two bytes with a half each to one; what is above the halves is ignored."""
+        """Two bytes with a half each to one; what is above the halves is ignored, and `halves` is not kept."""
         pairs = halves.view("<u2")
         upper = pairs >> 4
         upper &= 0xF0
@@ -214,7 +209,7 @@ class _Nibbles(BlockFormat):
         codes[:] = pairs
 
     def _unpack(self, codes: Bytes, count: int) -> npt.NDArray[np.int8]:
-        """Halves as numbers from -7 to 7."""
+        """Halves as numbers from -7 to 7; -8 is no code of either format."""
         pairs = codes.astype("<u2")
         pairs |= pairs << 4
         pairs &= 0x0F0F
@@ -265,6 +260,7 @@ class E3M0(_Nibbles):
     def _restore(self, codes: Bytes, target: Values) -> None:
         self._unpack(codes, target.size)  # refuses what no encoder writes
         pairs = target[: target.size // 2 * 2].view(np.complex64)
+        # There is an entry for every byte; without a mode numpy would look, in a buffer of its own.
         np.take(_E3M0_PAIRS, codes[: pairs.size], out=pairs, mode="clip")
         if target.size % 2:
             target[-1] = _E3M0_VALUES[codes[-1]]

@@ -24,9 +24,8 @@ from gossip.collective.formats.wire_format import (
     InvalidBytes,
     Values,
     WireFormat,
-    all_finite,
     expect_length,
-    largest_magnitude_bits,
+    magnitudes,
 )
 from gossip.errors import NotFinite
 
@@ -52,7 +51,7 @@ class Fp32(WireFormat):
         target = out[: 4 * values.size].view("<f4")
         for start in range(0, values.size, PIECE):
             piece = values[start : start + PIECE]
-            if not all_finite(piece):
+            if not np.isfinite(piece).all():
                 raise NotFinite("values are not finite")
             target[start : start + PIECE] = piece
         return 4 * values.size
@@ -63,7 +62,7 @@ class Fp32(WireFormat):
         for start in range(0, out.size, PIECE):
             target = out[start : start + PIECE]
             target[:] = values[start : start + PIECE]
-            if not all_finite(target):
+            if not np.isfinite(target).all():
                 raise InvalidBytes(_NOT_FINITE)
 
 
@@ -85,7 +84,7 @@ class Bf16(WireFormat):
         scratch = np.empty(min(PIECE, values.size), np.uint32)
         for start in range(0, values.size, PIECE):
             piece = bits[start : start + PIECE]
-            if largest_magnitude_bits(piece.view(np.int32)) >= _ROUNDS_TO_INFINITY:
+            if magnitudes(piece.view(np.int32), [0]) >= _ROUNDS_TO_INFINITY:
                 raise NotFinite("values are not finite, or round to infinity as bf16")
             rounded = scratch[: piece.size]
             np.right_shift(piece, 16, out=rounded)
@@ -102,7 +101,7 @@ class Bf16(WireFormat):
         bits = out.view(np.int32)
         for start in range(0, out.size, PIECE):
             piece = codes[start : start + PIECE]
-            if largest_magnitude_bits(piece) >= _BF16_INFINITY:
+            if magnitudes(piece, [0]) >= _BF16_INFINITY:
                 raise InvalidBytes(_NOT_FINITE)
             wide = bits[start : start + PIECE]
             np.copyto(wide, piece)

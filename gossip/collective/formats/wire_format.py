@@ -12,6 +12,7 @@ is a NaN in every member's model.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -26,9 +27,6 @@ Bytes = npt.NDArray[np.uint8]
 PIECE: Final = 1 << 16
 """Values worked on at a time: what they need (256 KiB, and as much for scratch) stays in a core's second-level cache, and is so much
 that numpy's calls count little. A multiple of every block."""
-
-_INFINITY: Final = {4: 0x7F80_0000, 8: 0x7FF0_0000_0000_0000}
-"""By the size of a value: what is not finite has these bits or greater ones, its sign apart."""
 
 
 class RefusedPayload(GossipError):
@@ -76,7 +74,7 @@ class WireFormat(ABC):
         """Decode all of `data` into all of `out`; raises InvalidBytes."""
 
     def decode_untrusted_into(self, data: Bytes, out: Values, *, sender: NodeId) -> None:
-        """Decode what `sender` sent into all of `out`, which is undefined after an error.
+        """Decode what `sender` sent into all of `out` (1-D, contiguous), which is undefined after an error.
 
         Every accepted encoding gives finite values only. Memory beyond `out` is bounded by its size.
 
@@ -95,21 +93,19 @@ def expect_length(data: Bytes, expected: int) -> None:
         raise InvalidBytes(f"{data.size} bytes where {expected} were expected")
 
 
-def all_finite(values: npt.NDArray[Any]) -> bool:
-    """No NaN and no infinity in 1-D float32 or float64 values."""
-    size = values.itemsize
-    return largest_magnitude_bits(values.view(f"i{size}")) < _INFINITY[size]
+def magnitudes(
+    bits: npt.NDArray[np.signedinteger[Any]], firsts: Sequence[int] | npt.NDArray[np.intp]
+) -> npt.NDArray[np.signedinteger[Any]]:
+    """Bits of the greatest magnitude in each block of floats that are given as their bits (sign, exponent, mantissa).
 
+    Magnitudes are in the order of their bits, NaNs above infinity. Among signed integers the greatest is the greatest positive value, among
+    unsigned ones the negative value of the greatest magnitude. That is two looks, and a fifth of the time that numpy takes for floats.
 
-def largest_magnitude_bits(bits: npt.NDArray[np.signedinteger[Any]]) -> int:
-    """Of values of which these are the bits (sign, exponent, mantissa): the greatest without its sign, 0 of none.
-
-    Magnitudes are in the order of their bits, NaNs above infinity. As signed integers the greatest is the greatest positive value, as
-    unsigned ones the negative value of greatest magnitude: two looks, each several times as fast as numpy's isfinite.
+    Args:
+        bits: 1-D, at least one in each block.
+        firsts: where each block begins.
     """
-    unsigned = bits.view(bits.dtype.str.replace("i", "u"))
-    positive = negative = 0
-    for start in range(0, bits.size, PIECE):
-        positive = max(positive, int(bits[start : start + PIECE].max()))
-        negative = max(negative, int(unsigned[start : start + PIECE].max()))
-    return max(positive, negative & ((1 << (8 * bits.itemsize - 1)) - 1))
+    positive = np.maximum.reduceat(bits, firsts)
+    negative = np.maximum.reduceat(bits.view(bits.dtype.str.replace("i", "u")), firsts)
+    negative &= np.iinfo(bits.dtype).max
+    return np.maximum(positive, negative.view(bits.dtype), out=positive)

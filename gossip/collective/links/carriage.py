@@ -27,10 +27,11 @@ Array = npt.NDArray[Any]
 
 _BYTES: Final = np.dtype(np.uint8)
 SEGMENT_VALUE_BYTES: Final = BULK_RECORD_BYTES
-"""Of values, as they are added, that are worked on together: source, target and wire buffers stay in a core's cache."""
-MOST_PACKED: Final = 4
-"""Segments of a wire format are as much as fills a record, but no more than so many times what they would be otherwise. Each costs as much beside its
-values as 128 Ki of these: with int8 an all-reduce of 64 MiB takes 0.83 of the time that it takes in segments of half a MiB."""
+"""Of values, as they are added, that are worked on together, but for long segments: source, target and wire buffers stay in a core's cache."""
+LONG_SEGMENT: Final = 4
+"""How many times as long as others a long segment of a wire format is, if that does not make it more than a record of a link. A segment costs some 0.2 ms beside
+its values: with int8 in long ones an all-reduce of 64 MiB takes 0.83 of the time. On a slow line a chain of eight takes twice as long for 4 MiB then, as
+each member has to have a segment before the next one gets it."""
 ALIGN: Final = 256
 """Parts of a vector begin at a wire format's block, so that a block is of one part."""
 
@@ -44,6 +45,7 @@ class Carriage:
         most: values that a segment has at most, if that is known to be fewer than usual.
         workspace: where its buffers are.
         looks: whether values as they are have to be finite here.
+        long: a wire format's segments are as long as one may be: where each is waited for only once, and not by one member after the other.
 
     Raises:
         InvalidOperation: that format does not carry values of this type.
@@ -58,6 +60,7 @@ class Carriage:
         *,
         workspace: Workspace | None = None,
         looks: bool = True,
+        long: bool = False,
     ) -> None:
         self._elements = elements
         self._looks = looks
@@ -66,9 +69,9 @@ class Carriage:
         if self._format is not None and elements.dtype != np.float32:
             raise InvalidOperation(f"{wire} carries float32 values, not {elements.dtype.name}")
         values = max(ALIGN, SEGMENT_VALUE_BYTES // elements.total.itemsize)
-        if self._format is not None:
+        if self._format is not None and long:
             record = BULK_RECORD_BYTES // self._format.encoded_bytes(ALIGN) * ALIGN
-            values = min(MOST_PACKED * values, record)
+            values = min(LONG_SEGMENT * values, record)
         self.per_segment = values
         """Values per segment."""
         self._most = self.per_segment if most is None else min(most, self.per_segment)
@@ -104,10 +107,10 @@ class Carriage:
         data = np.empty(self._format.encoded_bytes(values.size), np.uint8)
         return data[: self._format.encode_into(values, data)].data
 
-    def apply(self, payload: memoryview, part: Array, name: NodeId) -> None:
+    def apply(self, payload: memoryview, part: Array, sender: NodeId) -> None:
         """Let `part` be what others will decode from a payload that was packed here; nothing with `exact`."""
         if self._format is not None:
-            self._format.decode_untrusted_into(np.asarray(payload), part, sender=name)
+            self._format.decode_untrusted_into(np.asarray(payload), part, sender=sender)
 
     def _two(self, use: str, size: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
         array = self._workspace.array

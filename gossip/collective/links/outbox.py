@@ -1,7 +1,7 @@
 """What one member sends to another in an operation, made as it leaves (trio driver).
 
 A receiver must never wait for its own sender: a circle of such waits would be a deadlock. So what is to be
-sent is posted here and leaves by itself: at once as far as the link takes it without waiting, the rest from a
+sent is posted here and leaves by itself: at once as far as the link takes it without waiting and little time passes, the rest from a
 task that is only started when it is needed. What is posted is an iterator of transfers, each of which is made
 when its turn has come, so nothing is encoded, and no memory taken, before the link is free.
 """
@@ -15,7 +15,7 @@ import trio
 
 from transport.buffer import Buffer
 from transport.bulk.striped import AnyLink
-from transport.stretch import Stretch
+from transport.stretch import YIELD_AFTER_S
 
 Transfer = tuple[bytes, Buffer]
 
@@ -44,16 +44,14 @@ class Outbox:
 
     def _pump(self) -> None:
         """Send what needs no waiting, but not for long at a time, and leave the rest to the task."""
-        link, stretch = self._link, Stretch()
+        link, began = self._link, trio.current_time()
         while not link.busy and (transfer := self._peek()) is not None:
             if not link.try_send(*transfer):
                 break
             self._next = None
-            if stretch.hogs():
-                break  # what comes next may take as long to be made
-        else:
-            transfer = self._peek()
-        if link.waiting or transfer is not None:
+            if trio.current_time() - began > YIELD_AFTER_S:
+                break
+        if link.waiting or self._next is not None or self._queue:
             self._sending = True
             self._nursery.start_soon(self._run)
 
