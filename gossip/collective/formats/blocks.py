@@ -20,7 +20,7 @@ E3M0   0.5156         <= a third of the value, or m / 128 if that is more
 
 All bounds are meant up to fp32's own rounding (a few 2^-24 of m). A block whose m is below 2^-100 is all
 zeros. Of what no encoder writes, this is refused: scales that are negative, tiny or not finite, codes -128 and -8,
-negative zeros, a padding half that is not zero. So nothing decodes to infinity, and equal values have one encoding.
+negative zeros, a padding half that is not zero. So nothing decodes to infinity.
 
 int4 suits values like a normal distribution (rms error 0.13 of the signal against 0.20), E3M0 those
 with heavy tails. Neither may be encoded again at every hop of a ring: 32 members would leave only noise.
@@ -119,7 +119,7 @@ class BlockFormat(WireFormat):
         expect_length(data, self.encoded_bytes(out.size))
         blocks = self._blocks(out.size)
         scales = data[: 4 * blocks].view("<f4").astype(np.float32)
-        bits = scales.view(np.int32)  # negative ones are those of what has a sign
+        bits = scales.view(np.int32)  # negative where there is a sign
         if not ((bits == 0) | ((bits >= _TINY_BITS) & (bits < _INFINITY))).all():
             raise InvalidBytes("scales that no encoder writes")
         codes, factors = data[4 * blocks :], self._factors(scales)
@@ -240,7 +240,7 @@ class E3M0(_Nibbles):
     name = "e3m0"
 
     def _quantise(self, rows: Values, largest: Values, codes: Bytes, room: Values) -> None:
-        # Where all are zero, or as good as that, anything but zero and what is tiny will do.
+        # Where the largest is zero, all are less than TINY, and one will do.
         np.divide(rows, np.where(largest > 0, largest, np.float32(1)), out=room)
         bits = room.reshape(-1).view(np.int32)
         sign = bits >> 28
