@@ -30,6 +30,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gossip.collective.call import EXACT
 from gossip.collective.links.buffers import as_bytes
 from gossip.errors import InvalidSettings, UnknownProtocol
 from gossip.invalid import complaint
@@ -72,6 +73,8 @@ class ReduceMean:
     source: str
     out: str
     weight: float
+    wire: str = EXACT
+    """How values travel: as they are, or in a format that every member applies (`gossip.collective.formats`)."""
 
 
 @attrs.frozen

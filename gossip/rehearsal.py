@@ -15,6 +15,7 @@ from typing import Any, Final
 import attrs
 import numpy as np
 
+from gossip.collective.formats.registry import carried
 from gossip.errors import GossipError
 from gossip.protocol import (
     Apply,
@@ -165,8 +166,10 @@ def exchange(members: Sequence[Member], round_: int, weights: Sequence[float] = 
             (want.round, want.weight) == (round_, weight),
             f"ReduceMean has to carry the contribution's round and weight, not {want}",
         )
-    sources = [member.views[asked[0].source] for member in members]
-    mean = weighted_mean(sources, [want.weight for want in asked])
+    wire = asked[0].wire
+    require(all(want.wire == wire for want in asked), "members ask for different wire formats")
+    sources = [carried(member.views[asked[0].source], wire) for member in members]
+    mean = carried(weighted_mean(sources, [want.weight for want in asked]), wire)
     for member, want in zip(members, asked, strict=True):
         np.copyto(member.views[want.out], mean)
     for member, want in zip(members, asked, strict=True):

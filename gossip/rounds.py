@@ -230,6 +230,7 @@ class _Life:
             views[event.out],
             mean=True,
             weight=weight,
+            wire=event.wire,
         )
 
     async def _catch_up(self, behind: Behind) -> Position | None:

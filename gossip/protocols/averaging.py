@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from gossip.protocol import Averager, Views
-from gossip.protocols.diloco import MeanOncePerRound
+from gossip.protocols.diloco import MeanOncePerRound, Wire
 
 
 class MeanOfParameters(Averager):
@@ -51,10 +51,13 @@ class ParameterAveraging(MeanOncePerRound):
     name = "averaging"
 
     class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-        """Parameter averaging has nothing to set."""
+        """`[run.protocol_settings]` of parameter averaging."""
+
+        wire: Wire = "exact"
+        """How changes travel, as for diloco: bf16, fp16, int8, int4 or e3m0 instead of the values as they are."""
 
     @classmethod
     def averager(cls, settings: Mapping[str, Any]) -> Averager:
-        """The averager; `settings` must be empty."""
+        """The averager, for which there is nothing to set."""
         cls.parse_settings(settings)
         return MeanOfParameters()

@@ -6,7 +6,8 @@ between them, agreement and all-reduce, is a model here:
 * a round's exchange begins when every member that is there, as far as is known, has contributed, and gives all of them
   the weighted mean at the same moment;
 * it takes as long as a ring all-reduce in the order of ids: `2 (n - 1)` turns, in each of which every member passes an
-  n-th of the vector on, so the slowest link sets the pace. It puts `2 (n - 1)` vectors on the network in all;
+  n-th of the vector on, so the slowest link sets the pace. It puts `2 (n - 1)` vectors on the network in all, in the
+  protocol's wire format, and everybody gets what that leaves of them;
 * a member that dies breaks it off, and the survivors begin again with the inputs they kept once they have heard of it;
 * who comes takes the consensus of the others, and its first contribution is waited for.
 
@@ -23,6 +24,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from gossip.collective.formats.registry import carried, wire_bytes
 from gossip.decentralized.arithmetic import combine
 from gossip.decentralized.protocol import (
     AnyVector,
@@ -116,7 +118,7 @@ class Circle:
         self._group = [index for index in self._order if index in self._members]
         self._attempt += 1
         world = self.world
-        size = 4 * world.numel
+        size = wire_bytes(world.numel, self._offers[self._group[0]].wire)
         world.heap.at(
             world.now + ring_s(world.network, self._group, size), self._end, self._attempt
         )
@@ -129,14 +131,17 @@ class Circle:
         cores = [self._members[index] for index in group]
         asked = [self._offers.pop(index) for index in group]
         weight = sum(one.weight for one in asked)
-        sources = [core.views[one.source] for core, one in zip(cores, asked, strict=True)]
+        wire = asked[0].wire
+        sources = [
+            carried(core.views[one.source], wire) for core, one in zip(cores, asked, strict=True)
+        ]
         reduced = (
-            combine(sources, [one.weight / weight for one in asked])
+            carried(combine(sources, [one.weight / weight for one in asked]), wire)
             if weight > 0
             else np.zeros_like(sources[0])
         )
         passed = 2 * (len(group) - 1)
-        world.totals.bytes += passed * 4 * world.numel
+        world.totals.bytes += passed * wire_bytes(world.numel, wire)
         world.totals.values += passed * world.numel
         for index, next_ in zip(group, [*group[1:], group[0]], strict=True):
             world.contacts.met(index, next_)

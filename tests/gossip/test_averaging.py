@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gossip.collective.formats.registry import carried, wire_bytes
 from gossip.errors import InvalidSettings
 from gossip.protocol import Averager, CollectiveOutcome, Contribution, ReduceMean
 from gossip.protocols.averaging import MeanOfParameters, ParameterAveraging
-from gossip.protocols.diloco import OuterNesterov
+from gossip.protocols.diloco import OuterNesterov, Wire
 
 F32 = np.float32
 
@@ -71,11 +74,28 @@ def test_equal_members_stay_where_they_are() -> None:
     assert views["theta"].tobytes() == before
 
 
-def test_has_no_settings() -> None:
+def test_has_one_setting() -> None:
     assert isinstance(ParameterAveraging.averager({}), MeanOfParameters)
+    assert isinstance(ParameterAveraging.averager({"wire": "bf16"}), MeanOfParameters)
     with pytest.raises(InvalidSettings, match="outer_momentum") as raised:
         ParameterAveraging.averager({"outer_momentum": 0.5})
-    assert raised.value.hint == "its settings are: none"
+    assert raised.value.hint == "its settings are: wire"
+    with pytest.raises(InvalidSettings, match="int9"):
+        ParameterAveraging.averager({"wire": "int9"})
+
+
+BYTES = {"exact": 4096, "bf16": 2048, "fp16": 2048, "int8": 1040, "int4": 528, "e3m0": 528}
+"""Of 1024 values."""
+
+
+@pytest.mark.parametrize("wire", get_args(Wire))
+def test_every_format_that_can_be_set_exists_and_is_asked_for(wire: str) -> None:
+    coordinator = ParameterAveraging(ParameterAveraging.parse_settings({"wire": wire}))
+    coordinator.contributed(Contribution(4, 20, 128.0), 0.0)
+    assert coordinator.next_event() == ReduceMean(4, "delta", "reduced", 128.0, wire)
+    values = np.linspace(-1, 1, 1000, dtype=F32)
+    assert np.abs(carried(values, wire) - values).max() <= 1 / 3
+    assert wire_bytes(1024, wire) == BYTES[wire]
 
 
 def test_asks_for_the_mean_of_the_change() -> None:

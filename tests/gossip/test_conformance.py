@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -16,7 +16,8 @@ import pytest
 from gossip.conformance import CHECKS, Nonconforming, Subject, check, fingerprint, main
 from gossip.errors import GossipError
 from gossip.protocol import Apply, Protocol, installed_protocols, load_plugin, load_protocol
-from gossip.protocols.diloco import DiLoCo, MeanOncePerRound, OuterNesterov
+from gossip.protocols.averaging import ParameterAveraging
+from gossip.protocols.diloco import DiLoCo, MeanOncePerRound, OuterNesterov, Wire
 from tests.hash_seeds import outputs, same_under_two_hash_seeds
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +43,14 @@ def test_installed_protocol_keeps(name: str, rule: str, numel: int) -> None:
 )
 def test_diloco_keeps_all_rules_with_other_settings(settings: dict[str, float]) -> None:
     check(DiLoCo, settings)
+
+
+@pytest.mark.parametrize("protocol", [DiLoCo, ParameterAveraging])
+@pytest.mark.parametrize("wire", get_args(Wire))
+def test_built_in_protocols_keep_all_rules_in_every_wire_format(
+    protocol: type[Protocol], wire: str
+) -> None:
+    check(protocol, {"wire": wire})
 
 
 def test_both_built_in_protocols_are_installed() -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from gossip.collective.formats.registry import wire_bytes
 from gossip.decentralized.arithmetic import model_digest
 from gossip.protocols.averaging import ParameterAveraging
 from gossip.protocols.diloco import DiLoCo
@@ -44,6 +45,17 @@ def test_averaging_is_the_mean_of_the_local_work():
     assert last.consensus == 0.0
     done = [one.sha256 for one in records if isinstance(one, Completion) and one.round == 3]
     assert set(done) == set(records[-1].models.values())
+
+
+def test_changes_in_fewer_bits_are_fewer_bytes_and_other_models():
+    exact, bf16 = together(rounds=3), together(rounds=3, protocol_settings__wire="bf16")
+    points = [[one for one in records if isinstance(one, Point)][-1] for records in (exact, bf16)]
+    numel = ToyEngine().initial(0, common=True).size
+    assert points[0].bytes == 3 * 2 * 5 * 4 * numel
+    assert points[1].bytes == 3 * 2 * 5 * wire_bytes(numel, "bf16")
+    assert points[1].consensus == 0.0
+    assert points[1].loss.mean == pytest.approx(points[0].loss.mean, rel=0.05)
+    assert points[1].loss.mean != points[0].loss.mean
 
 
 def test_diloco_remembers_its_momentum_when_a_newcomer_takes_over():
