@@ -130,18 +130,9 @@ class Circle:
         self._group = []
         cores = [self._members[index] for index in group]
         asked = [self._offers.pop(index) for index in group]
-        weight = sum(one.weight for one in asked)
-        wire = asked[0].wire
-        sources = [
-            carried(core.views[one.source], wire) for core, one in zip(cores, asked, strict=True)
-        ]
-        reduced = (
-            carried(combine(sources, [one.weight / weight for one in asked]), wire)
-            if weight > 0
-            else np.zeros_like(sources[0])
-        )
+        reduced, weight = _mean(cores, asked)
         passed = 2 * (len(group) - 1)
-        world.totals.bytes += passed * wire_bytes(world.numel, wire)
+        world.totals.bytes += passed * wire_bytes(world.numel, asked[0].wire)
         world.totals.values += passed * world.numel
         for index, next_ in zip(group, [*group[1:], group[0]], strict=True):
             world.contacts.met(index, next_)
@@ -247,6 +238,19 @@ class CertifiedRounds(DecentralizedProtocol):
         else:
             self._trains = True
             self._emit(Train(frozen(self.views["params"]), self.context.every))
+
+
+def _mean(cores: Sequence[CertifiedRounds], asked: Sequence[ReduceMean]) -> tuple[Vector, float]:
+    """What everybody gets, and the weight of those in it: who has values that are not finite is left out, as in a real round."""
+    wire, counted = asked[0].wire, []
+    for core, one in zip(cores, asked, strict=True):
+        if one.weight and np.isfinite(core.views[one.source]).all():
+            counted.append((carried(core.views[one.source], wire), one.weight))
+    weight = sum(share for _, share in counted)
+    if not counted:
+        return np.zeros_like(cores[0].views[asked[0].source]), 0.0
+    sources, shares = zip(*counted, strict=True)
+    return carried(combine(sources, [share / weight for share in shares]), wire), weight
 
 
 def ring_s(network: Network, group: Sequence[int], size: int) -> float:

@@ -1,13 +1,16 @@
 """Certified rounds as a model: the mean is that of the real halves, and deaths, newcomers and links cost what they cost."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from gossip.collective.formats.registry import wire_bytes
 from gossip.decentralized.arithmetic import model_digest
+from gossip.protocol import ReduceMean
 from gossip.protocols.averaging import ParameterAveraging
 from gossip.protocols.diloco import DiLoCo
-from node.simulation.collective import ring_s
+from node.simulation.collective import _mean, ring_s
 from node.simulation.engine import Job
 from node.simulation.links import Network
 from node.simulation.records import Completion, Point
@@ -113,6 +116,16 @@ def test_bytes_are_those_of_a_ring():
     assert end.bytes == 5 * 2 * 5 * 4 * NUMEL
     assert end.transfers == 50.0
     assert end.messages == 0
+
+
+def test_who_has_values_that_are_not_finite_is_left_out_as_in_a_real_round():
+    values = [[1.0, 2.0], [np.nan, 0.0], [4.0, 8.0], [9.0, 9.0]]
+    cores = [SimpleNamespace(views={"delta": np.array(one, np.float32)}) for one in values]
+    asked = [ReduceMean(0, "delta", "reduced", weight) for weight in (1.0, 5.0, 3.0, 0.0)]
+    reduced, weight = _mean(cores, asked)
+    assert (reduced.tolist(), weight) == ([3.25, 6.5], 4.0)
+    reduced, weight = _mean(cores[1:2], asked[1:2])
+    assert (reduced.tolist(), weight) == ([0.0, 0.0], 0.0)
 
 
 def test_the_slowest_link_sets_the_pace():
