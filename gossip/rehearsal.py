@@ -15,7 +15,7 @@ from typing import Any, Final
 import attrs
 import numpy as np
 
-from gossip.collective.formats.registry import carried
+from gossip.collective.links.carriage import carried
 from gossip.errors import GossipError
 from gossip.protocol import (
     Apply,

@@ -29,6 +29,11 @@ class Stretch:
         """Others have run."""
         self._steps = 0
 
+    def begin(self) -> None:
+        """Others have run, and a single step may take long: the clock runs from now on."""
+        self._steps = 2
+        self._since = trio.current_time()
+
     def hogs(self) -> bool:
         """Count a step; whether it is time to let others run."""
         self._steps += 1

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from gossip.collective.formats.registry import carried, wire_bytes
+from gossip.collective.links.carriage import carried, wire_bytes
 from gossip.decentralized.arithmetic import combine
 from gossip.decentralized.protocol import (
     AnyVector,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossip.collective.formats.registry import carried, wire_bytes
+from gossip.collective.links.carriage import carried, wire_bytes
 from gossip.errors import InvalidSettings
 from gossip.protocol import Averager, CollectiveOutcome, Contribution, ReduceMean
 from gossip.protocols.averaging import MeanOfParameters, ParameterAveraging

@@ -24,3 +24,14 @@ async def test_after_so_many_steps_where_the_clock_stands_still(mock_clock: Any)
     stretch = Stretch()
     assert not any(stretch.hogs() for _ in range(YIELD_AFTER_STEPS - 1))
     assert stretch.hogs()
+
+
+async def test_long_steps_are_timed_from_the_first_on(mock_clock: Any) -> None:
+    stretch = Stretch()
+    stretch.begin()
+    mock_clock.jump(YIELD_AFTER_S / 2)
+    assert not stretch.hogs()
+    mock_clock.jump(YIELD_AFTER_S)
+    assert stretch.hogs()
+    stretch.begin()
+    assert not stretch.hogs()

@@ -62,8 +62,6 @@ is in the lowest bits of the sum. Twice as fast as rounding and converting."""
 _FIRSTS: Final = np.arange(0, PIECE, BLOCK)
 """Where the blocks of a piece begin."""
 
-Ints = npt.NDArray[np.int8]
-
 
 class BlockFormat(WireFormat):
     """What the three have in common: scales first, then codes."""

@@ -15,17 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from gossip.collective.call import EXACT
-from gossip.collective.elements import Elements
+from gossip.collective.elements import Elements, elements_of
 from gossip.collective.formats.registry import format_named
 from gossip.collective.formats.wire_format import RefusedPayload, WireFormat
 from gossip.collective.links.buffers import Workspace, as_bytes
 from gossip.errors import InvalidOperation, NotFinite
-from transport.identity import NodeId
+from transport.identity import NODE_ID_BYTES, NodeId
 from transport.secure.record import BULK_RECORD_BYTES
 
 Array = npt.NDArray[Any]
 
 _BYTES: Final = np.dtype(np.uint8)
+_FLOAT32: Final = np.dtype(np.float32)
+_NOBODY: Final = NodeId(bytes(NODE_ID_BYTES))
 SEGMENT_VALUE_BYTES: Final = BULK_RECORD_BYTES
 """Of values, as they are added, that are worked on together, but for long segments: source, target and wire buffers stay in a core's cache."""
 LONG_SEGMENT: Final = 4
@@ -167,3 +169,20 @@ class Carriage:
             raise RefusedPayload(sender, f"{values.size} values where {count} were expected")
         if self._looks and not self._elements.finite(values):
             raise RefusedPayload(sender, "values that are not finite")
+
+
+def wire_bytes(count: int, wire: str) -> int:
+    """The most bytes that `count` float32 values take."""
+    return Carriage(elements_of(_FLOAT32), wire).largest(count)
+
+
+def carried(values: Array, wire: str) -> Array:
+    """What others get of 1-D values, as a copy.
+
+    Raises:
+        NotFinite: one of them cannot be carried in that format; `exact` carries all.
+    """
+    got = values.copy()
+    carriage = Carriage(elements_of(values.dtype), wire, looks=False)
+    carriage.apply(carriage.pack(got), got, _NOBODY)
+    return got

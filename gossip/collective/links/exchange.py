@@ -19,7 +19,7 @@ from gossip.collective.links.segment import Place, read_head, write_head
 from gossip.errors import CollectiveAborted
 from transport.bulk.striped import AnyLink
 from transport.identity import NodeId
-from transport.stretch import YIELD_AFTER_S
+from transport.stretch import Stretch
 
 STALL_S: Final = 20.0
 """Longest wait for the next transfer of a member that has begun: half a MiB in that time is 26 KiB/s, no link to
@@ -76,7 +76,8 @@ class Exchange:
         self._stage = stage
         self._outboxes = {rank: Outbox(link, nursery) for rank, link in links.out.items()}
         self._begun: set[int] = set()
-        self._rested = trio.current_time()
+        self._stretch = Stretch()
+        self._stretch.begin()
 
     def head(self, place: Place, weight: float = 0.0, digest: bytes = b"") -> bytes:
         """The head of a transfer."""
@@ -107,7 +108,7 @@ class Exchange:
         else:
             header, size = await link.receive_head()
             self._begun.add(rank)
-            self._rested = trio.current_time()  # mostly others ran meanwhile
+            self._stretch.begin()  # mostly others ran meanwhile
         found, weight, digest = read_head(self.call.sequence, self.call.descriptor, header)
         if found != place._replace(phase=place.phase + self._stage):
             raise CollectiveAborted("a member is at another place of the operation")
@@ -118,9 +119,9 @@ class Exchange:
 
         Cancellable.
         """
-        if trio.current_time() - self._rested > YIELD_AFTER_S:
+        if self._stretch.hogs():
             await trio.lowlevel.checkpoint()
-            self._rested = trio.current_time()
+            self._stretch.begin()
 
     async def receive_data(self, rank: int, memory: memoryview) -> None:
         """Receive the payload of the transfer whose head was received last.

@@ -15,7 +15,7 @@ import trio
 
 from transport.buffer import Buffer
 from transport.bulk.striped import AnyLink
-from transport.stretch import YIELD_AFTER_S
+from transport.stretch import Stretch
 
 Transfer = tuple[bytes, Buffer]
 
@@ -44,12 +44,13 @@ class Outbox:
 
     def _pump(self) -> None:
         """Send what needs no waiting, but not for long at a time, and leave the rest to the task."""
-        link, began = self._link, trio.current_time()
+        link, stretch = self._link, Stretch()
+        stretch.begin()
         while not link.busy and (transfer := self._peek()) is not None:
             if not link.try_send(*transfer):
                 break
             self._next = None
-            if trio.current_time() - began > YIELD_AFTER_S:
+            if stretch.hogs():
                 break
         if link.waiting or self._next is not None or self._queue:
             self._sending = True

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gossip.collective.formats.registry import wire_bytes
+from gossip.collective.links.carriage import wire_bytes
 from gossip.decentralized.arithmetic import model_digest
 from gossip.protocol import ReduceMean
 from gossip.protocols.averaging import ParameterAveraging
